@@ -1,0 +1,112 @@
+package fsm
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Command is one entry of the replicated log.
+type Command struct {
+	// Time is stamped by the leader just before the entry is appended. State time never runs
+	// backwards: Apply uses the later of Time and the time of the entry before.
+	Time  time.Time
+	Actor string // who asked, "token:NAME", "unix:UID" or "node:ID"
+	// Key makes a retry have one effect and the same answer. The caller scopes it (a key of one
+	// actor never meets that of another, see Apply). Empty means no replay protection.
+	Key string
+	Op  Op
+}
+
+// Op is what a Command does; one of the types below.
+type Op interface{ isOp() }
+
+// AddBlock creates a block that is in force at once. Target.VM may be an id or a unique name; it is
+// resolved in Apply. Kind and Direction default to Drop and Both.
+type AddBlock struct {
+	Target    Target
+	Kind      Kind
+	Direction Direction
+	Reason    string // defaults to "manual"
+	Note      string
+}
+
+// LiftBlock ends an active block. Lifting a lifted block is refused with CodeConflict.
+type LiftBlock struct {
+	ID string
+	// IfRevision, if not zero, must equal the block's revision.
+	IfRevision uint64
+}
+
+// DeclareVM creates a VM or replaces what is declared of it. Observed fields are kept.
+type DeclareVM struct {
+	ID         string
+	Name       string // empty keeps the known name
+	Owner      string
+	Addresses  []netip.Prefix
+	IfRevision uint64 // if not zero, must equal the VM's revision
+}
+
+// Phase is what a node observes of a VM.
+type Phase string
+
+// The phases of an observation.
+const (
+	PhaseRunning  Phase = "running"  // runs here
+	PhaseIncoming Phase = "incoming" // in flight to here
+	PhaseStopped  Phase = "stopped"  // defined here but not running
+	PhaseGone     Phase = "gone"     // was here, is no longer
+)
+
+// ObserveVM is a node's report of a VM. It is accepted if Epoch is higher than the VM's, or equal
+// and Node is the VM's Node or Destination; else it is stale: nothing changes, and the Result says so
+// with CodeStale. An incoming VM keeps running on its old node until the new one reports it running;
+// gone or stopped from the destination ends the flight and leaves the VM where it was.
+type ObserveVM struct {
+	ID    string
+	Name  string
+	Kind  string
+	Node  string
+	Phase Phase
+	NICs  []NIC
+	Epoch uint64
+}
+
+// PutNode registers a node or replaces what it says of itself.
+type PutNode struct{ Node Node }
+
+// PutGuard creates or replaces a guard. It is refused with CodeConflict if an active block holds
+// exactly a prefix inside it; a wider block keeps standing, and the guarded part is cut out of it.
+type PutGuard struct {
+	Prefix netip.Prefix
+	Note   string
+}
+
+// DeleteGuard removes a guard.
+type DeleteGuard struct{ Prefix netip.Prefix }
+
+// Batch applies several ops in order under one log entry, each with its own result; a refused op
+// does not stop the ones after it. Batches do not nest.
+type Batch struct{ Ops []Op }
+
+func (AddBlock) isOp()    {}
+func (LiftBlock) isOp()   {}
+func (DeclareVM) isOp()   {}
+func (ObserveVM) isOp()   {}
+func (PutNode) isOp()     {}
+func (PutGuard) isOp()    {}
+func (DeleteGuard) isOp() {}
+func (Batch) isOp()       {}
+
+// Result is what applying a command gave, equal on every node.
+type Result struct {
+	Index uint64 // log index of the entry that had the effect
+	Err   *Error // the state machine's refusal; nothing was changed
+	// Replayed is set when the command's key was known: the result is that of the first time.
+	Replayed bool
+	// At most one of these is set: the object as it was right after the change.
+	Block *Block
+	VM    *VM
+	Node  *Node
+	Guard *Guard
+	Items []Result // of a Batch, one for each op
+}

@@ -1,0 +1,45 @@
+package fsm
+
+import "errors"
+
+// Code is a stable, machine-readable name of a refusal. It appears in API problems.
+type Code string
+
+// The codes of refusals by the state machine.
+const (
+	CodeInvalid       Code = "invalid"              // a field is malformed or missing
+	CodeTooWide       Code = "prefix_too_wide"      // wider than MinPrefixBits4 or MinPrefixBits6
+	CodeNotFound      Code = "not_found"            // the object named does not exist
+	CodeAmbiguous     Code = "ambiguous_name"       // more than one VM has the name
+	CodeGuardConflict Code = "guard_conflict"       // the target holds what must never be blocked
+	CodeConflict      Code = "conflict"             // the object is not in a state that allows it
+	CodeRevision      Code = "revision_mismatch"    // If-Match did not match
+	CodeKeyReused     Code = "idempotency_key_used" // same key, different request
+	CodeStale         Code = "stale"                // an observation older than what is known
+	CodeUnsupported   Code = "unsupported"          // a value that a newer version knows
+)
+
+// Error is a refusal by the state machine: deterministic, replicated, and certain: nothing changed.
+type Error struct {
+	Code   Code
+	Field  string // JSON pointer-like name of the offending field, "target.prefix"; may be empty
+	Detail string // what was wrong and what would be right, for people
+}
+
+func (e *Error) Error() string {
+	if e.Field == "" {
+		return e.Detail
+	}
+	return e.Field + ": " + e.Detail
+}
+
+// Outcomes of a write that did not end in a Result. Any error of Propose that is none of these and
+// no *Error was refused before it left this node.
+var (
+	// ErrUnavailable: certainly not written, no leader or no quorum; try again later.
+	ErrUnavailable = errors.New("no quorum: the fleet has no leader that can commit")
+	// ErrUnknown: the write may or may not have been committed; a retry with the same key is safe.
+	ErrUnknown = errors.New("outcome unknown: the write may or may not have been committed")
+	// ErrCompacted: the feed no longer reaches back to the index asked for; start from a View.
+	ErrCompacted = errors.New("the change feed does not reach back that far")
+)
