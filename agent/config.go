@@ -1,0 +1,263 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Config is the agent's config file. Unknown keys are errors.
+type Config struct {
+	// DataDir holds the raft log and snapshots. It must be on a real disk, and on one that no other
+	// agent uses.
+	DataDir   string          `toml:"data_dir"`
+	Node      NodeConfig      `toml:"node"`
+	Cluster   ClusterConfig   `toml:"cluster"`
+	API       APIConfig       `toml:"api"`
+	Inventory InventoryConfig `toml:"inventory"`
+	Log       LogConfig       `toml:"log"`
+}
+
+// NodeConfig names this node.
+type NodeConfig struct {
+	ID   string `toml:"id"`
+	Name string `toml:"name"` // defaults to ID
+	// Guards are prefixes that can never be blocked on any node, beside the automatic ones.
+	Guards []netip.Prefix `toml:"guards"`
+}
+
+// ClusterConfig says how this node meets the others.
+type ClusterConfig struct {
+	Listen  string `toml:"listen"` // host:port for raft and peer calls
+	Gossip  string `toml:"gossip"` // host:port for membership and sightings (TCP and UDP)
+	KeyFile string `toml:"key_file"`
+	// Peers are all voters of the fleet, this node included, the same on every node.
+	Peers []PeerConfig `toml:"peers"`
+}
+
+// PeerConfig is one voter.
+type PeerConfig struct {
+	ID      string `toml:"id"`
+	Address string `toml:"address"`
+	Gossip  string `toml:"gossip"`
+}
+
+// APIConfig says where the HTTP API answers and who may call it.
+type APIConfig struct {
+	// Listen is a host:port, or empty for none. Without TLS it must be a loopback address. Sockets
+	// that a service manager passes under the name "api" are served besides.
+	Listen  string        `toml:"listen"`
+	TLSCert string        `toml:"tls_cert"`
+	TLSKey  string        `toml:"tls_key"`
+	Socket  string        `toml:"socket"` // path of the root-only Unix socket
+	Tokens  []TokenConfig `toml:"tokens"`
+}
+
+// TokenConfig admits the holder of a bearer token. Only its hash is stored.
+type TokenConfig struct {
+	Name   string `toml:"name"`
+	Scope  string `toml:"scope"`  // "admin", "viewer" or "metrics"
+	SHA256 string `toml:"sha256"` // hex
+}
+
+// InventoryConfig says how this node learns which VMs it runs.
+type InventoryConfig struct {
+	Driver string `toml:"driver"` // "static", "libvirt" or "none"
+	Static struct {
+		Dir string `toml:"dir"`
+	} `toml:"static"`
+	Libvirt struct {
+		Socket string `toml:"socket"`
+	} `toml:"libvirt"`
+}
+
+// LogConfig says how much is logged and in which form.
+type LogConfig struct {
+	Level  string `toml:"level"`  // "debug", "info" (default), "warn", "error"
+	Format string `toml:"format"` // "text" (default) or "json"
+}
+
+const maxConfigBytes = 1 << 20
+
+// LoadConfig reads and checks a config file. The error names the file, the key and what would be
+// right.
+func LoadConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(b) > maxConfigBytes {
+		return Config{}, fmt.Errorf("%s: larger than %d bytes", path, maxConfigBytes)
+	}
+	cfg, err := parseConfig(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func parseConfig(b []byte) (Config, error) {
+	var cfg Config
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := dec.Decode(&cfg); err != nil {
+		var unknown *toml.StrictMissingError
+		if errors.As(err, &unknown) {
+			keys := make([]string, 0, len(unknown.Errors))
+			for _, e := range unknown.Errors {
+				line, _ := e.Position()
+				keys = append(keys, fmt.Sprintf("%q (line %d)", strings.Join(e.Key(), "."), line))
+			}
+			return Config{}, fmt.Errorf("unknown keys: %s", strings.Join(keys, ", "))
+		}
+		var bad *toml.DecodeError
+		if errors.As(err, &bad) {
+			line, col := bad.Position()
+			return Config{}, fmt.Errorf("line %d column %d: %w", line, col, bad)
+		}
+		return Config{}, err
+	}
+	cfg.setDefaults()
+	return cfg, cfg.validate()
+}
+
+func (c *Config) setDefaults() {
+	if c.DataDir == "" {
+		c.DataDir = "/var/lib/palisade"
+	}
+	if c.Node.Name == "" {
+		c.Node.Name = c.Node.ID
+	}
+	if c.API.Socket == "" {
+		c.API.Socket = "/run/palisade/palisade.sock"
+	}
+	if c.Inventory.Driver == "" {
+		c.Inventory.Driver = "none"
+	}
+	if c.Inventory.Libvirt.Socket == "" {
+		c.Inventory.Libvirt.Socket = "/run/libvirt/libvirt-sock"
+	}
+	if c.Log.Level == "" {
+		c.Log.Level = "info"
+	}
+	if c.Log.Format == "" {
+		c.Log.Format = "text"
+	}
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
+	}
+	if c.Node.ID == "" {
+		bad("node.id", "is missing; give this node a name that no other node has ever had")
+	}
+	if c.Cluster.KeyFile == "" {
+		bad("cluster.key_file", "is missing; make one with: openssl rand -hex 32 > cluster.key")
+	}
+	for key, addr := range map[string]string{"cluster.listen": c.Cluster.Listen, "cluster.gossip": c.Cluster.Gossip} {
+		if _, err := netip.ParseAddrPort(addr); err != nil {
+			bad(key, "%q is not address:port, for example \"10.0.0.1:7420\"", addr)
+		}
+	}
+	self := slices.ContainsFunc(c.Cluster.Peers, func(p PeerConfig) bool { return p.ID == c.Node.ID })
+	if !self {
+		bad("cluster.peers", "has no entry for this node (%q); list every voter, this one included", c.Node.ID)
+	}
+	for i, p := range c.Cluster.Peers {
+		key := fmt.Sprintf("cluster.peers[%d]", i)
+		if p.ID == "" || slices.ContainsFunc(c.Cluster.Peers[:i], func(q PeerConfig) bool { return q.ID == p.ID }) {
+			bad(key, "id %q is empty or used twice", p.ID)
+		}
+		for name, addr := range map[string]string{"address": p.Address, "gossip": p.Gossip} {
+			if _, err := netip.ParseAddrPort(addr); err != nil {
+				bad(key+"."+name, "%q is not address:port", addr)
+			}
+		}
+	}
+	c.API.validate(bad)
+	c.Inventory.validate(bad)
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		bad("log.level", "%q is none of debug, info, warn, error", c.Log.Level)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		bad("log.format", "%q is neither text nor json", c.Log.Format)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
+	if (a.TLSCert == "") != (a.TLSKey == "") {
+		bad("api.tls_cert", "tls_cert and tls_key go together")
+	}
+	if a.Listen != "" {
+		host, _, err := net.SplitHostPort(a.Listen)
+		ip, perr := netip.ParseAddr(host)
+		switch {
+		case err != nil || perr != nil:
+			bad("api.listen", "%q is not address:port, for example \"127.0.0.1:8440\"", a.Listen)
+		case !ip.IsLoopback() && a.TLSCert == "":
+			// Fail closed: a bearer token in clear text on a network is a token given away.
+			bad("api.listen", "%s is not loopback and there is no tls_cert; tokens would travel in clear text", host)
+		}
+	}
+	for i, t := range a.Tokens {
+		key := fmt.Sprintf("api.tokens[%d]", i)
+		if t.Name == "" {
+			bad(key+".name", "is missing")
+		}
+		if !slices.Contains([]string{"admin", "viewer", "metrics"}, t.Scope) {
+			bad(key+".scope", "%q is none of admin, viewer, metrics", t.Scope)
+		}
+		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {
+			bad(key+".sha256", "is not 64 hex digits; make it with: printf %%s TOKEN | sha256sum")
+		}
+	}
+}
+
+func (i *InventoryConfig) validate(bad func(key, format string, args ...any)) {
+	switch i.Driver {
+	case "libvirt", "none":
+	case "static":
+		if i.Static.Dir == "" {
+			bad("inventory.static.dir", "is missing; name the directory with one JSON file per VM")
+		}
+	default:
+		bad("inventory.driver", "%q is none of static, libvirt, none", i.Driver)
+	}
+}
+
+// readKey reads the shared cluster key. A key that others on the machine can read is refused.
+func readKey(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s has mode %o: others can read the cluster key; run: chmod 600 %s", path, st.Mode().Perm(), path)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) < 32 {
+		// The decoder's own error would quote the key.
+		return nil, fmt.Errorf("%s does not hold at least 64 hex digits; make one with: openssl rand -hex 32", path)
+	}
+	return key, nil
+}

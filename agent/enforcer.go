@@ -1,0 +1,407 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/nft"
+	"github.com/palisade/palisade/fsm"
+)
+
+// kernel is what the enforcer needs of enforce/nft.
+type kernel interface {
+	Adopt(ctx context.Context) (nft.Held, error)
+	Apply(ctx context.Context, d enforce.Delta) error
+	Counters(ctx context.Context, els []enforce.Element) (map[enforce.Element]enforce.Counter, error)
+}
+
+var _ kernel = (*nft.Kernel)(nil)
+
+// enforcer walks the change feed and keeps this node's kernel equal to the state.
+//
+// Three rules keep the wall closed while the agent is not sure of the present:
+//   - The kernel says itself which log index it stands for. While the state is older (a restart whose
+//     snapshot lies behind), nothing is changed at all. If the whole fleet agrees on an older state
+//     (its stores were replaced), what the kernel holds is kept, added to, and reported as a problem.
+//   - Until the state has caught up with the leader once, elements are only added: what an old entry
+//     lifts, a later one may hold again.
+//   - A delta that failed is kept and tried again; the receipt waits for it.
+type enforcer struct {
+	log      *slog.Logger
+	store    *fsm.Store
+	kernel   kernel
+	caughtUp <-chan struct{} // closed once the state was as new as the leader's
+	localCh  chan struct{}   // signals that local changed
+	metrics  enforcerMetrics
+
+	mu       sync.Mutex // guards all below
+	compiler *enforce.Compiler
+	local    enforce.Local
+	enforced uint64        // log index that is in the kernel, read back
+	startAt  time.Time     // when the kernel first matched the state
+	problem  string        // why the kernel is behind, "" if it is not
+	advanced chan struct{} // closed and replaced when enforced grows
+	since    map[string]receipt
+	final    map[string]enforce.Counter // of lifted blocks: what they dropped until then
+}
+
+// receipt says when this process first saw a block in force in its kernel.
+type receipt struct {
+	index uint64
+	at    time.Time
+}
+
+type enforcerMetrics struct {
+	enforced prometheus.Gauge
+	elements prometheus.Gauge
+	failures prometheus.Counter
+	latency  prometheus.Histogram
+}
+
+const (
+	retryKernelMin = 50 * time.Millisecond
+	retryKernelMax = 2 * time.Second
+)
+
+func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k kernel, node string, caughtUp <-chan struct{}) *enforcer {
+	e := &enforcer{
+		log: log, store: store, kernel: k, caughtUp: caughtUp,
+		localCh:  make(chan struct{}, 1),
+		compiler: enforce.NewCompiler(),
+		local:    enforce.Local{Node: node},
+		advanced: make(chan struct{}),
+		since:    map[string]receipt{},
+		final:    map[string]enforce.Counter{},
+		metrics: enforcerMetrics{
+			enforced: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_enforced_index", Help: "Log index that is in the kernel, read back."}),
+			elements: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_kernel_elements", Help: "Addresses, prefixes, MACs and taps held in the kernel."}),
+			failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_kernel_failures_total", Help: "Kernel changes that failed and were tried again."}),
+			latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+				Name: "palisade_kernel_apply_seconds", Help: "Time from a new state to its read-back from the kernel.",
+				Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16),
+			}),
+		},
+	}
+	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.latency)
+	return e
+}
+
+// SetLocal tells the enforcer which guests this node runs and what it must never drop. The maps and
+// slices are not to be changed afterwards.
+func (e *enforcer) SetLocal(update func(*enforce.Local)) {
+	e.mu.Lock()
+	update(&e.local)
+	e.mu.Unlock()
+	select {
+	case e.localCh <- struct{}{}:
+	default:
+	}
+}
+
+// batch is one step of the change feed.
+type batch struct {
+	view   *fsm.View
+	events []fsm.Event
+	reset  bool // the feed had a gap: compare everything
+}
+
+// Run enforces until ctx ends. The kernel keeps what it holds.
+func (e *enforcer) Run(ctx context.Context) error {
+	held, err := e.adopt(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	feed := make(chan batch)
+	var wg sync.WaitGroup
+	wg.Go(func() { e.follow(ctx, feed) })
+	defer wg.Wait()
+	defer cancel()
+	return e.loop(ctx, feed, held)
+}
+
+func (e *enforcer) adopt(ctx context.Context) (nft.Held, error) {
+	for wait := retryKernelMin; ; wait = min(2*wait, retryKernelMax) {
+		held, err := e.kernel.Adopt(ctx)
+		if err == nil {
+			e.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
+			return held, nil
+		}
+		e.fail("adopt", err)
+		if !sleep(ctx, wait) {
+			return nft.Held{}, ctx.Err()
+		}
+	}
+}
+
+// follow turns the blocking watcher into a channel. It never runs ahead: while the loop is busy, the
+// watcher gathers what comes in.
+func (e *enforcer) follow(ctx context.Context, feed chan<- batch) {
+	view := e.store.View()
+	w := e.store.Watch(view.Index())
+	b := batch{view: view, reset: true}
+	for {
+		select {
+		case feed <- b:
+		case <-ctx.Done():
+			return
+		}
+		v, events, err := w.Next(ctx)
+		if err != nil && !errors.Is(err, fsm.ErrCompacted) {
+			return
+		}
+		b = batch{view: v, events: events, reset: err != nil}
+	}
+}
+
+// pending is what the loop still owes the kernel and the receipts.
+type pending struct {
+	view     *fsm.View
+	events   []fsm.Event              // since the last receipt
+	want     map[enforce.Element]bool // true: to add, false: to remove
+	leftover map[enforce.Element]struct{}
+	floor    uint64 // the log index that the kernel stood for when it was adopted
+	caughtUp bool
+}
+
+func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) error {
+	var (
+		p        = pending{want: map[enforce.Element]bool{}, leftover: held.Elements, floor: held.Index}
+		retry    = time.NewTimer(0)
+		wait     = retryKernelMin
+		caughtUp = e.caughtUp
+	)
+	defer retry.Stop()
+	<-retry.C
+	for {
+		fresh := time.Time{}
+		select {
+		case <-ctx.Done():
+			return nil
+		case b := <-feed:
+			fresh = time.Now()
+			p.view, p.events = b.view, append(p.events, b.events...)
+			e.merge(p.want, e.compile(ctx, b))
+		case <-e.localCh:
+			if p.view == nil {
+				continue
+			}
+			e.merge(p.want, e.compile(ctx, batch{view: p.view}))
+		case <-caughtUp:
+			caughtUp, p.caughtUp = nil, true
+		case <-retry.C:
+		}
+		if p.view == nil || !p.caughtUp && p.view.Index() < p.floor {
+			continue // the kernel knows better
+		}
+		if err := e.push(ctx, &p); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			e.fail("apply", err)
+			retry.Reset(wait)
+			wait = min(2*wait, retryKernelMax)
+			continue
+		}
+		wait = retryKernelMin
+		if !fresh.IsZero() {
+			e.metrics.latency.Observe(time.Since(fresh).Seconds())
+		}
+	}
+}
+
+func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ev := range b.events {
+		switch ev.Type {
+		case fsm.EventBlockLifted:
+			e.keepCounters(ctx, ev.Block.ID)
+		case fsm.EventBlockForgotten:
+			delete(e.since, ev.Block.ID)
+			delete(e.final, ev.Block.ID)
+		}
+	}
+	if b.reset {
+		return e.compiler.Reset(b.view, e.local)
+	}
+	return e.compiler.Update(b.view, b.events, e.local)
+}
+
+// keepCounters remembers what a block dropped before its elements leave the kernel.
+func (e *enforcer) keepCounters(ctx context.Context, id string) {
+	if els := e.compiler.ElementsOf(id); len(els) > 0 {
+		if c, err := e.sum(ctx, els); err == nil {
+			e.final[id] = c
+		}
+	}
+}
+
+func (e *enforcer) sum(ctx context.Context, els []enforce.Element) (enforce.Counter, error) {
+	counters, err := e.kernel.Counters(ctx, els)
+	var sum enforce.Counter
+	for _, c := range counters {
+		sum.Packets += c.Packets
+		sum.Bytes += c.Bytes
+	}
+	return sum, err
+}
+
+func (e *enforcer) merge(want map[enforce.Element]bool, d enforce.Delta) {
+	for _, el := range d.Remove {
+		want[el] = false
+	}
+	for _, el := range d.Add {
+		want[el] = true
+	}
+}
+
+// compare plans the removal of what an earlier life left in the kernel and the state no longer wants.
+func (e *enforcer) compare(p *pending) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wanted := make(map[enforce.Element]struct{}, e.compiler.Len())
+	for el := range e.compiler.Elements() {
+		wanted[el] = struct{}{}
+	}
+	for el := range p.leftover {
+		if _, ok := wanted[el]; !ok {
+			p.want[el] = false
+		}
+	}
+	p.leftover = nil
+}
+
+// push brings what is pending to the kernel and records the receipt. Removals stay pending until the
+// state has caught up with the leader and with what the kernel once held.
+func (e *enforcer) push(ctx context.Context, p *pending) error {
+	if p.leftover != nil {
+		e.compare(p)
+	}
+	behind := p.view.Index() < p.floor
+	d := enforce.Delta{Index: max(p.view.Index(), p.floor)}
+	kept := 0
+	for el, add := range p.want {
+		switch {
+		case add:
+			d.Add = append(d.Add, el)
+		case p.caughtUp && !behind:
+			d.Remove = append(d.Remove, el)
+		default:
+			kept++
+		}
+	}
+	if err := e.kernel.Apply(ctx, d); err != nil {
+		return err
+	}
+	for _, el := range d.Add {
+		delete(p.want, el)
+	}
+	for _, el := range d.Remove {
+		delete(p.want, el)
+	}
+	if !p.caughtUp {
+		return nil
+	}
+	problem := ""
+	if behind && kept > 0 {
+		problem = fmt.Sprintf("the kernel holds %d elements of log index %d, which this fleet (at %d) does not know; they are kept", kept, p.floor, p.view.Index())
+	}
+	e.record(p, problem)
+	p.events = nil
+	return nil
+}
+
+// record gives the receipt: the kernel holds the state at the view's index.
+func (e *enforcer) record(p *pending, problem string) {
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.startAt.IsZero() {
+		e.startAt = now
+	}
+	for _, ev := range p.events {
+		if ev.Block != nil && ev.Type != fsm.EventBlockForgotten {
+			e.since[ev.Block.ID] = receipt{index: p.view.Index(), at: now}
+		}
+	}
+	if problem != "" && problem != e.problem {
+		e.log.Warn(problem)
+	}
+	e.problem = problem
+	e.metrics.elements.Set(float64(e.compiler.Len()))
+	if idx := p.view.Index(); idx > e.enforced || e.enforced == 0 {
+		e.enforced = idx
+		e.metrics.enforced.Set(float64(idx))
+		close(e.advanced)
+		e.advanced = make(chan struct{})
+	}
+}
+
+func (e *enforcer) fail(what string, err error) {
+	e.metrics.failures.Inc()
+	e.log.Error("the kernel is behind the state; trying again", "step", what, "err", err)
+	e.mu.Lock()
+	e.problem = what + ": " + err.Error()
+	e.mu.Unlock()
+}
+
+// Standing returns the enforced log index and why it is behind ("" if it is not).
+func (e *enforcer) Standing() (enforced uint64, problem string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.enforced, e.problem
+}
+
+// WaitEnforced blocks until the kernel has the log index.
+func (e *enforcer) WaitEnforced(ctx context.Context, index uint64) error {
+	for {
+		e.mu.Lock()
+		done, advanced := e.enforced >= index, e.advanced
+		e.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Receipt reports on one block as this node's kernel has it.
+func (e *enforcer) Receipt(ctx context.Context, b *fsm.Block) (fsm.BlockReport, error) {
+	e.mu.Lock()
+	r := fsm.BlockReport{Enforced: !e.startAt.IsZero() && e.enforced >= b.Index, Index: e.enforced, At: e.startAt}
+	if known, ok := e.since[b.ID]; ok {
+		r.Index, r.At = known.index, known.at
+	}
+	els, c := e.compiler.ElementsOf(b.ID), e.final[b.ID]
+	e.mu.Unlock()
+	var err error
+	if len(els) > 0 {
+		c, err = e.sum(ctx, els)
+	}
+	r.Packets, r.Bytes = c.Packets, c.Bytes
+	return r, err
+}
+
+// sleep waits for d and says whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

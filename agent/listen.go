@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// activated returns the listeners that a service manager passed (sd_listen_fds): those named "api",
+// or all of them if none has a name. It clears the environment so that no child inherits them.
+func activated() ([]net.Listener, error) {
+	defer func() {
+		for _, k := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+			_ = os.Unsetenv(k)
+		}
+	}()
+	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil // meant for another process
+	}
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || n <= 0 {
+		return nil, nil
+	}
+	var names []string
+	if s := os.Getenv("LISTEN_FDNAMES"); s != "" {
+		names = strings.Split(s, ":")
+	}
+	var out []net.Listener
+	for i := range n {
+		const first = 3 // SD_LISTEN_FDS_START
+		f := os.NewFile(uintptr(first+i), "activated")
+		if i < len(names) && names[i] != "api" {
+			_ = f.Close()
+			continue
+		}
+		ln, err := net.FileListener(f)
+		_ = f.Close()
+		if err != nil {
+			closeAll(out)
+			return nil, fmt.Errorf("socket %d passed by the service manager is no listening socket: %w", i, err)
+		}
+		out = append(out, ln)
+	}
+	return out, nil
+}
+
+// listenAPI opens the TCP listeners of the API.
+func listenAPI(cfg APIConfig) ([]net.Listener, error) {
+	lns, err := activated()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Listen != "" {
+		ln, err := net.Listen("tcp", cfg.Listen)
+		if err != nil {
+			closeAll(lns)
+			return nil, fmt.Errorf("api.listen: %w", err)
+		}
+		lns = append(lns, ln)
+	}
+	if cfg.TLSCert == "" {
+		for _, ln := range lns {
+			if a, ok := ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+				closeAll(lns)
+				return nil, fmt.Errorf("the API socket %s is not loopback and there is no api.tls_cert; tokens would travel in clear text", a)
+			}
+		}
+		return lns, nil
+	}
+	cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		closeAll(lns)
+		return nil, fmt.Errorf("api.tls_cert: %w", err)
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}}
+	for i, ln := range lns {
+		lns[i] = tls.NewListener(ln, conf)
+	}
+	return lns, nil
+}
+
+// listenSocket opens the Unix socket of the local command line, readable by root alone. A socket file
+// that a dead agent left is replaced; one that is answered is not.
+func listenSocket(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("api.socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("api.socket: another agent answers on %s", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("api.socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("api.socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = ln.Close()
+		return nil, fmt.Errorf("api.socket: %w", err)
+	}
+	return ln, nil
+}
+
+func closeAll(lns []net.Listener) {
+	for _, ln := range lns {
+		_ = ln.Close()
+	}
+}
