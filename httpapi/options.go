@@ -1,0 +1,103 @@
+package httpapi
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Scope is what a caller may do.
+type Scope string
+
+// The scopes of tokens.
+const (
+	ScopeAdmin   Scope = "admin"   // everything
+	ScopeViewer  Scope = "viewer"  // everything that changes nothing
+	ScopeMetrics Scope = "metrics" // /metrics
+)
+
+// Token admits the holder of a bearer token.
+type Token struct {
+	Name  string // appears as actor "token:NAME"
+	Scope Scope
+	// SHA256 is the hash of the token; the token itself is not kept.
+	SHA256 [sha256.Size]byte
+}
+
+// Options configure a Server. Backend is required; zero limits take the defaults named.
+type Options struct {
+	Backend  Backend
+	Tokens   []Token              // none: no caller over TCP is admitted
+	Registry *prometheus.Registry // of /metrics; a new one if nil
+	Logger   *slog.Logger         // discards if nil
+	Version  string               // of the build
+	Now      func() time.Time     // time.Now if nil
+
+	MaxBodyBytes       int64         // 1 MiB
+	MaxHeaderBytes     int           // 16 KiB
+	MaxConns           int           // open TCP connections, 1024; the Unix socket is not counted
+	MaxStreams         int           // event streams, 256
+	ReadHeaderTimeout  time.Duration // 5 s
+	ReadTimeout        time.Duration // of a whole request, 10 s
+	WriteTimeout       time.Duration // of an answer, without the time it waits for receipts, 30 s
+	IdleTimeout        time.Duration // 2 min
+	ProposeTimeout     time.Duration // 10 s
+	AskTimeout         time.Duration // for receipts and counters in reads, 300 ms
+	Heartbeat          time.Duration // of event streams, 15 s
+	StreamWriteTimeout time.Duration // of one write to an event stream, 10 s
+	ShutdownTimeout    time.Duration // for requests in flight when Serve's context ends, 5 s
+}
+
+func (o *Options) setDefaults() {
+	if o.Registry == nil {
+		o.Registry = prometheus.NewRegistry()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	def(&o.MaxBodyBytes, 1<<20)
+	def(&o.MaxHeaderBytes, 16<<10)
+	def(&o.MaxConns, 1024)
+	def(&o.MaxStreams, 256)
+	def(&o.ReadHeaderTimeout, 5*time.Second)
+	def(&o.ReadTimeout, 10*time.Second)
+	def(&o.WriteTimeout, 30*time.Second)
+	def(&o.IdleTimeout, 2*time.Minute)
+	def(&o.ProposeTimeout, 10*time.Second)
+	def(&o.AskTimeout, 300*time.Millisecond)
+	def(&o.Heartbeat, 15*time.Second)
+	def(&o.StreamWriteTimeout, 10*time.Second)
+	def(&o.ShutdownTimeout, 5*time.Second)
+}
+
+func def[T int | int64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+func (o *Options) validate() error {
+	if o.Backend == nil {
+		return errors.New("httpapi: Options.Backend is missing")
+	}
+	names := map[string]bool{}
+	for _, t := range o.Tokens {
+		switch {
+		case t.Name == "" || names[t.Name]:
+			return fmt.Errorf("httpapi: token name %q is empty or used twice", t.Name)
+		case t.Scope != ScopeAdmin && t.Scope != ScopeViewer && t.Scope != ScopeMetrics:
+			return fmt.Errorf("httpapi: token %q: scope %q is none of admin, viewer, metrics", t.Name, t.Scope)
+		case t.SHA256 == sha256.Sum256(nil) || t.SHA256 == [sha256.Size]byte{}:
+			return fmt.Errorf("httpapi: token %q: the hash is that of an empty token", t.Name)
+		}
+		names[t.Name] = true
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+// Package wire holds the JSON documents of the /v1 API, shared by the server and its clients. It uses
+// only the standard library. The struct tags doc, maxLength, enum and nullable feed the OpenAPI
+// document; they have no effect on encoding.
+package wire
+
+import "time"
+
+// Target is what a block holds: exactly one field is set.
+type Target struct {
+	VM     string `json:"vm,omitempty" maxLength:"255" doc:"VM id; on input also a name that only one VM has"`
+	Prefix string `json:"prefix,omitempty" maxLength:"64" doc:"IPv4 or IPv6 address or CIDR without host bits" example:"192.0.2.7"`
+}
+
+// String gives the field that is set.
+func (t Target) String() string {
+	if t.VM != "" {
+		return t.VM
+	}
+	return t.Prefix
+}
+
+// Counters are the packets dropped for a block, summed over the nodes that answered.
+type Counters struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Receipt says that a node's kernel stands as the block says.
+type Receipt struct {
+	Node  string    `json:"node"`
+	Index uint64    `json:"index" doc:"Log index in the node's kernel when it gave the receipt"`
+	At    time.Time `json:"at" doc:"When the kernel first stood so, by the node's clock"`
+}
+
+// Unconfirmed says that a node did not confirm the block's state.
+type Unconfirmed struct {
+	Node  string    `json:"node"`
+	Since time.Time `json:"since" doc:"From when on there is no evidence: the block's last change, or the last confirmation or sign of life that came later"`
+}
+
+// Block is one hold on one target. Counters, receipts and unconfirmed are absent in events.
+type Block struct {
+	ID          string        `json:"id" example:"b17"`
+	Target      Target        `json:"target"`
+	Reason      string        `json:"reason"`
+	Note        string        `json:"note"`
+	Actor       string        `json:"actor" doc:"Who asked for it: token:NAME, unix:UID or node:ID"`
+	Kind        string        `json:"kind" example:"drop"`
+	Direction   string        `json:"direction" example:"both"`
+	State       string        `json:"state" enum:"active,lifted"`
+	Index       uint64        `json:"index" doc:"Log index at which the state last changed"`
+	Revision    uint64        `json:"revision" doc:"Log index of the last change; the ETag"`
+	CreatedAt   time.Time     `json:"created_at"`
+	LiftedAt    time.Time     `json:"lifted_at,omitzero"`
+	LiftedBy    string        `json:"lifted_by,omitempty"`
+	Counters    *Counters     `json:"counters,omitempty"`
+	Receipts    []Receipt     `json:"receipts,omitzero" nullable:"false" doc:"Nodes whose kernel stands as this block says"`
+	Unconfirmed []Unconfirmed `json:"unconfirmed,omitzero" nullable:"false" doc:"Nodes that did not confirm it"`
+}
+
+// BlockRequest is the body of POST /v1/blocks.
+type BlockRequest struct {
+	Target Target `json:"target" doc:"Exactly one of vm and prefix"`
+	Reason string `json:"reason,omitempty" maxLength:"64" doc:"Why, for machines; \"manual\" if empty. Each reason lifts only itself" example:"unpaid"`
+	Note   string `json:"note,omitempty" maxLength:"4096" doc:"Why, for people"`
+}
+
+// NIC is one network interface of a VM as its node reports it.
+type NIC struct {
+	MAC       string   `json:"mac" example:"52:54:00:12:34:56"`
+	Tap       string   `json:"tap" doc:"Host side interface on the VM's node, empty if unknown" example:"vnet3"`
+	Addresses []string `json:"addresses" nullable:"false"`
+}
+
+// Sighting is a hint by gossip that a VM is elsewhere than the log says.
+type Sighting struct {
+	Node  string    `json:"node"`
+	Phase string    `json:"phase"`
+	Epoch uint64    `json:"epoch"`
+	At    time.Time `json:"at"`
+}
+
+// VM is a virtual machine.
+type VM struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	Kind        string    `json:"kind" doc:"kvm, openvz or netns; empty while only declared"`
+	Node        string    `json:"node" doc:"Node it runs or last ran on, empty if never seen"`
+	Destination string    `json:"destination,omitempty" doc:"Node it is in flight to"`
+	Owner       string    `json:"owner"`
+	State       string    `json:"state" enum:"declared,running,migrating,stopped"`
+	Epoch       uint64    `json:"epoch"`
+	Revision    uint64    `json:"revision" doc:"Log index of the last change; the ETag"`
+	NICs        []NIC     `json:"nics" nullable:"false"`
+	Addresses   []string  `json:"addresses" nullable:"false" doc:"All addresses, declared and observed"`
+	Declared    []string  `json:"declared" nullable:"false" doc:"Addresses and prefixes declared through the API"`
+	Blocked     bool      `json:"blocked" doc:"At least one active block holds it, by VM or by address"`
+	Blocks      []string  `json:"blocks" nullable:"false" doc:"Ids of the active blocks that hold it"`
+	Sighting    *Sighting `json:"sighting,omitempty" doc:"Present when gossip has newer word of it than the log"`
+}
+
+// VMRequest is the body of PUT /v1/vms/{id}. It replaces what is declared of the VM.
+type VMRequest struct {
+	Name      string   `json:"name,omitempty" maxLength:"255" doc:"Empty keeps the name"`
+	Owner     string   `json:"owner,omitempty" maxLength:"255" doc:"Account"`
+	Addresses []string `json:"addresses,omitempty" nullable:"false" doc:"Addresses and prefixes routed to the VM, at most 1024"`
+}
+
+// Node is a peer of the fleet on a virtualization host.
+type Node struct {
+	ID            string    `json:"id"`
+	Name          string    `json:"name"`
+	Addresses     []string  `json:"addresses" nullable:"false"`
+	Role          string    `json:"role" enum:"leader,voter,follower"`
+	Voter         bool      `json:"voter"`
+	Leader        bool      `json:"leader"`
+	Healthy       bool      `json:"healthy" doc:"It answered just now and its kernel stands as its state says"`
+	AppliedIndex  uint64    `json:"applied_index" doc:"Log index of its state, the last that was heard of; 0 if none was"`
+	EnforcedIndex uint64    `json:"enforced_index" doc:"Log index in its kernel, the last that was heard of; 0 if none was"`
+	Version       string    `json:"version"`
+	Revision      uint64    `json:"revision" doc:"Log index of its last registration; the ETag"`
+	LastHeard     time.Time `json:"last_heard,omitzero"`
+	Problem       string    `json:"problem,omitempty"`
+}
+
+// Guard is a prefix that can never be blocked.
+type Guard struct {
+	Prefix   string `json:"prefix"`
+	Note     string `json:"note"`
+	Actor    string `json:"actor"`
+	Revision uint64 `json:"revision"`
+	Why      string `json:"why,omitempty" doc:"With all=true: who says that it is guarded"`
+}
+
+// GuardRequest is the body of POST /v1/guards.
+type GuardRequest struct {
+	Prefix string `json:"prefix" maxLength:"64" doc:"IPv4 or IPv6 address or CIDR without host bits"`
+	Note   string `json:"note,omitempty" maxLength:"4096"`
+}
+
+// Counts are sizes of the state.
+type Counts struct {
+	Nodes        int `json:"nodes"`
+	Alive        int `json:"alive" doc:"Members alive by gossip"`
+	VMs          int `json:"vms"`
+	Blocks       int `json:"blocks" doc:"Retained blocks, active and lifted"`
+	ActiveBlocks int `json:"active_blocks"`
+	Guards       int `json:"guards" doc:"Set by operators"`
+}
+
+// Status is this node's standing and its picture of the fleet.
+type Status struct {
+	Node              string `json:"node"`
+	Leader            string `json:"leader" doc:"Empty if none is known"`
+	Quorum            bool   `json:"quorum"`
+	Term              uint64 `json:"term"`
+	Index             uint64 `json:"index" doc:"Log index of this node's state"`
+	CommitIndex       uint64 `json:"commit_index"`
+	EnforcedIndex     uint64 `json:"enforced_index" doc:"Lowest log index in any node's kernel, of the nodes that were heard"`
+	NodeEnforcedIndex uint64 `json:"node_enforced_index" doc:"Log index in this node's kernel"`
+	StateHash         string `json:"state_hash" doc:"Equal on every node at the same index"`
+	AgeMS             int64  `json:"age_ms" doc:"How old this picture can be, in milliseconds; -1 if no leader was heard since the start"`
+	CaughtUp          bool   `json:"caught_up"`
+	Version           string `json:"version"`
+	Counts            Counts `json:"counts"`
+}
+
+// Page is one page of a list.
+type Page[T any] struct {
+	Items []T `json:"items" nullable:"false"`
+	// Next is the cursor of the next page, nil on the last.
+	Next *string `json:"next" doc:"Cursor of the next page, null on the last"`
+}
+
+// EventReset is the type of the event that tells a client to read everything again: the feed no
+// longer reaches back to where it was.
+const EventReset = "reset"
+
+// Event is one change, as the events stream sends it. Which of the objects is set follows from the
+// first word of Type; none is in a reset.
+type Event struct {
+	Index uint64    `json:"index"`
+	At    time.Time `json:"at"`
+	Type  string    `json:"type" example:"block.added"`
+	Actor string    `json:"actor"`
+	Block *Block    `json:"block,omitempty"`
+	VM    *VM       `json:"vm,omitempty"`
+	Node  *Node     `json:"node,omitempty"`
+	Guard *Guard    `json:"guard,omitempty"`
+}
