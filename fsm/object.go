@@ -135,6 +135,8 @@ const (
 	MaxVMAddresses   = 1024
 	MaxNodeAddresses = 1024
 	MaxBatchOps      = 10_000
+	// MaxCommandBytes bounds one encoded command.
+	MaxCommandBytes = 8 << 20
 	// MinPrefixBits4 and MinPrefixBits6 are the widest prefixes that can be blocked or declared.
 	// An IPv4 /8 is the widest registry allocation; an IPv6 /16 is wider than any.
 	MinPrefixBits4 = 8

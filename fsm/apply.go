@@ -1,0 +1,134 @@
+package fsm
+
+import (
+	"fmt"
+)
+
+// limits are the retention limits of the package; tests make them small.
+type limits struct{ results, lifted, events int }
+
+func defaultLimits() limits {
+	return limits{results: RetainedResults, lifted: RetainedLifted, events: RetainedEvents}
+}
+
+// applier changes one copy of the state. Every op checks everything before it changes anything, so
+// that a refused op leaves no trace.
+type applier struct {
+	state
+	limits limits
+	actor  string // of the entry being applied
+	buf    []byte // for encoding what is hashed
+}
+
+// entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
+func (a *applier) entry(e Entry) (Result, error) {
+	cmd, op, err := decodeCommand(e.Data)
+	if unsupported, ok := err.(*UnsupportedError); ok {
+		unsupported.Index = e.Index
+		return Result{}, unsupported
+	}
+	a.index = e.Index
+	if err != nil {
+		return Result{Index: e.Index, Err: malformed(err)}, nil
+	}
+	a.time = max(a.time, toNanos(cmd.Time))
+	a.actor = cmd.Actor
+	if refused := first(
+		checkText("actor", cmd.Actor, MaxNameBytes),
+		checkText("key", cmd.Key, MaxKeyBytes),
+	); refused != nil {
+		return Result{Index: e.Index, Err: refused}, nil
+	}
+	if cmd.Key == "" {
+		return a.op(cmd.Op), nil
+	}
+	fingerprint := opFingerprint(op)
+	if known, ok := a.results.get(pairKey(cmd.Actor, cmd.Key)); ok {
+		return known.replay(e.Index, fingerprint), nil
+	}
+	result := a.op(cmd.Op)
+	a.remember(&remembered{actor: cmd.Actor, key: cmd.Key, fingerprint: fingerprint, result: result})
+	return result, nil
+}
+
+func (a *applier) op(op Op) Result {
+	r := Result{Index: a.index}
+	switch op := op.(type) {
+	case AddBlock:
+		r.Block, r.Err = a.addBlock(op)
+	case LiftBlock:
+		r.Block, r.Err = a.liftBlock(op)
+	case DeclareVM:
+		r.VM, r.Err = a.declareVM(op)
+	case ObserveVM:
+		r.VM, r.Err = a.observeVM(op)
+	case PutNode:
+		r.Node, r.Err = a.putNode(op)
+	case PutGuard:
+		r.Guard, r.Err = a.putGuard(op)
+	case DeleteGuard:
+		r.Guard, r.Err = a.deleteGuard(op)
+	case Batch:
+		if r.Err = checkBatch(op); r.Err != nil {
+			return r
+		}
+		r.Items = make([]Result, len(op.Ops))
+		for i, item := range op.Ops {
+			r.Items[i] = a.op(item)
+		}
+	}
+	return r
+}
+
+func checkBatch(b Batch) *Error {
+	if len(b.Ops) == 0 {
+		return &Error{CodeInvalid, "ops", "is empty"}
+	}
+	return checkCount("ops", len(b.Ops), MaxBatchOps)
+}
+
+// replay gives the result of the first time, or the refusal of another request under the same key.
+func (m *remembered) replay(index uint64, fingerprint [32]byte) Result {
+	if m.fingerprint != fingerprint {
+		return Result{Index: index, Err: &Error{CodeKeyReused, "key",
+			fmt.Sprintf("%s was used for another request at log index %d", quote(m.key), m.result.Index)}}
+	}
+	r := m.result
+	r.Replayed = true
+	return r
+}
+
+func (a *applier) remember(m *remembered) {
+	if len(a.order) >= a.limits.results {
+		oldest := a.order[0]
+		a.order = a.order[1:]
+		a.results.remove(pairKey(oldest.actor, oldest.key))
+		a.hashResult(oldest, a.sum.subtract)
+	}
+	a.lastResult++
+	m.seq = a.lastResult
+	a.order = append(a.order, m)
+	a.results.put(pairKey(m.actor, m.key), m)
+	a.hashResult(m, a.sum.add)
+}
+
+func (a *applier) hashResult(m *remembered, into func([32]byte)) {
+	for record := range resultRecords(m, forHash) {
+		into(a.digest(record))
+	}
+}
+
+// emit appends to the feed. The object is set by the caller.
+func (a *applier) emit(e Event) {
+	e.Index, e.Time, e.Actor = a.index, fromNanos(a.time), a.actor
+	a.lastEvent++
+	a.events = append(a.events, e)
+	a.sum.add(a.digest(eventRecord(a.lastEvent, &e)))
+	if len(a.events) <= a.limits.events {
+		return
+	}
+	oldest := &a.events[0]
+	a.sum.subtract(a.digest(eventRecord(a.lastEvent-uint64(len(a.events))+1, oldest)))
+	a.eventsAfter = oldest.Index
+	a.events = a.events[1:]
+}

@@ -1,0 +1,121 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+func (a *applier) putNode(op PutNode) (*Node, *Error) {
+	n := op.Node
+	if refused := first(
+		checkID("id", n.ID),
+		checkText("name", n.Name, MaxNameBytes),
+		checkText("version", n.Version, MaxNameBytes),
+		checkCount("addresses", len(n.Addresses), MaxNodeAddresses),
+		checkCount("gateways", len(n.Gateways), MaxNodeAddresses),
+		checkCount("macs", len(n.MACs), MaxNodeAddresses),
+		checkCount("guards", len(n.Guards), MaxNodeAddresses),
+	); refused != nil {
+		return nil, refused
+	}
+	for i, p := range n.Guards {
+		if refused := checkPrefix(fmt.Sprintf("guards[%d]", i), p); refused != nil {
+			return nil, refused
+		}
+	}
+	var refused *Error
+	if n.Addresses, refused = cleanAddrs("addresses", n.Addresses); refused != nil {
+		return nil, refused
+	}
+	if n.Gateways, refused = cleanAddrs("gateways", n.Gateways); refused != nil {
+		return nil, refused
+	}
+	n.MACs = sortedSet(n.MACs, func(a, b MAC) int { return bytes.Compare(a[:], b[:]) })
+	n.Guards = sortedSet(n.Guards, comparePrefix)
+
+	was, known := a.nodes.get([]byte(n.ID))
+	if known {
+		n.Revision = was.Revision
+		if equalNodes(was, &n) {
+			return was, nil
+		}
+	}
+	n.Revision = a.index
+	a.setNode(was, &n)
+	a.emit(Event{Type: EventNodeChanged, Node: &n})
+	return &n, nil
+}
+
+func (a *applier) putGuard(op PutGuard) (*Guard, *Error) {
+	if refused := first(checkPrefix("prefix", op.Prefix), checkNote("note", op.Note)); refused != nil {
+		return nil, refused
+	}
+	var inside *Block
+	a.activeWithin(op.Prefix, func(b *Block) bool { inside = b; return false })
+	if inside != nil {
+		return nil, &Error{CodeConflict, "prefix",
+			fmt.Sprintf("block %s on %s is inside %s; lift it first", inside.ID, inside.Target, op.Prefix)}
+	}
+	was, known := a.guards.get(prefixKey(op.Prefix))
+	if known && was.Note == op.Note {
+		return was, nil
+	}
+	g := &Guard{Prefix: op.Prefix, Note: op.Note, Actor: a.actor, Revision: a.index}
+	a.setGuard(was, g)
+	a.emit(Event{Type: EventGuardAdded, Guard: g})
+	return g, nil
+}
+
+// deleteGuard returns the guard as it was.
+func (a *applier) deleteGuard(op DeleteGuard) (*Guard, *Error) {
+	if refused := checkPrefix("prefix", op.Prefix); refused != nil {
+		return nil, refused
+	}
+	was, ok := a.guards.get(prefixKey(op.Prefix))
+	if !ok {
+		return nil, &Error{CodeNotFound, "prefix", "there is no guard " + op.Prefix.String()}
+	}
+	a.setGuard(was, nil)
+	a.emit(Event{Type: EventGuardRemoved, Guard: was})
+	return was, nil
+}
+
+// cleanAddrs brings addresses to the one form they are kept in: no zone, no IPv4 in IPv6, sorted,
+// without repeats.
+func cleanAddrs(field string, in []netip.Addr) ([]netip.Addr, *Error) {
+	for i, a := range in {
+		if !a.IsValid() {
+			return nil, &Error{CodeInvalid, fmt.Sprintf("%s[%d]", field, i), "is no address"}
+		}
+	}
+	return cleanAddrsLoose(in), nil
+}
+
+// cleanAddrsLoose drops what is no address.
+func cleanAddrsLoose(in []netip.Addr) []netip.Addr {
+	out := make([]netip.Addr, 0, len(in))
+	for _, a := range in {
+		if a.IsValid() {
+			out = append(out, a.Unmap().WithZone(""))
+		}
+	}
+	return sortedSet(out, netip.Addr.Compare)
+}
+
+// sortedSet returns a sorted copy without repeats, nil if it is empty.
+func sortedSet[T comparable](in []T, compare func(a, b T) int) []T {
+	if len(in) == 0 {
+		return nil
+	}
+	out := slices.Clone(in)
+	slices.SortFunc(out, compare)
+	return slices.Clip(slices.Compact(out))
+}
+
+func equalNodes(a, b *Node) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.Revision == b.Revision &&
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Gateways, b.Gateways) &&
+		slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
+}

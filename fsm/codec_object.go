@@ -1,0 +1,259 @@
+package fsm
+
+import (
+	"fmt"
+	"net/netip"
+	"unique"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// kinds and the like list every value that this build knows. They are functions because a package
+// has no globals.
+func kinds() []Kind             { return []Kind{Drop} }
+func directions() []Direction   { return []Direction{Both} }
+func phases() []Phase           { return []Phase{PhaseRunning, PhaseIncoming, PhaseStopped, PhaseGone} }
+func vmStates() []VMState       { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped} }
+func blockStates() []BlockState { return []BlockState{BlockActive, BlockLifted} }
+func eventTypes() []EventType {
+	return []EventType{
+		EventBlockAdded, EventBlockLifted, EventVMDeclared, EventVMObserved, EventVMMigrating,
+		EventVMMoved, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
+	}
+}
+
+func contains[T comparable](all func() []T, v T) bool {
+	for _, k := range all() {
+		if k == v {
+			return true
+		}
+	}
+	return false
+}
+
+// intern shares the memory of text that many objects repeat.
+func intern(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}
+
+// decoder collects the first thing that is wrong. That something is not known to this build outranks
+// that it looks malformed: a newer build may have given it a meaning.
+type decoder struct {
+	version uint32 // of what is decoded
+	reads   uint32 // what this build reads
+	// stored is set for a snapshot, where only what Apply lets through may stand.
+	stored bool
+	err    error
+}
+
+func (d *decoder) fail(format string, args ...any) {
+	if d.err == nil {
+		d.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (d *decoder) unsupported(format string, args ...any) {
+	if _, already := d.err.(*UnsupportedError); !already {
+		d.err = &UnsupportedError{Version: d.version, Reads: d.reads, Detail: fmt.Sprintf(format, args...)}
+	}
+}
+
+// known refuses fields that this build has no name for.
+func (d *decoder) known(m proto.Message) {
+	r := m.ProtoReflect()
+	if len(r.GetUnknown()) > 0 {
+		d.unsupported("%s has a field that is not known here", r.Descriptor().Name())
+	}
+}
+
+// known turns text into one of the values that this build has.
+func known[T ~string](d *decoder, what, s string, all func() []T, optional bool) T {
+	for _, k := range all() {
+		if string(k) == s {
+			return k
+		}
+	}
+	if s != "" {
+		d.unsupported("%s %s is not known here", what, quote(s))
+	} else if !optional {
+		d.fail("has no %s", what)
+	}
+	return ""
+}
+
+func encodeList[A, B any](in []A, encode func(A) B) []B {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make([]B, len(in))
+	for i, v := range in {
+		out[i] = encode(v)
+	}
+	return out
+}
+
+func decodeList[A, B any](in []A, decode func(A) B) []B { return encodeList(in, decode) }
+
+func encodeAddr(a netip.Addr) []byte { return a.Unmap().WithZone("").AsSlice() }
+
+func (d *decoder) addr(b []byte) netip.Addr {
+	a, ok := netip.AddrFromSlice(b)
+	if len(b) == 0 && !d.stored {
+		return netip.Addr{} // Apply refuses it by the name of its field
+	}
+	if !ok || a.Is4In6() {
+		d.fail("has an address of %d bytes that is none", len(b))
+		return netip.Addr{}
+	}
+	return a
+}
+
+// encodePrefix gives nil for what is no prefix.
+func encodePrefix(p netip.Prefix) []byte {
+	if !p.IsValid() {
+		return nil
+	}
+	return append(p.Addr().WithZone("").AsSlice(), byte(p.Bits()))
+}
+
+func (d *decoder) prefix(b []byte) netip.Prefix {
+	if len(b) == 0 && !d.stored {
+		return netip.Prefix{}
+	}
+	if len(b) > 0 {
+		a, ok := netip.AddrFromSlice(b[:len(b)-1])
+		p := netip.PrefixFrom(a, int(b[len(b)-1]))
+		if ok && p.IsValid() && (!d.stored || checkPrefix("", p) == nil) {
+			return p
+		}
+	}
+	d.fail("has a prefix of %d bytes that is none", len(b))
+	return netip.Prefix{}
+}
+
+func encodeMAC(m MAC) []byte { return m[:] }
+
+func (d *decoder) mac(b []byte) MAC {
+	if len(b) != len(MAC{}) {
+		d.fail("has a MAC of %d bytes", len(b))
+		return MAC{}
+	}
+	return MAC(b)
+}
+
+func encodeNIC(n NIC) *fsmpb.NIC {
+	return &fsmpb.NIC{Mac: n.MAC[:], Tap: n.Tap, Addresses: encodeList(n.Addresses, encodeAddr)}
+}
+
+func (d *decoder) nic(m *fsmpb.NIC) NIC {
+	d.known(m)
+	return NIC{MAC: d.mac(m.Mac), Tap: m.Tap, Addresses: decodeList(m.Addresses, d.addr)}
+}
+
+func encodeTarget(t Target) *fsmpb.Target {
+	return &fsmpb.Target{Vm: t.VM, Prefix: encodePrefix(t.Prefix)}
+}
+
+func (d *decoder) target(m *fsmpb.Target) Target {
+	if m == nil {
+		return Target{}
+	}
+	d.known(m)
+	t := Target{VM: m.Vm}
+	if len(m.Prefix) > 0 {
+		t.Prefix = d.prefix(m.Prefix)
+	}
+	return t
+}
+
+func encodeNode(n *Node) *fsmpb.Node {
+	return &fsmpb.Node{
+		Id: n.ID, Name: n.Name,
+		Addresses: encodeList(n.Addresses, encodeAddr), Gateways: encodeList(n.Gateways, encodeAddr),
+		Macs: encodeList(n.MACs, encodeMAC), Guards: encodeList(n.Guards, encodePrefix),
+		Version: n.Version, Revision: n.Revision,
+	}
+}
+
+func (d *decoder) node(m *fsmpb.Node) *Node {
+	if m == nil {
+		return &Node{}
+	}
+	d.known(m)
+	return &Node{
+		ID: intern(m.Id), Name: m.Name,
+		Addresses: decodeList(m.Addresses, d.addr), Gateways: decodeList(m.Gateways, d.addr),
+		MACs: decodeList(m.Macs, d.mac), Guards: decodeList(m.Guards, d.prefix),
+		Version: intern(m.Version), Revision: m.Revision,
+	}
+}
+
+func encodeVM(v *VM) *fsmpb.VM {
+	return &fsmpb.VM{
+		Id: v.ID, Name: v.Name, Kind: v.Kind, Owner: v.Owner,
+		Declared: encodeList(v.Declared, encodePrefix), Nics: encodeList(v.NICs, encodeNIC),
+		Node: v.Node, Destination: v.Destination, State: string(v.State), Epoch: v.Epoch, Revision: v.Revision,
+	}
+}
+
+func (d *decoder) vm(m *fsmpb.VM) *VM {
+	if m == nil {
+		d.fail("has no VM")
+		return &VM{}
+	}
+	d.known(m)
+	return &VM{
+		ID: m.Id, Name: m.Name, Kind: intern(m.Kind), Owner: intern(m.Owner),
+		Declared: decodeList(m.Declared, d.prefix), NICs: decodeList(m.Nics, d.nic),
+		Node: intern(m.Node), Destination: intern(m.Destination),
+		State: known(d, "state", m.State, vmStates, false), Epoch: m.Epoch, Revision: m.Revision,
+	}
+}
+
+func encodeBlock(b *Block) *fsmpb.Block {
+	number, _ := ParseBlockID(b.ID)
+	return &fsmpb.Block{
+		Number: number, Target: encodeTarget(b.Target), Kind: string(b.Kind), Direction: string(b.Direction),
+		Reason: b.Reason, Note: b.Note, Actor: b.Actor, State: string(b.State),
+		CreatedAt: toNanos(b.CreatedAt), LiftedAt: toNanos(b.LiftedAt), LiftedBy: b.LiftedBy,
+		Index: b.Index, Revision: b.Revision,
+	}
+}
+
+func (d *decoder) block(m *fsmpb.Block) *Block {
+	if m == nil {
+		d.fail("has no block")
+		return &Block{}
+	}
+	d.known(m)
+	b := &Block{
+		ID: FormatBlockID(m.Number), Target: d.target(m.Target),
+		Kind:      known(d, "kind", m.Kind, kinds, false),
+		Direction: known(d, "direction", m.Direction, directions, false),
+		Reason:    intern(m.Reason), Note: m.Note, Actor: intern(m.Actor),
+		State:     known(d, "state", m.State, blockStates, false),
+		CreatedAt: fromNanos(max(m.CreatedAt, 0)), LiftedAt: fromNanos(max(m.LiftedAt, 0)),
+		LiftedBy: intern(m.LiftedBy), Index: m.Index, Revision: m.Revision,
+	}
+	if m.Number == 0 || (b.Target.VM == "") != b.Target.Prefix.IsValid() {
+		d.fail("has block %d without one target", m.Number)
+	}
+	return b
+}
+
+func encodeGuard(g *Guard) *fsmpb.Guard {
+	return &fsmpb.Guard{Prefix: encodePrefix(g.Prefix), Note: g.Note, Actor: g.Actor, Revision: g.Revision}
+}
+
+func (d *decoder) guard(m *fsmpb.Guard) *Guard {
+	if m == nil {
+		d.fail("has no guard")
+		return &Guard{}
+	}
+	d.known(m)
+	return &Guard{Prefix: d.prefix(m.Prefix), Note: m.Note, Actor: intern(m.Actor), Revision: m.Revision}
+}

@@ -1,0 +1,144 @@
+package fsm
+
+import (
+	"iter"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
+)
+
+// A record is one object with its kind: what is hashed, and what a snapshot consists of.
+
+func nodeRecord(n *Node) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Node{Node: encodeNode(n)}}
+}
+
+func vmRecord(v *VM) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Vm{Vm: encodeVM(v)}}
+}
+
+func blockRecord(b *Block) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Block{Block: encodeBlock(b)}}
+}
+
+func guardRecord(g *Guard) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Guard{Guard: encodeGuard(g)}}
+}
+
+// headerRecord leaves the version out: it is no part of the state.
+func headerRecord(s *state) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Header{Header: &fsmpb.Header{
+		Index: s.index, Time: s.time,
+		LastBlock: s.lastBlock, LastResult: s.lastResult, LastEvent: s.lastEvent, EventsAfter: s.eventsAfter,
+		Nodes: uint64(s.nodes.n), Vms: uint64(s.vms.n), Blocks: uint64(s.blocks.n), Guards: uint64(s.guards.n),
+		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
+	}}}
+}
+
+func eventRecord(seq uint64, e *Event) *fsmpb.Record {
+	m := &fsmpb.Event{Seq: seq, Index: e.Index, Time: toNanos(e.Time), Type: string(e.Type), Actor: e.Actor}
+	switch {
+	case e.Block != nil:
+		m.Object = &fsmpb.Event_Block{Block: encodeBlock(e.Block)}
+	case e.VM != nil:
+		m.Object = &fsmpb.Event_Vm{Vm: encodeVM(e.VM)}
+	case e.Node != nil:
+		m.Object = &fsmpb.Event_Node{Node: encodeNode(e.Node)}
+	case e.Guard != nil:
+		m.Object = &fsmpb.Event_Guard{Guard: encodeGuard(e.Guard)}
+	}
+	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
+}
+
+func (d *decoder) event(m *fsmpb.Event) Event {
+	d.known(m)
+	e := Event{
+		Index: m.Index, Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor),
+		Type: known(d, "event type", m.Type, eventTypes, false),
+	}
+	switch o := m.Object.(type) {
+	case *fsmpb.Event_Block:
+		e.Block = d.block(o.Block)
+	case *fsmpb.Event_Vm:
+		e.VM = d.vm(o.Vm)
+	case *fsmpb.Event_Node:
+		e.Node = d.node(o.Node)
+	case *fsmpb.Event_Guard:
+		e.Guard = d.guard(o.Guard)
+	default:
+		d.fail("has an event without an object")
+	}
+	return e
+}
+
+// purpose of an encoding of results.
+type purpose bool
+
+const (
+	forSnapshot purpose = false
+	// forHash leaves out the wording of refusals, which may differ between builds.
+	forHash purpose = true
+)
+
+// resultRecords gives one record for the result and one for each of its items, so that none is large.
+func resultRecords(m *remembered, why purpose) iter.Seq[*fsmpb.Record] {
+	return func(yield func(*fsmpb.Record) bool) {
+		if !yield(&fsmpb.Record{Record: &fsmpb.Record_Result{Result: &fsmpb.Result{
+			Seq: m.seq, Actor: m.actor, Key: m.key, Fingerprint: m.fingerprint[:],
+			Outcome: encodeOutcome(&m.result, why), Items: uint32(len(m.result.Items)),
+		}}}) {
+			return
+		}
+		for i := range m.result.Items {
+			if !yield(&fsmpb.Record{Record: &fsmpb.Record_ResultItem{ResultItem: &fsmpb.ResultItem{
+				Seq: m.seq, Position: uint32(i), Outcome: encodeOutcome(&m.result.Items[i], why),
+			}}}) {
+				return
+			}
+		}
+	}
+}
+
+func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {
+	m := &fsmpb.Outcome{Index: r.Index}
+	if r.Err != nil {
+		m.Err = &fsmpb.Error{Code: string(r.Err.Code), Field: r.Err.Field, Detail: r.Err.Detail}
+		if why == forHash {
+			m.Err.Detail = ""
+		}
+	}
+	switch {
+	case r.Block != nil:
+		m.Object = &fsmpb.Outcome_Block{Block: encodeBlock(r.Block)}
+	case r.VM != nil:
+		m.Object = &fsmpb.Outcome_Vm{Vm: encodeVM(r.VM)}
+	case r.Node != nil:
+		m.Object = &fsmpb.Outcome_Node{Node: encodeNode(r.Node)}
+	case r.Guard != nil:
+		m.Object = &fsmpb.Outcome_Guard{Guard: encodeGuard(r.Guard)}
+	}
+	return m
+}
+
+func (d *decoder) outcome(m *fsmpb.Outcome) Result {
+	if m == nil {
+		d.fail("has a result without an outcome")
+		return Result{}
+	}
+	d.known(m)
+	r := Result{Index: m.Index}
+	if m.Err != nil {
+		d.known(m.Err)
+		r.Err = &Error{Code: Code(intern(m.Err.Code)), Field: intern(m.Err.Field), Detail: m.Err.Detail}
+	}
+	switch o := m.Object.(type) {
+	case *fsmpb.Outcome_Block:
+		r.Block = d.block(o.Block)
+	case *fsmpb.Outcome_Vm:
+		r.VM = d.vm(o.Vm)
+	case *fsmpb.Outcome_Node:
+		r.Node = d.node(o.Node)
+	case *fsmpb.Outcome_Guard:
+		r.Guard = d.guard(o.Guard)
+	}
+	return r
+}

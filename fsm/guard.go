@@ -1,0 +1,117 @@
+package fsm
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// GuardedPrefix is a prefix that can't be blocked and why.
+type GuardedPrefix struct {
+	Prefix netip.Prefix
+	Why    string // "address of node n1", "gateway of node n1", "loopback", "guard: NOTE"
+}
+
+// BuiltinGuards are guarded on every fleet: they name no single machine, so a block on them would hit
+// everyone. Loopback, unspecified, link-local, multicast and broadcast, of both families.
+func BuiltinGuards() []GuardedPrefix {
+	return []GuardedPrefix{
+		{netip.MustParsePrefix("0.0.0.0/8"), "unspecified"},
+		{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
+		{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
+		{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
+		{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+		{netip.MustParsePrefix("::/128"), "unspecified"},
+		{netip.MustParsePrefix("::1/128"), "loopback"},
+		{netip.MustParsePrefix("fe80::/10"), "link-local"},
+		{netip.MustParsePrefix("ff00::/8"), "multicast"},
+	}
+}
+
+// guardSet is everything that is guarded while the nodes and guards stay as they are. It is built at
+// first use, by the writer or by a reader; whoever changes a node or guard starts a new one.
+type guardSet struct {
+	once    sync.Once
+	list    []GuardedPrefix // built-in, by node, by guard
+	sorted  []GuardedPrefix // by prefix
+	lengths prefixLengths
+	macs    map[MAC]string
+}
+
+// guardSet returns the built set of the state.
+func (s *state) guardSet() *guardSet {
+	s.guarded.once.Do(func() { s.guarded.build(s) })
+	return s.guarded
+}
+
+func (g *guardSet) build(s *state) {
+	g.list = BuiltinGuards()
+	g.macs = make(map[MAC]string)
+	single := func(addrs []netip.Addr, why string) {
+		for _, a := range addrs {
+			g.list = append(g.list, GuardedPrefix{netip.PrefixFrom(a, a.BitLen()), why})
+		}
+	}
+	for n := range s.nodes.all() {
+		single(n.Addresses, "address of node "+n.ID)
+		single(n.Gateways, "gateway of node "+n.ID)
+		for _, p := range n.Guards {
+			g.list = append(g.list, GuardedPrefix{p, "guard of node " + n.ID})
+		}
+		for _, m := range n.MACs {
+			if _, ok := g.macs[m]; !ok {
+				g.macs[m] = "interface of node " + n.ID
+			}
+		}
+	}
+	for w := range s.guards.all() {
+		g.list = append(g.list, GuardedPrefix{w.Prefix, "guard: " + w.Note})
+	}
+	g.sorted = slices.Clone(g.list)
+	slices.SortFunc(g.sorted, func(a, b GuardedPrefix) int {
+		return cmp.Or(comparePrefix(a.Prefix, b.Prefix), cmp.Compare(a.Why, b.Why))
+	})
+	for i := range g.sorted {
+		g.lengths.add(g.sorted[i].Prefix)
+	}
+}
+
+// overlap finds a guarded prefix that is equal to p, around it or inside it.
+func (g *guardSet) overlap(p netip.Prefix) (GuardedPrefix, bool) {
+	at := func(p netip.Prefix) (int, bool) {
+		return slices.BinarySearchFunc(g.sorted, p, func(e GuardedPrefix, p netip.Prefix) int {
+			return comparePrefix(e.Prefix, p)
+		})
+	}
+	for wide := range g.lengths.around(p) {
+		if i, ok := at(wide); ok {
+			return g.sorted[i], true
+		}
+	}
+	// What is inside begins at or after p's own address, so the first one decides.
+	if i, _ := at(p); i < len(g.sorted) && p.Contains(g.sorted[i].Prefix.Addr()) {
+		return g.sorted[i], true
+	}
+	return GuardedPrefix{}, false
+}
+
+// refuse returns the refusal of a prefix that overlaps with a guarded one, nil if none does.
+func (g *guardSet) refuse(field string, p netip.Prefix) *Error {
+	hit, ok := g.overlap(p)
+	if !ok {
+		return nil
+	}
+	return &Error{CodeGuardConflict, field,
+		fmt.Sprintf("%s overlaps %s, which can never be blocked (%s)", p, hit.Prefix, hit.Why)}
+}
+
+// GuardedPrefixes returns every prefix that can't be blocked, with who says so: built-in, of the
+// nodes, and set by operators. Computed once for each View in which they changed. The caller owns the
+// result.
+func (v *View) GuardedPrefixes() []GuardedPrefix { return slices.Clone(v.guardSet().list) }
+
+// GuardedMACs returns the MACs of all nodes, with whose they are. The caller owns the result.
+func (v *View) GuardedMACs() map[MAC]string { return maps.Clone(v.guardSet().macs) }

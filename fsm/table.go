@@ -1,0 +1,126 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"iter"
+	"net/netip"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+)
+
+// table is an ordered map from keys to objects. A frozen table is immutable. A copy of it can be
+// changed by one goroutine without touching the original; freeze ends the changing.
+type table[T any] struct {
+	tree *iradix.Tree[T]
+	txn  *iradix.Txn[T] // nil while nothing was changed since freeze
+	n    int
+}
+
+func newTable[T any]() table[T] { return table[T]{tree: iradix.New[T]()} }
+
+func (t *table[T]) root() *iradix.Node[T] {
+	if t.txn != nil {
+		return t.txn.Root()
+	}
+	return t.tree.Root()
+}
+
+func (t *table[T]) get(key []byte) (T, bool) { return t.root().Get(key) }
+
+// put keeps the key: the caller must not use its bytes again.
+func (t *table[T]) put(key []byte, v T) {
+	if t.txn == nil {
+		t.txn = t.tree.Txn()
+	}
+	if _, replaced := t.txn.Insert(key, v); !replaced {
+		t.n++
+	}
+}
+
+func (t *table[T]) remove(key []byte) {
+	if t.txn == nil {
+		t.txn = t.tree.Txn()
+	}
+	if _, removed := t.txn.Delete(key); removed {
+		t.n--
+	}
+}
+
+func (t *table[T]) freeze() {
+	if t.txn != nil {
+		t.tree, t.txn = t.txn.CommitOnly(), nil
+	}
+}
+
+// all walks in the order of the keys. The table must not be changed meanwhile.
+func (t *table[T]) all() iter.Seq[T] { return t.from(nil) }
+
+// from walks all keys at or after the one given.
+func (t *table[T]) from(key []byte) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		it := t.root().Iterator()
+		if len(key) > 0 {
+			it.SeekLowerBound(key)
+		}
+		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// under walks all keys that begin with the prefix.
+func (t *table[T]) under(prefix []byte) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		it := t.root().Iterator()
+		it.SeekPrefix(prefix)
+		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// The keys. Ids, names and actors hold no NUL byte, so that it can end them.
+
+func numberKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func pairKey(a, b string) []byte {
+	k := make([]byte, 0, len(a)+1+len(b))
+	return append(append(append(k, a...), 0), b...)
+}
+
+func groupKey(a string) []byte { return append([]byte(a), 0) }
+
+// prefixKey orders as comparePrefix does.
+func prefixKey(p netip.Prefix) []byte { return appendPrefixKey(nil, p) }
+
+func appendPrefixKey(k []byte, p netip.Prefix) []byte {
+	if p.Addr().Is4() {
+		a := p.Addr().As4()
+		return append(append(append(k, 4), a[:]...), byte(p.Bits()))
+	}
+	a := p.Addr().As16()
+	return append(append(append(k, 6), a[:]...), byte(p.Bits()))
+}
+
+// targetKey is the front of the keys of all blocks on a target.
+func targetKey(t Target) []byte {
+	if t.VM != "" {
+		k := make([]byte, 0, len(t.VM)+2+8)
+		return append(append(append(k, 'v'), t.VM...), 0)
+	}
+	return appendPrefixKey(append(make([]byte, 0, 19+8), 'p'), t.Prefix)
+}
+
+func activeKey(t Target, number uint64) []byte {
+	return binary.BigEndian.AppendUint64(targetKey(t), number)
+}
+
+// liftedKey orders by the time of lifting. It depends on nothing but the block, so that a restored
+// node forgets blocks in the same order as the others.
+func liftedKey(b *Block, number uint64) []byte {
+	return binary.BigEndian.AppendUint64(numberKey(b.Index), number)
+}
