@@ -1,0 +1,123 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+// scopeOpen marks a route that needs no caller.
+const scopeOpen Scope = "open"
+
+// caller is who sent a request.
+type caller struct {
+	actor string // "token:NAME", "unix:UID", "" if nobody was asked for
+	scope Scope
+}
+
+// allows says whether a caller with the scope may use a route that needs another.
+func (granted Scope) allows(needed Scope) bool {
+	switch needed {
+	case scopeOpen:
+		return true
+	case ScopeMetrics, ScopeViewer:
+		return granted == ScopeAdmin || granted == ScopeViewer || granted == needed
+	case ScopeAdmin:
+		return granted == ScopeAdmin
+	}
+	return false // fail closed
+}
+
+// peerKey carries the peer of a Unix connection in its context.
+type peerKey struct{}
+
+// peer is the process at the other end of a Unix connection.
+type peer struct {
+	uid uint32
+	err error // why the kernel did not say
+}
+
+// connContext notes who is at the other end of a Unix connection. TCP connections have no peer.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	var p peer
+	raw, err := uc.SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(fd uintptr) {
+			var cred *unix.Ucred
+			if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+				p.uid = cred.Uid
+			}
+		})
+		if err == nil {
+			err = cerr
+		}
+	}
+	p.err = err
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+// identify finds out who calls. A caller on the Unix socket is known by the kernel and needs no token.
+func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
+	if p, ok := r.Context().Value(peerKey{}).(peer); ok {
+		return identifyPeer(p)
+	}
+	h := r.Header.Get("Authorization")
+	if h == "" {
+		return caller{}, problem(wire.CodeUnauthorized, "send the header Authorization: Bearer TOKEN")
+	}
+	scheme, token, _ := strings.Cut(h, " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return caller{}, problem(wire.CodeUnauthorized, "the Authorization header is not of the form: Bearer TOKEN")
+	}
+	sum := sha256.Sum256([]byte(token))
+	found := -1
+	for i := range s.opts.Tokens { // all of them, so that the time says nothing
+		if subtle.ConstantTimeCompare(sum[:], s.opts.Tokens[i].SHA256[:]) == 1 {
+			found = i
+		}
+	}
+	if found < 0 {
+		return caller{}, problem(wire.CodeUnauthorized, "the token is not known to this node")
+	}
+	t := &s.opts.Tokens[found]
+	return caller{actor: s.actors[found], scope: t.Scope}, nil
+}
+
+func identifyPeer(p peer) (caller, *wire.Problem) {
+	if p.err != nil {
+		return caller{}, problem(wire.CodeForbidden, "the kernel did not tell who calls on the Unix socket")
+	}
+	if p.uid != 0 && p.uid != uint32(os.Geteuid()) { // Linux uids fit
+		return caller{}, problem(wire.CodeForbidden, "uid %d may not call on the Unix socket; only root may", p.uid)
+	}
+	return caller{actor: "unix:" + strconv.FormatUint(uint64(p.uid), 10), scope: ScopeAdmin}, nil
+}
+
+// authorize admits a request to a route or says why not.
+func (s *Server) authorize(r *http.Request, needed Scope) (caller, *wire.Problem) {
+	if needed == scopeOpen {
+		return caller{}, nil
+	}
+	c, p := s.identify(r)
+	if p != nil {
+		return caller{}, p
+	}
+	if !c.scope.allows(needed) {
+		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, needed)
+	}
+	return c, nil
+}

@@ -1,0 +1,123 @@
+package httpapi
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+// prefixText writes a single address without its length.
+func prefixText(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func wireBlock(b *fsm.Block) wire.Block {
+	t := wire.Target{VM: b.Target.VM}
+	if b.Target.Prefix.IsValid() {
+		t.Prefix = prefixText(b.Target.Prefix)
+	}
+	return wire.Block{
+		ID: b.ID, Target: t, Reason: b.Reason, Note: b.Note, Actor: b.Actor,
+		Kind: string(b.Kind), Direction: string(b.Direction), State: string(b.State),
+		Index: b.Index, Revision: b.Revision,
+		CreatedAt: b.CreatedAt, LiftedAt: b.LiftedAt, LiftedBy: b.LiftedBy,
+	}
+}
+
+// wireVM shows a VM with the blocks that hold it in the view.
+func (s *Server) wireVM(v *fsm.View, vm *fsm.VM) wire.VM {
+	out := wire.VM{
+		ID: vm.ID, Name: vm.Name, Kind: vm.Kind, Node: vm.Node, Destination: vm.Destination,
+		Owner: vm.Owner, State: string(vm.State), Epoch: vm.Epoch, Revision: vm.Revision,
+		NICs:     make([]wire.NIC, 0, len(vm.NICs)),
+		Declared: make([]string, 0, len(vm.Declared)),
+		Blocks:   []string{},
+	}
+	all := slices.Clone(vm.Declared)
+	for _, p := range vm.Declared {
+		out.Declared = append(out.Declared, prefixText(p))
+	}
+	for _, n := range vm.NICs {
+		nic := wire.NIC{MAC: n.MAC.String(), Tap: n.Tap, Addresses: make([]string, 0, len(n.Addresses))}
+		for _, a := range n.Addresses {
+			nic.Addresses = append(nic.Addresses, a.String())
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+		out.NICs = append(out.NICs, nic)
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	all = slices.Compact(all)
+	out.Addresses = make([]string, 0, len(all))
+	for _, p := range all {
+		out.Addresses = append(out.Addresses, prefixText(p))
+	}
+	for _, b := range v.Holding(vm) {
+		out.Blocks = append(out.Blocks, b.ID)
+	}
+	out.Blocked = len(out.Blocks) > 0
+	if st, ok := s.opts.Backend.Sighting(vm.ID); ok && st.Epoch > vm.Epoch && st.Node != vm.Node {
+		out.Sighting = &wire.Sighting{Node: st.Node, Phase: string(st.Phase), Epoch: st.Epoch, At: st.At}
+	}
+	return out
+}
+
+func wireGuard(g *fsm.Guard) wire.Guard {
+	return wire.Guard{Prefix: prefixText(g.Prefix), Note: g.Note, Actor: g.Actor, Revision: g.Revision}
+}
+
+// wireNode joins what a node registered (nil if it never did), what the cluster sees of it (nil if it
+// is no member) and what it answered.
+func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
+	out := wire.Node{Role: "follower", Addresses: []string{}}
+	if n != nil {
+		out.ID, out.Name, out.Version, out.Revision = n.ID, n.Name, n.Version, n.Revision
+		for _, a := range n.Addresses {
+			out.Addresses = append(out.Addresses, a.String())
+		}
+	}
+	if m == nil {
+		out.Problem = "not a member of the cluster"
+		return out
+	}
+	out.ID = m.ID
+	if out.Name == "" {
+		out.Name = m.Name
+	}
+	out.Voter, out.Leader, out.LastHeard = m.Voter, m.Leader, m.LastHeard
+	switch {
+	case m.Leader:
+		out.Role = "leader"
+	case m.Voter:
+		out.Role = "voter"
+	}
+	if r == nil { // nobody asked: an event
+		return out
+	}
+	known := s.memory.of(m.ID)
+	out.AppliedIndex, out.EnforcedIndex = known.applied, known.enforced
+	switch {
+	case r.ok:
+		out.Version = r.report.Version
+		out.Problem = r.report.Problem
+		out.Healthy = r.report.Problem == "" && (m.Alive || m.Self)
+	case !m.Alive:
+		out.Problem = "not heard of by gossip"
+	default:
+		out.Problem = "did not answer: " + firstLine(r.err)
+	}
+	return out
+}
+
+func firstLine(err error) string {
+	if err == nil {
+		return "no answer in time"
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}

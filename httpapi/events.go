@@ -1,0 +1,237 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+type eventsInput struct {
+	LastEventID string `header:"Last-Event-ID" maxLength:"20" doc:"Goes on after this log index; wins over from"`
+	From        string `query:"from" maxLength:"20" doc:"Starts after this log index; without it, with what happens from now on"`
+}
+
+// after reads where a stream starts.
+func (in *eventsInput) after() (index uint64, given bool, err error) {
+	location, value := "header.Last-Event-ID", in.LastEventID
+	if value == "" {
+		location, value = "query.from", in.From
+	}
+	if value == "" {
+		return 0, false, nil
+	}
+	index, perr := strconv.ParseUint(value, 10, 64)
+	if perr != nil {
+		return 0, false, fieldProblem(location, value, "want a log index: the id of an event, for example 17")
+	}
+	return index, true, nil
+}
+
+func (s *Server) addEvents(api huma.API, op huma.Operation) {
+	op.Description = "The id of an event is its log index; of several events with one index only the last has an id, so that " +
+		"resuming after it loses none. The event \"reset\" says that the feed no longer reaches back to where the client was: " +
+		"read everything again. Comments keep the connection alive.\n\n" + op.Description
+	schema := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[wire.Event](), true, "Event")
+	op.Responses["200"] = &huma.Response{
+		Description: "Server-sent events; the data of each is an Event",
+		Content:     map[string]*huma.MediaType{"text/event-stream": {Schema: schema}},
+	}
+	huma.Register(api, op, func(ctx context.Context, in *eventsInput) (*raw, error) {
+		after, given, err := in.after()
+		if err != nil {
+			return nil, err
+		}
+		if err := s.openStream(); err != nil {
+			return nil, err
+		}
+		return &raw{Body: func(c huma.Context) {
+			defer s.streams.Add(-1)
+			_, w := humachi.Unwrap(c)
+			s.stream(ctx, w, after, given)
+		}}, nil
+	})
+}
+
+// openStream takes a place for one stream.
+func (s *Server) openStream() error {
+	select {
+	case <-s.closing:
+		return problem(wire.CodeShuttingDown, "this node is shutting down; another one answers")
+	default:
+	}
+	if s.streams.Add(1) > int64(s.opts.MaxStreams) {
+		s.streams.Add(-1)
+		p := problem(wire.CodeTooManyStreams, "%d event streams are open, and no more are allowed", s.opts.MaxStreams)
+		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"5"}})
+	}
+	return nil
+}
+
+// stream sends events until the caller or the server goes. A slow caller holds up nothing but its own
+// goroutine: the feed is shared and immutable, and a write that takes too long ends the stream.
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64, given bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the stream
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	s.unhurry(w)
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Connection", "close") // what is left of the request is not read
+	h.Set("X-Accel-Buffering", "no")
+	out := sseWriter{w: w, rc: http.NewResponseController(w), limit: s.opts.StreamWriteTimeout}
+	view := s.opts.Backend.View()
+	if !given {
+		after = view.Index()
+	}
+	// The id tells a client that is cut off before the first event where to go on.
+	if out.send("retry: 1000\nid: "+strconv.FormatUint(after, 10)+"\n\n") != nil {
+		return
+	}
+	watcher := s.opts.Backend.Watch(after)
+	for {
+		beat, done := context.WithTimeout(ctx, s.opts.Heartbeat)
+		v, events, err := watcher.Next(beat)
+		done()
+		switch {
+		case err == nil:
+			err = s.sendEvents(&out, v, events)
+		case errors.Is(err, fsm.ErrCompacted):
+			err = out.reset(v)
+		case ctx.Err() != nil:
+			return
+		case s.opts.Backend.View().Index() < after:
+			// The caller was ahead of this node's state, and still is after a heartbeat: it has seen
+			// another fleet, or a state that this node lost.
+			v = s.opts.Backend.View()
+			watcher = s.opts.Backend.Watch(v.Index())
+			err = out.reset(v)
+		default:
+			err = out.send(": alive\n\n")
+		}
+		if err != nil {
+			return
+		}
+		if v != nil {
+			after = v.Index()
+		}
+	}
+}
+
+// sendEvents writes the events in one go. Events of one index come together; only the last of them
+// has an id.
+func (s *Server) sendEvents(out *sseWriter, v *fsm.View, events []fsm.Event) error {
+	out.buf = out.buf[:0]
+	for i := range events {
+		e := &events[i]
+		id := uint64(0)
+		if i+1 == len(events) || events[i+1].Index != e.Index {
+			id = e.Index
+		}
+		if err := out.event(id, s.wireEvent(v, e)); err != nil {
+			return err
+		}
+		if len(out.buf) > 64<<10 {
+			if err := out.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return out.flush()
+}
+
+func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
+	out := wire.Event{Index: e.Index, At: e.Time, Type: string(e.Type), Actor: e.Actor}
+	switch {
+	case e.Block != nil:
+		b := wireBlock(e.Block)
+		out.Block = &b
+	case e.VM != nil:
+		vm := s.wireVM(v, e.VM)
+		out.VM = &vm
+	case e.Node != nil:
+		var member *fsm.Member
+		for _, m := range s.opts.Backend.Members() {
+			if m.ID == e.Node.ID {
+				member = &m
+			}
+		}
+		n := s.wireNode(e.Node, member, nil)
+		out.Node = &n
+	case e.Guard != nil:
+		g := wireGuard(e.Guard)
+		out.Guard = &g
+	}
+	return out
+}
+
+// sseWriter writes server-sent events, each write with a deadline.
+type sseWriter struct {
+	w     http.ResponseWriter
+	rc    *http.ResponseController
+	limit time.Duration
+	buf   []byte
+}
+
+// event adds one event; an id of 0 is left out.
+func (o *sseWriter) event(id uint64, e wire.Event) error {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if id != 0 {
+		o.buf = append(o.buf, "id: "...)
+		o.buf = strconv.AppendUint(o.buf, id, 10)
+		o.buf = append(o.buf, '\n')
+	}
+	o.buf = append(o.buf, "event: "...)
+	o.buf = append(o.buf, e.Type...)
+	o.buf = append(o.buf, "\ndata: "...)
+	o.buf = append(o.buf, data...) // JSON has no line breaks
+	o.buf = append(o.buf, "\n\n"...)
+	return nil
+}
+
+// reset tells the client to read everything again and goes on after the view.
+func (o *sseWriter) reset(v *fsm.View) error {
+	o.buf = o.buf[:0]
+	if err := o.event(v.Index(), wire.Event{Index: v.Index(), At: v.Time(), Type: wire.EventReset}); err != nil {
+		return err
+	}
+	return o.flush()
+}
+
+func (o *sseWriter) send(text string) error {
+	o.buf = append(o.buf[:0], text...)
+	return o.flush()
+}
+
+func (o *sseWriter) flush() error {
+	if len(o.buf) == 0 {
+		return nil
+	}
+	// A recorder in a test has no deadlines; a connection always has.
+	if err := o.rc.SetWriteDeadline(time.Now().Add(o.limit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	if _, err := o.w.Write(o.buf); err != nil {
+		return err
+	}
+	o.buf = o.buf[:0]
+	return o.rc.Flush()
+}

@@ -1,0 +1,73 @@
+package httpapi
+
+import (
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the API's own; those of other rooms are on the same registry.
+type metrics struct {
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	refused  prometheus.Counter
+}
+
+func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "palisade_http_requests_total",
+			Help: "Requests answered, by route, method and status code.",
+		}, []string{"route", "method", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "palisade_http_request_seconds",
+			Help:    "Time from the request's headers to the end of the answer, by route; event streams are not counted.",
+			Buckets: []float64{.0005, .001, .002, .003, .005, .01, .02, .05, .1, .3, 1, 5, 30},
+		}, []string{"route", "method"}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "palisade_http_connections_refused_total",
+			Help: "TCP connections closed because too many were open.",
+		}),
+	}
+	for _, c := range []prometheus.Collector{
+		m.requests, m.seconds, m.refused,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "palisade_http_streams",
+			Help: "Open event streams.",
+		}, func() float64 { return float64(s.streams.Load()) }),
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// routeMetrics are resolved once for each route, so that a request costs no label lookup.
+type routeMetrics struct {
+	m             *metrics
+	route, method string
+	seconds       prometheus.Observer // nil for streams
+	codes         sync.Map            // int -> prometheus.Counter
+}
+
+func (m *metrics) route(route, method string, stream bool) *routeMetrics {
+	rm := &routeMetrics{m: m, route: route, method: method}
+	if !stream {
+		rm.seconds = m.seconds.WithLabelValues(route, method)
+	}
+	return rm
+}
+
+func (rm *routeMetrics) observe(code int, took time.Duration) {
+	c, ok := rm.codes.Load(code)
+	if !ok {
+		c, _ = rm.codes.LoadOrStore(code, rm.m.requests.WithLabelValues(rm.route, rm.method, strconv.Itoa(code)))
+	}
+	c.(prometheus.Counter).Inc()
+	if rm.seconds != nil {
+		rm.seconds.Observe(took.Seconds())
+	}
+}

@@ -1,0 +1,228 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+const maxEcho = 256 // bytes of a wrong value that are sent back
+
+// kinds is the one table of problems: what each code answers.
+var kinds = map[wire.Code]struct {
+	status int
+	title  string
+}{
+	wire.CodeInvalid:        {http.StatusUnprocessableEntity, "The request is not valid"},
+	wire.CodeTooWide:        {http.StatusUnprocessableEntity, "The prefix is too wide"},
+	wire.CodeKeyUsed:        {http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request"},
+	wire.CodeUnsupported:    {http.StatusUnprocessableEntity, "The value is not supported by this version"},
+	wire.CodeMalformedJSON:  {http.StatusBadRequest, "The body is not JSON"},
+	wire.CodeUnauthorized:   {http.StatusUnauthorized, "A valid token is needed"},
+	wire.CodeForbidden:      {http.StatusForbidden, "The caller may not do this"},
+	wire.CodeNotFound:       {http.StatusNotFound, "Not found"},
+	wire.CodeVMNotFound:     {http.StatusNotFound, "The VM does not exist"},
+	wire.CodeMethod:         {http.StatusMethodNotAllowed, "Method not allowed"},
+	wire.CodeRequestTimeout: {http.StatusRequestTimeout, "The body did not arrive in time"},
+	wire.CodeAmbiguous:      {http.StatusConflict, "The name is ambiguous"},
+	wire.CodeGuardConflict:  {http.StatusConflict, "The target must never be blocked"},
+	wire.CodeConflict:       {http.StatusConflict, "The state does not allow this"},
+	wire.CodeRevision:       {http.StatusPreconditionFailed, "The revision does not match"},
+	wire.CodeTooLarge:       {http.StatusRequestEntityTooLarge, "The body is too large"},
+	wire.CodeMediaType:      {http.StatusUnsupportedMediaType, "The media type is not supported"},
+	wire.CodeInternal:       {http.StatusInternalServerError, "Internal error"},
+	wire.CodeNoQuorum:       {http.StatusServiceUnavailable, "No quorum"},
+	wire.CodeNotReady:       {http.StatusServiceUnavailable, "Not ready"},
+	wire.CodeTooManyStreams: {http.StatusServiceUnavailable, "Too many event streams"},
+	wire.CodeShuttingDown:   {http.StatusServiceUnavailable, "Shutting down"},
+	wire.CodeUnknownOutcome: {http.StatusGatewayTimeout, "Outcome unknown"},
+}
+
+// refusals maps the state machine's codes to those of the API.
+var refusals = map[fsm.Code]wire.Code{
+	fsm.CodeInvalid:       wire.CodeInvalid,
+	fsm.CodeTooWide:       wire.CodeTooWide,
+	fsm.CodeNotFound:      wire.CodeNotFound,
+	fsm.CodeAmbiguous:     wire.CodeAmbiguous,
+	fsm.CodeGuardConflict: wire.CodeGuardConflict,
+	fsm.CodeConflict:      wire.CodeConflict,
+	fsm.CodeRevision:      wire.CodeRevision,
+	fsm.CodeKeyReused:     wire.CodeKeyUsed,
+	fsm.CodeStale:         wire.CodeConflict,
+	fsm.CodeUnsupported:   wire.CodeUnsupported,
+}
+
+func problem(code wire.Code, format string, args ...any) *wire.Problem {
+	k := kinds[code]
+	return &wire.Problem{
+		Type:   "urn:palisade:problem:" + string(code),
+		Title:  k.title,
+		Status: k.status,
+		Detail: fmt.Sprintf(format, args...),
+		Code:   code,
+	}
+}
+
+// fieldProblem is an invalid-request problem about one field.
+func fieldProblem(location string, value any, format string, args ...any) *wire.Problem {
+	msg := fmt.Sprintf(format, args...)
+	p := problem(wire.CodeInvalid, "%s: %s", location, msg)
+	p.Errors = []wire.FieldError{{Location: location, Message: msg, Value: echo(value)}}
+	return p
+}
+
+// sent tells refusalProblem what the caller sent for the fields that the state machine may name:
+// field to location and value.
+type sent map[string]wire.FieldError
+
+func at(location string, value any) wire.FieldError {
+	return wire.FieldError{Location: location, Value: value}
+}
+
+// refusalProblem turns a refusal of the state machine into a problem.
+func refusalProblem(e *fsm.Error, fields sent) *wire.Problem {
+	code, ok := refusals[e.Code]
+	if !ok {
+		code = wire.CodeInvalid // a code that this build does not know is still a refusal: nothing changed
+	}
+	if code == wire.CodeNotFound && e.Field == "target.vm" {
+		code = wire.CodeVMNotFound
+	}
+	p := problem(code, "%s", e.Error())
+	if e.Field != "" {
+		f, ok := fields[e.Field]
+		if !ok {
+			f.Location = "body." + e.Field
+		}
+		p.Errors = []wire.FieldError{{Location: f.Location, Message: e.Detail, Value: echo(f.Value)}}
+	}
+	return p
+}
+
+// outcomeProblem turns an error of Propose or ReadIndex into a problem; the error may carry headers.
+func (s *Server) outcomeProblem(err error, key string) error {
+	switch {
+	case errors.Is(err, fsm.ErrUnavailable):
+		p := problem(wire.CodeNoQuorum, "%s; nothing was changed and reads still answer", err)
+		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"1"}})
+	case errors.Is(err, fsm.ErrUnknown), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		p := problem(wire.CodeUnknownOutcome,
+			"%s; a retry with the same Idempotency-Key (%s) is safe: it has at most one effect and tells the outcome", err, key)
+		p.Instance = key
+		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"1"}})
+	}
+	s.log.Error("write was refused by this node", "error", err)
+	return problem(wire.CodeInternal, "this node could not send the write to the fleet; nothing was changed")
+}
+
+// echo prepares a wrong value to be sent back: short, and never a whole document.
+func echo(v any) any {
+	if s, ok := v.(string); ok {
+		if len(s) <= maxEcho {
+			return s
+		}
+		cut := maxEcho
+		for cut > 0 && !utf8.RuneStart(s[cut]) {
+			cut--
+		}
+		return s[:cut] + "…"
+	}
+	switch v.(type) {
+	case bool, float64, int, int64, uint64, nil:
+		return v
+	}
+	b, err := json.Marshal(v)
+	if err != nil || len(b) > maxEcho {
+		return nil
+	}
+	return v
+}
+
+// writeProblem answers with a problem outside of huma.
+func writeProblem(w http.ResponseWriter, p *wire.Problem) {
+	b, err := json.Marshal(p)
+	if err != nil { // an Errors value that does not encode
+		p.Errors = nil
+		b, _ = json.Marshal(p)
+	}
+	w.Header().Set("Content-Type", p.ContentType(""))
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(append(b, '\n'))
+}
+
+// rewriteErrors is a huma transformer: it turns the errors that huma makes itself (decoding and
+// validation) into problems with a code, and keeps whole bodies out of them.
+func (s *Server) rewriteErrors(ctx huma.Context, _ string, v any) (any, error) {
+	m, ok := v.(*huma.ErrorModel)
+	if !ok {
+		return v, nil
+	}
+	switch m.Status {
+	case http.StatusBadRequest:
+		detail := "a JSON body is required"
+		if len(m.Errors) > 0 {
+			detail = "the body is not one JSON document: " + m.Errors[0].Message
+		}
+		return problem(wire.CodeMalformedJSON, "%s", detail), nil
+	case http.StatusRequestEntityTooLarge:
+		return problem(wire.CodeTooLarge, "the body has more than the %d bytes allowed", s.opts.MaxBodyBytes), nil
+	case http.StatusUnsupportedMediaType:
+		return problem(wire.CodeMediaType, "Content-Type %q is not supported; send application/json", echo(ctx.Header("Content-Type"))), nil
+	case http.StatusRequestTimeout:
+		return problem(wire.CodeRequestTimeout, "the body did not arrive within %s", s.opts.ReadTimeout), nil
+	case http.StatusUnprocessableEntity:
+		return invalidProblem(ctx.Operation(), m.Errors), nil
+	}
+	s.log.Error("request failed", "operation", ctx.Operation().OperationID, "detail", m.Detail, "errors", m.Errors)
+	p := problem(wire.CodeInternal, "the request could not be answered")
+	p.Status = m.Status // already chosen
+	return p, nil
+}
+
+func invalidProblem(op *huma.Operation, errs []*huma.ErrorDetail) *wire.Problem {
+	const most = 20
+	p := problem(wire.CodeInvalid, "the request is not valid")
+	var text []string
+	for _, e := range errs[:min(len(errs), most)] {
+		f := wire.FieldError{Location: e.Location, Message: e.Message, Value: e.Value}
+		name := e.Location[strings.LastIndexByte(e.Location, '.')+1:]
+		switch e.Message {
+		case "unexpected property":
+			f.Message = "unknown field"
+			if m, ok := e.Value.(map[string]any); ok {
+				f.Value = m[name]
+			}
+		case "unknown query parameter":
+			f.Message = "unknown query parameter; known are: " + knownQuery(op)
+		}
+		f.Value = echo(f.Value)
+		p.Errors = append(p.Errors, f)
+		text = append(text, f.Location+": "+f.Message)
+	}
+	if len(text) > 0 {
+		p.Detail = strings.Join(text[:min(len(text), 3)], "; ")
+	}
+	return p
+}
+
+func knownQuery(op *huma.Operation) string {
+	var names []string
+	for _, p := range op.Parameters {
+		if p.In == "query" {
+			names = append(names, p.Name)
+		}
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}

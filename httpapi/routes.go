@@ -1,0 +1,138 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
+
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+// route is one row of the table of routes.
+type route struct {
+	op    huma.Operation
+	scope Scope
+	// codes are the problems that are particular to the route, for the document; what every route of
+	// its kind can answer is added.
+	codes []wire.Code
+	// stream routes answer until the caller goes.
+	stream bool
+	add    func(s *Server, api huma.API, op huma.Operation)
+}
+
+// do makes a handler method a row's add.
+func do[I, O any](h func(*Server, context.Context, *I) (*O, error)) func(*Server, huma.API, huma.Operation) {
+	return func(s *Server, api huma.API, op huma.Operation) {
+		huma.Register(api, op, func(ctx context.Context, in *I) (*O, error) { return h(s, ctx, in) })
+	}
+}
+
+// routes is the table of everything the API answers and who may ask for it.
+func routes() []route {
+	get := func(path, id, summary string) huma.Operation {
+		return huma.Operation{Method: http.MethodGet, Path: path, OperationID: id, Summary: summary}
+	}
+	op := func(method, path, id, summary string, status int) huma.Operation {
+		return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, DefaultStatus: status}
+	}
+	notFound := []wire.Code{wire.CodeNotFound}
+	return []route{
+		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}, add: do((*Server).listBlocks)},
+		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM or a prefix, at once", http.StatusCreated), scope: ScopeAdmin,
+			codes: []wire.Code{wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide}, add: do((*Server).addBlock)},
+		{op: get("/v1/blocks/{id}", "get-block", "Show a block, where it is in force and what it dropped"), scope: ScopeViewer, codes: notFound, add: do((*Server).getBlock)},
+		{op: op(http.MethodDelete, "/v1/blocks/{id}", "lift-block", "Lift a block", http.StatusOK), scope: ScopeAdmin,
+			codes: []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}, add: do((*Server).liftBlock)},
+
+		{op: get("/v1/vms", "list-vms", "List VMs"), scope: ScopeViewer, add: do((*Server).listVMs)},
+		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, codes: []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}, add: do((*Server).getVM)},
+		{op: op(http.MethodPut, "/v1/vms/{id}", "put-vm", "Declare a VM's name, owner and addresses", http.StatusOK), scope: ScopeAdmin,
+			codes: []wire.Code{wire.CodeRevision, wire.CodeTooWide, wire.CodeGuardConflict}, add: do((*Server).putVM)},
+
+		{op: get("/v1/nodes", "list-nodes", "List nodes"), scope: ScopeViewer, add: do((*Server).listNodes)},
+		{op: get("/v1/nodes/{id}", "get-node", "Show a node"), scope: ScopeViewer, codes: notFound, add: do((*Server).getNode)},
+
+		{op: get("/v1/guards", "list-guards", "List what can never be blocked"), scope: ScopeViewer, add: do((*Server).listGuards)},
+		{op: op(http.MethodPost, "/v1/guards", "add-guard", "Guard a prefix", http.StatusCreated), scope: ScopeAdmin, codes: []wire.Code{wire.CodeConflict}, add: do((*Server).addGuard)},
+		{op: op(http.MethodDelete, "/v1/guards/{prefix}", "remove-guard", "Remove an operator's guard; the prefix is in the path as it is, with its slash", http.StatusNoContent), scope: ScopeAdmin,
+			codes: notFound, add: do((*Server).removeGuard)},
+
+		{op: get("/v1/events", "events", "Follow all changes (server-sent events)"), scope: ScopeViewer, stream: true, codes: []wire.Code{wire.CodeTooManyStreams}, add: (*Server).addEvents},
+		{op: get("/v1/status", "status", "Show this node's standing and its picture of the fleet"), scope: ScopeViewer, add: do((*Server).status)},
+
+		{op: get("/openapi.json", "openapi", "This document"), scope: scopeOpen, add: (*Server).addOpenAPI},
+		{op: get("/healthz", "healthz", "Says that the process is alive"), scope: scopeOpen, add: do((*Server).healthz)},
+		{op: get("/readyz", "readyz", "Says that this node has quorum contact, is caught up and enforces"), scope: scopeOpen, codes: []wire.Code{wire.CodeNotReady}, add: do((*Server).readyz)},
+		{op: get("/metrics", "metrics", "Prometheus metrics"), scope: ScopeMetrics, add: (*Server).addMetrics},
+	}
+}
+
+const routeKey = "route" // in huma.Operation.Metadata
+
+func (rt route) register(s *Server, api huma.API) {
+	op := rt.op
+	op.Metadata = map[string]any{routeKey: rt}
+	op.MaxBodyBytes = s.opts.MaxBodyBytes + 1 // huma refuses a body of exactly the limit
+	op.BodyReadTimeout = s.opts.ReadTimeout
+	rt.describe(&op, api.OpenAPI().Components.Schemas)
+	rt.add(s, api, op)
+}
+
+// call is what a handler knows of the request beyond its input.
+type call struct {
+	caller caller
+	w      http.ResponseWriter
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
+
+// humaConfig leaves out everything that huma would serve by itself: only the table adds routes.
+func (s *Server) humaConfig() huma.Config {
+	cfg := huma.DefaultConfig("Palisade", "v1")
+	cfg.OpenAPIPath, cfg.DocsPath, cfg.SchemasPath = "", "", ""
+	cfg.CreateHooks = nil
+	cfg.RejectUnknownQueryParameters = true
+	cfg.Transformers = []huma.Transformer{s.rewriteErrors}
+	cfg.Formats = map[string]huma.Format{
+		"application/json":         {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
+		"application/problem+json": {Marshal: marshalJSON},
+	}
+	return cfg
+}
+
+// marshalJSON writes one document and a newline.
+func marshalJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// adapter mounts huma's operations on the router, each behind its scope.
+type adapter struct{ s *Server }
+
+// Handle implements huma.Adapter.
+func (a *adapter) Handle(op *huma.Operation, h func(huma.Context)) {
+	rt := op.Metadata[routeKey].(route)
+	path := op.Path
+	tail := strings.HasSuffix(path, "/{prefix}") // a prefix has a slash in it
+	if tail {
+		path = strings.TrimSuffix(path, "{prefix}") + "*"
+	}
+	rm := a.s.metrics.route(op.Path, op.Method, rt.stream)
+	a.s.mux.MethodFunc(op.Method, path, a.s.guarded(rt.scope, rm, func(w http.ResponseWriter, r *http.Request) {
+		if tail {
+			r.SetPathValue("prefix", chi.URLParam(r, "*"))
+		}
+		h(newContext(op, w, r))
+	}))
+}
+
+// ServeHTTP implements huma.Adapter.
+func (a *adapter) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.s.mux.ServeHTTP(w, r) }

@@ -1,0 +1,113 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+type statusInput struct{ ReadInput }
+
+type statusOutput struct {
+	ReadHeaders
+	Body wire.Status
+}
+
+func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, error) {
+	replies := s.replies(ctx)
+	v, h, err := s.view(ctx, in.ReadInput)
+	if err != nil {
+		return nil, err
+	}
+	st := s.opts.Backend.Status()
+	body := wire.Status{
+		Node: st.Node, Leader: st.Leader, Quorum: st.Quorum, Term: st.Term,
+		Index: v.Index(), CommitIndex: st.CommitIndex, StateHash: v.Hash(),
+		AgeMS: h.Age, CaughtUp: st.CaughtUp, Version: s.opts.Version,
+		Counts: wire.Counts{VMs: v.CountVMs(), Blocks: v.CountBlocks(), ActiveBlocks: v.CountActive()},
+	}
+	for range v.Nodes() {
+		body.Counts.Nodes++
+	}
+	for range v.Guards() {
+		body.Counts.Guards++
+	}
+	first := true
+	for id, r := range replies {
+		if r.member.Alive || r.member.Self {
+			body.Counts.Alive++
+		}
+		h := s.memory.of(id)
+		if h.at.IsZero() {
+			continue
+		}
+		if first || h.enforced < body.EnforcedIndex {
+			body.EnforcedIndex, first = h.enforced, false
+		}
+		if r.member.Self {
+			body.NodeEnforcedIndex = h.enforced
+		}
+	}
+	return &statusOutput{ReadHeaders: h, Body: body}, nil
+}
+
+type healthzOutput struct {
+	Body struct {
+		Status string `json:"status" example:"ok"`
+	}
+}
+
+func (s *Server) healthz(context.Context, *struct{}) (*healthzOutput, error) {
+	var out healthzOutput
+	out.Body.Status = "ok"
+	return &out, nil
+}
+
+type readyzOutput struct {
+	Body struct {
+		Ready bool `json:"ready"`
+	}
+}
+
+// readyz asks this node's own kernel for the index of the state: what is not in the kernel is not in
+// force.
+func (s *Server) readyz(ctx context.Context, _ *struct{}) (*readyzOutput, error) {
+	b := s.opts.Backend
+	st := b.Status()
+	var reasons []wire.FieldError
+	not := func(what, why string) { reasons = append(reasons, wire.FieldError{Location: what, Message: why}) }
+	if !st.Quorum {
+		not("quorum", "no contact with a leader that has quorum")
+	}
+	if !st.CaughtUp {
+		not("caught_up", "not everything that the leader committed is applied yet")
+	}
+	want := b.View().Index()
+	actx, cancel := context.WithTimeout(ctx, s.opts.AskTimeout)
+	defer cancel()
+	switch r, err := b.Ask(actx, st.Node, fsm.Query{WaitIndex: want}); {
+	case err != nil:
+		not("enforced", "the kernel did not reach the state's index in time")
+	case r.Problem != "":
+		not("enforced", "the kernel is behind: "+r.Problem)
+	case r.Enforced < want:
+		not("enforced", "the kernel is behind the state")
+	}
+	if len(reasons) == 0 {
+		var out readyzOutput
+		out.Body.Ready = true
+		return &out, nil
+	}
+	text := make([]string, len(reasons))
+	for i, r := range reasons {
+		text[i] = r.Message
+	}
+	p := problem(wire.CodeNotReady, "%s", strings.Join(text, "; "))
+	p.Errors = reasons
+	return nil, huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"1"}})
+}

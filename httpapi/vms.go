@@ -1,0 +1,127 @@
+package httpapi
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+type listVMsInput struct {
+	ReadInput
+	PageInput
+	Node    string `query:"node" maxLength:"255" doc:"Only VMs on this node, or in flight to it"`
+	Owner   string `query:"owner" maxLength:"255"`
+	Name    string `query:"name" maxLength:"255" doc:"Only VMs with exactly this name"`
+	Blocked string `query:"blocked" enum:"true,false" doc:"Only VMs that are (not) held by an active block"`
+}
+
+type listVMsOutput struct {
+	ReadHeaders
+	Body wire.Page[wire.VM]
+}
+
+func (s *Server) listVMs(ctx context.Context, in *listVMsInput) (*listVMsOutput, error) {
+	after, err := decodeCursor("vm", in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	v, h, err := s.view(ctx, in.ReadInput)
+	if err != nil {
+		return nil, err
+	}
+	seq := v.VMs(after)
+	if in.Node != "" {
+		on := slices.Collect(v.VMsOn(in.Node))
+		on = slices.DeleteFunc(on, func(vm *fsm.VM) bool { return vm.ID <= after })
+		slices.SortFunc(on, func(a, b *fsm.VM) int { return strings.Compare(a.ID, b.ID) })
+		seq = slices.Values(on)
+	}
+	p := page[wire.VM]{kind: "vm", limit: in.Limit}
+	for vm := range seq {
+		if (in.Owner != "" && vm.Owner != in.Owner) || (in.Name != "" && vm.Name != in.Name) ||
+			(in.Blocked != "" && (len(v.Holding(vm)) > 0) != (in.Blocked == "true")) {
+			continue
+		}
+		if !p.add(vm.ID, func() wire.VM { return s.wireVM(v, vm) }) {
+			break
+		}
+	}
+	return &listVMsOutput{ReadHeaders: h, Body: p.wire()}, nil
+}
+
+type getVMInput struct {
+	ReadInput
+	ID string `path:"id" maxLength:"255" doc:"VM id, or a name that only one VM has"`
+}
+
+type vmOutput struct {
+	ReadHeaders
+	ETag string `header:"ETag"`
+	Body wire.VM
+}
+
+func (s *Server) getVM(ctx context.Context, in *getVMInput) (*vmOutput, error) {
+	v, h, err := s.view(ctx, in.ReadInput)
+	if err != nil {
+		return nil, err
+	}
+	vm, ferr := v.ResolveVM("id", in.ID)
+	if ferr != nil {
+		return nil, refusalProblem(ferr, sent{"id": at("path.id", in.ID)})
+	}
+	return &vmOutput{ReadHeaders: h, ETag: etag(vm.Revision), Body: s.wireVM(v, vm)}, nil
+}
+
+type putVMInput struct {
+	WriteInput
+	MatchInput
+	ID   string `path:"id" maxLength:"255" doc:"VM id"`
+	Body wire.VMRequest
+}
+
+type putVMOutput struct {
+	WriteHeaders
+	Body wire.VM
+}
+
+func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error) {
+	rev, err := in.revision()
+	if err != nil {
+		return nil, err
+	}
+	if n := len(in.Body.Addresses); n > fsm.MaxVMAddresses {
+		return nil, fieldProblem("body.addresses", n, "%d addresses; a VM has at most %d", n, fsm.MaxVMAddresses)
+	}
+	op := fsm.DeclareVM{ID: in.ID, Name: in.Body.Name, Owner: in.Body.Owner, IfRevision: rev, Addresses: make([]netip.Prefix, 0, len(in.Body.Addresses))}
+	fields := sent{
+		"id":          at("path.id", in.ID),
+		"name":        at("body.name", in.Body.Name),
+		"owner":       at("body.owner", in.Body.Owner),
+		"if_revision": at("header.If-Match", in.IfMatch),
+	}
+	for i, a := range in.Body.Addresses {
+		field := "addresses[" + strconv.Itoa(i) + "]"
+		fields[field] = at("body."+field, a)
+		p, ferr := fsm.ParsePrefix(field, a)
+		if ferr != nil {
+			return nil, refusalProblem(ferr, fields)
+		}
+		op.Addresses = append(op.Addresses, p)
+	}
+	res, err := s.propose(ctx, in.Key, op, fields)
+	if err != nil {
+		return nil, err
+	}
+	if res.VM == nil {
+		return nil, problem(wire.CodeInternal, "the write was committed at index %d, but its result has no VM", res.Index)
+	}
+	return &putVMOutput{
+		WriteHeaders: WriteHeaders{ETag: etag(res.VM.Revision), Index: res.Index, Replayed: replayed(res)},
+		Body:         s.wireVM(s.opts.Backend.View(), res.VM),
+	}, nil
+}
