@@ -1,0 +1,381 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/palisade/palisade/enforce"
+)
+
+// Apply brings the delta into the kernel and returns nil only after every element of it, and the
+// index, have been asked for and are there or gone. It is idempotent. A delta of up to
+// Options.ChunkElements is one transaction; a larger one comes in several, additions first, the index
+// in the last.
+//
+// After an error it dials again, reads everything, and brings the kernel to all that it should hold,
+// which also undoes what another program did to our tables. Only if that fails too it returns an
+// error; then a part of the delta may be in force. The next Apply starts from there: the caller may
+// repeat the delta, or go on, or call Adopt.
+func (k *Kernel) Apply(ctx context.Context, d enforce.Delta) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.adopted {
+		return ErrNotAdopted
+	}
+	if d.Index < k.index {
+		return fmt.Errorf("apply index %d after %d: %w", d.Index, k.index, ErrBackwards)
+	}
+	add, err := changes(d.Add)
+	if err != nil {
+		return err
+	}
+	remove, err := changes(d.Remove)
+	if err != nil {
+		return err
+	}
+	if k.want == nil {
+		err = k.change(ctx, d.Index, add, remove)
+		if err == nil {
+			return nil
+		}
+		err = k.failed(err)
+		k.want = maps.Clone(k.shadow)
+		k.opts.Logger.WarnContext(ctx, "an nftables change failed, reading everything again", "index", d.Index, "error", err)
+	}
+	for _, c := range add {
+		k.want[c.element] = struct{}{}
+	}
+	for _, c := range remove {
+		delete(k.want, c.element)
+	}
+	if again := k.restore(ctx, d.Index); again != nil {
+		return fmt.Errorf("apply index %d: %w", d.Index, errors.Join(err, k.failed(again)))
+	}
+	k.want = nil
+	return nil
+}
+
+// restore brings the kernel, whatever it holds, to want.
+func (k *Kernel) restore(ctx context.Context, index uint64) error {
+	if _, err := k.load(ctx); err != nil {
+		return err
+	}
+	if index < k.index {
+		return ErrBackwards
+	}
+	var add, remove []enforce.Element
+	for e := range k.want {
+		if _, ok := k.shadow[e]; !ok {
+			add = append(add, e)
+		}
+	}
+	for e := range k.shadow {
+		if _, ok := k.want[e]; !ok {
+			remove = append(remove, e)
+		}
+	}
+	adding, err := changes(add)
+	if err != nil {
+		return err
+	}
+	removing, err := changes(remove)
+	if err != nil {
+		return err
+	}
+	return k.change(ctx, index, adding, removing)
+}
+
+// change is an element as the sets hold it.
+type change struct {
+	element enforce.Element
+	base    base
+	key     key
+}
+
+func changes(elements []enforce.Element) ([]change, error) {
+	list := make([]change, len(elements))
+	for i, e := range elements {
+		b, key, err := keyOf(e)
+		if err != nil {
+			return nil, err
+		}
+		list[i] = change{e, b, key}
+	}
+	return list, nil
+}
+
+// change writes what is not so already, reads all of it back, and records it.
+func (k *Kernel) change(ctx context.Context, index uint64, add, remove []change) error {
+	if _, err := k.connected(); err != nil {
+		return err
+	}
+	adding, removing := k.lacking(add, remove)
+	p := k.plan(adding, removing)
+	if err := k.grow(ctx, p.grow); err != nil {
+		return err
+	}
+	if err := k.write(ctx, p, index); err != nil {
+		return err
+	}
+	if err := k.readBack(ctx, index, add, remove); err != nil {
+		return err
+	}
+	k.record(p, index)
+	return nil
+}
+
+// lacking leaves out what the kernel has already: it refuses a transaction that deletes what is not
+// there.
+func (k *Kernel) lacking(add, remove []change) (adding, removing []change) {
+	for _, c := range add {
+		if _, ok := k.shadow[c.element]; !ok {
+			adding = append(adding, c)
+		}
+	}
+	for _, c := range remove {
+		if _, ok := k.shadow[c.element]; ok {
+			removing = append(removing, c)
+		}
+	}
+	return adding, removing
+}
+
+// plan is how a change is brought into the sets.
+type plan struct {
+	add, remove  []change
+	grow         map[setID]int // elements to make room for, before
+	create, drop []setID       // masked sets that get their first or lose their last element
+}
+
+func (k *Kernel) plan(add, remove []change) plan {
+	p := plan{add: add, remove: remove, grow: make(map[setID]int)}
+	more, fewer := make(map[base]int), make(map[base]int)
+	for _, c := range add {
+		more[c.base]++
+	}
+	for _, c := range remove {
+		fewer[c.base]++
+	}
+	for b, n := range more {
+		for _, f := range []family{bridge, inet} {
+			id := setID{f, b}
+			switch s := k.sets[id]; {
+			case !b.in(f):
+			case s == nil:
+				p.create = append(p.create, id)
+			case uint64(s.count+n) > uint64(s.size):
+				p.grow[id] = s.count + n
+			}
+		}
+	}
+	p.create = sorted(slices.Values(p.create))
+	for b, n := range fewer {
+		for _, f := range []family{bridge, inet} {
+			id := setID{f, b}
+			if s := k.sets[id]; s != nil && b.masked() && s.count+more[b]-n <= 0 {
+				p.drop = append(p.drop, id)
+			}
+		}
+	}
+	return p
+}
+
+// write commits the plan, in one transaction if it is small enough.
+func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
+	with := maps.Clone(k.sets) // while elements are added
+	b := k.writer()
+	for _, id := range p.create {
+		n := 0
+		for _, c := range p.add {
+			if c.base == id.base {
+				n++
+			}
+		}
+		s := &liveSet{name: id.base.name(1), generation: 1, size: fit(k.newSize(id.base), n)}
+		with[id] = s
+		b.addSet(id, s.name, s.size)
+	}
+	after := maps.Clone(with)
+	for _, id := range p.drop {
+		delete(after, id)
+	}
+
+	before := k.sets
+	if len(p.add)+len(p.remove) > k.opts.ChunkElements {
+		if err := b.switchRules(before, with); err != nil {
+			return err
+		}
+		before = with
+	}
+	room := k.opts.ChunkElements
+	flush := func() error {
+		err := k.wire.commit(ctx, &b.batch)
+		b, room = k.writer(), k.opts.ChunkElements
+		return err
+	}
+	for _, part := range []struct {
+		list []change
+		put  func(*writer, setID, string, []element)
+	}{
+		{p.add, func(b *writer, id setID, set string, list []element) {
+			b.addElements(id.family, set, id.base.keyLen(), list)
+		}},
+		{p.remove, func(b *writer, id setID, set string, list []element) {
+			if after[id] != nil { // else they go with their set
+				b.deleteElements(id.family, set, id.base.keyLen(), list)
+			}
+		}},
+	} {
+		for list := part.list; len(list) > 0; {
+			if room == 0 {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			n := min(len(list), room)
+			g := make(grouped)
+			for _, c := range list[:n] {
+				g.put(c.base, element{key: c.key})
+			}
+			for _, id := range sorted(maps.Keys(g)) {
+				part.put(b, id, with[id].name, g[id])
+			}
+			list, room = list[n:], room-n
+		}
+	}
+	if err := b.switchRules(before, after); err != nil {
+		return err
+	}
+	for _, id := range p.drop {
+		b.deleteSet(id.family, k.sets[id].name)
+	}
+	if index != k.index {
+		b.setMarker(index)
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	k.sets = after
+	return nil
+}
+
+// grouped collects elements by the set that they are for.
+type grouped map[setID][]element
+
+// put adds one element to all its sets.
+func (g grouped) put(b base, e element) {
+	for _, f := range []family{bridge, inet} {
+		if b.in(f) {
+			id := setID{f, b}
+			g[id] = append(g[id], e)
+		}
+	}
+}
+
+// readBack asks the kernel for every element of a change, and for the index.
+func (k *Kernel) readBack(ctx context.Context, index uint64, add, remove []change) error {
+	var queries []query
+	queries = k.queries(queries, add)
+	added := len(queries)
+	queries = k.queries(queries, remove)
+	removed := len(queries)
+	if index != 0 {
+		marker := markerKey(index)
+		queries = append(queries, query{inet, markerSet, marker[:8]})
+	}
+	answers, err := k.wire.get(ctx, k.opts.Table, queries)
+	if err != nil {
+		return err
+	}
+	for i, a := range answers {
+		if want := i < added || i >= removed; a.found != want {
+			q := queries[i]
+			return fmt.Errorf("read back: element %x of set %s %s: there %t, want %t", q.key, q.family, q.set, a.found, want)
+		}
+	}
+	return nil
+}
+
+// queries appends one query for each set that holds, or would hold, each element.
+func (k *Kernel) queries(list []query, changes []change) []query {
+	for i := range changes {
+		c := &changes[i]
+		for _, f := range []family{bridge, inet} {
+			if !c.base.in(f) {
+				continue
+			}
+			name := c.base.name(1)
+			if s := k.sets[setID{f, c.base}]; s != nil {
+				name = s.name
+			}
+			list = append(list, query{f, name, c.key[:c.base.keyLen()]})
+		}
+	}
+	return list
+}
+
+func (k *Kernel) record(p plan, index uint64) {
+	count := func(c change, by int) {
+		for _, f := range []family{bridge, inet} {
+			if s := k.sets[setID{f, c.base}]; s != nil && c.base.in(f) {
+				s.count += by
+			}
+		}
+	}
+	for _, c := range p.add {
+		if _, ok := k.shadow[c.element]; !ok {
+			k.shadow[c.element] = struct{}{}
+			count(c, 1)
+		}
+	}
+	for _, c := range p.remove {
+		if _, ok := k.shadow[c.element]; ok {
+			delete(k.shadow, c.element)
+			count(c, -1)
+		}
+	}
+	k.index = index
+}
+
+// Counters returns what each element dropped on this node since it was added, the sum over both
+// tables. It asks for these elements only. Elements that the kernel does not hold are left out.
+func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[enforce.Element]enforce.Counter, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.adopted {
+		return nil, ErrNotAdopted
+	}
+	asked, err := changes(elements)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := k.connected(); err != nil {
+		return nil, err
+	}
+	answers, err := k.wire.get(ctx, k.opts.Table, k.queries(nil, asked))
+	if err != nil {
+		return nil, fmt.Errorf("read counters: %w", k.failed(err))
+	}
+	counters := make(map[enforce.Element]enforce.Counter, len(elements))
+	for _, c := range asked {
+		var sum enforce.Counter
+		found := false
+		for _, f := range []family{bridge, inet} {
+			if !c.base.in(f) {
+				continue
+			}
+			a := answers[0]
+			answers = answers[1:]
+			sum.Packets += a.counter[0]
+			sum.Bytes += a.counter[1]
+			found = found || a.found
+		}
+		if found {
+			counters[c.element] = sum
+		}
+	}
+	return counters, nil
+}

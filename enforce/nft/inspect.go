@@ -1,0 +1,284 @@
+package nft
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/enforce"
+)
+
+// inspection is what a ruleset holds for us, and what must be done so that it drops all of that.
+type inspection struct {
+	sets  map[setID]*liveSet // as they are after the repair
+	held  map[enforce.Element]struct{}
+	index uint64
+	// markerLost says that there are elements but no index.
+	markerLost bool
+
+	// problems says what is not as we leave it; each is solved by the repair below.
+	problems []string
+
+	tables       []family // to create or to wake
+	createMarker bool
+	dropMarker   bool // before it is created: it has another type
+	create       []setID
+	load         grouped // elements that a set lacks
+	junk         []setElements
+	chains       []chainFix
+	drop         []setName
+}
+
+type setName struct {
+	family family
+	name   string
+}
+
+type setElements struct {
+	id       setID
+	set      string
+	elements []element
+}
+
+type chainFix struct {
+	chain           chain
+	create, discard bool // discard: it has another hook, and is created again
+}
+
+func (in *inspection) problem(format string, args ...any) {
+	in.problems = append(in.problems, fmt.Sprintf(format, args...))
+}
+
+// candidate is the generation of a set that its table's rules look into.
+type candidate struct {
+	name       string
+	generation int
+	state      *setState
+}
+
+// inspect is pure. An element that only one of the tables holds counts as held: our own
+// transactions change both, so another program deleted the other half.
+func inspect(r ruleset, sizes func(base) uint32) inspection {
+	in := inspection{
+		sets: make(map[setID]*liveSet),
+		held: make(map[enforce.Element]struct{}),
+		load: make(grouped),
+	}
+	in.inspectMarker(r[inet])
+
+	candidates := make(map[setID]candidate)
+	newest := make(map[setID]int) // generation
+	for _, f := range []family{bridge, inet} {
+		if t := r[f]; !t.exists {
+			in.problem("table %s is missing", f)
+			in.tables = append(in.tables, f)
+		} else if t.flags != 0 {
+			in.problem("table %s has flags %#x", f, t.flags)
+			in.tables = append(in.tables, f)
+		}
+		in.pick(f, r[f], candidates, newest)
+	}
+
+	present := make(map[base]map[key]uint8) // bit of each family
+	for _, b := range exactBases() {
+		present[b] = make(map[key]uint8)
+	}
+	for id, c := range candidates {
+		in.readElements(id, c, present)
+	}
+	for b, keys := range present {
+		for _, f := range []family{bridge, inet} {
+			if b.in(f) {
+				id := setID{f, b}
+				c, found := candidates[id]
+				in.settle(id, c, found, newest[id], keys, sizes(b))
+			}
+		}
+	}
+	in.create = sorted(slices.Values(in.create))
+	in.inspectChains(r)
+	in.markerLost = len(in.held) > 0 && in.index == 0
+	slices.Sort(in.problems)
+	return in
+}
+
+func (in *inspection) inspectMarker(t *tableState) {
+	s := t.sets[markerSet]
+	switch {
+	case s == nil:
+		in.problem("set %s is missing", markerSet)
+		in.createMarker = true
+		return
+	case s.keyType != markerType() || s.keyLen != 8 || s.flags != 0:
+		in.problem("set %s has another type", markerSet)
+		in.createMarker, in.dropMarker = true, true
+		return
+	}
+	for _, e := range s.elements {
+		// Of several, the highest: a kernel never goes back.
+		in.index = max(in.index, markerIndex(e.key))
+	}
+}
+
+// pick finds the generation of each set that is in use, and leaves the others to be dropped: they
+// are what a process that ended in the middle of a growth left.
+func (in *inspection) pick(f family, t *tableState, candidates map[setID]candidate, newest map[setID]int) {
+	used := make(map[string]bool)
+	for _, c := range chains() {
+		if s := t.chains[c.name]; c.family == f && s != nil {
+			for _, rule := range s.rules {
+				used[lookupSet(rule)] = true
+			}
+		}
+	}
+	better := func(a, b candidate) bool {
+		if used[a.name] != used[b.name] {
+			return used[a.name]
+		}
+		return cmp.Or(cmp.Compare(len(a.state.elements), len(b.state.elements)), cmp.Compare(a.generation, b.generation)) > 0
+	}
+	for name, s := range t.sets {
+		b, generation, ours := parseName(name)
+		if !ours {
+			continue
+		}
+		id := setID{f, b}
+		newest[id] = max(newest[id], generation)
+		unreadable := s.flags&(unix.NFT_SET_INTERVAL|unix.NFT_SET_MAP) != 0
+		if !b.in(f) || unreadable || s.keyType != b.keyType() || s.keyLen != uint32(b.keyLen()) {
+			in.problem("set %s %s has another type", f, name)
+			in.drop = append(in.drop, setName{f, name})
+			continue
+		}
+		c, old := candidate{name, generation, s}, candidates[id]
+		if old.state != nil {
+			if better(old, c) {
+				c, old = old, c
+			}
+			in.problem("set %s %s is left over", f, old.name)
+			in.drop = append(in.drop, setName{f, old.name})
+		}
+		candidates[id] = c
+	}
+}
+
+// lookupSet returns the name of the set that a rule, as parseRule gives it, looks into.
+func lookupSet(rule []byte) string {
+	for _, one := range attrs(rule) {
+		for typ, v := range attrs(one) {
+			if typ != unix.NFTA_EXPR_DATA && attrText(v) != "lookup" {
+				break
+			}
+			if typ == unix.NFTA_EXPR_DATA {
+				for typ, v := range attrs(v) {
+					if typ == unix.NFTA_LOOKUP_SET {
+						return attrText(v)
+					}
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (in *inspection) readElements(id setID, c candidate, present map[base]map[key]uint8) {
+	keys := present[id.base]
+	if keys == nil {
+		keys = make(map[key]uint8, len(c.state.elements))
+		present[id.base] = keys
+	}
+	var junk []element
+	for _, e := range c.state.elements {
+		el, ok := elementOf(id.base, e.key)
+		if !ok {
+			junk = append(junk, e)
+			continue
+		}
+		keys[e.key] |= id.family.bit()
+		in.held[el] = struct{}{}
+	}
+	if len(junk) > 0 {
+		in.problem("set %s %s has %d elements that no packet matches", id.family, c.name, len(junk))
+		in.junk = append(in.junk, setElements{id, c.name, junk})
+	}
+}
+
+func (f family) bit() uint8 {
+	if f == bridge {
+		return 1
+	}
+	return 2
+}
+
+// settle decides what becomes of one set, which must hold the keys.
+func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys map[key]uint8, size uint32) {
+	if len(keys) == 0 && id.base.masked() {
+		in.problem("set %s %s is empty", id.family, c.name)
+		in.drop = append(in.drop, setName{id.family, c.name})
+		return
+	}
+	live := &liveSet{name: c.name, generation: c.generation, count: len(keys)}
+	in.sets[id] = live
+	if found {
+		live.size = c.state.size
+	}
+	switch {
+	case !found:
+		in.problem("set %s %s is missing", id.family, id.base)
+	case c.state.flags != 0 || !c.state.counter || c.state.size < uint32(len(keys)):
+		in.problem("set %s %s has flags %#x, size %d, counters: %t", id.family, c.name, c.state.flags, c.state.size, c.state.counter)
+		in.drop = append(in.drop, setName{id.family, c.name})
+		for _, e := range c.state.elements {
+			if _, ok := keys[e.key]; ok {
+				in.load[id] = append(in.load[id], e)
+			}
+		}
+	default:
+		in.loadMissing(id, keys)
+		return
+	}
+	live.generation, live.size = newest+1, fit(max(size, live.size), len(keys))
+	live.name = id.base.name(live.generation)
+	in.create = append(in.create, id)
+	in.loadMissing(id, keys)
+}
+
+func (in *inspection) loadMissing(id setID, keys map[key]uint8) {
+	missing := 0
+	for k, families := range keys {
+		if families&id.family.bit() == 0 {
+			in.load[id] = append(in.load[id], element{key: k})
+			missing++
+		}
+	}
+	if missing > 0 {
+		in.problem("set %s %s lacks %d elements that the other table has", id.family, id.base, missing)
+	}
+}
+
+func (in *inspection) inspectChains(r ruleset) {
+	for _, c := range chains() {
+		s := r[c.family].chains[c.name]
+		switch {
+		case s == nil:
+			in.problem("chain %s %s is missing", c.family, c.name)
+			in.chains = append(in.chains, chainFix{chain: c, create: true})
+		case s.kind != "filter" || s.hook != c.hook || s.prio != c.priority || s.policy != policyAccept:
+			in.problem("chain %s %s has another hook, priority or policy", c.family, c.name)
+			in.chains = append(in.chains, chainFix{chain: c, create: true, discard: true})
+		case !sameRules(c, s.rules, in.sets):
+			in.problem("chain %s %s has other rules", c.family, c.name)
+			in.chains = append(in.chains, chainFix{chain: c})
+		}
+	}
+}
+
+func sameRules(c chain, got [][]byte, sets map[setID]*liveSet) bool {
+	return slices.EqualFunc(c.rules(sets), got, func(want rule, got []byte) bool {
+		b, err := marshalRule(c.family, want.exprs(c.family))
+		return err == nil && bytes.Equal(b, got)
+	})
+}

@@ -1,0 +1,136 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// writer puts changes of our tables into a batch.
+type writer struct {
+	batch
+	table string
+	names int // of sets created in this batch
+}
+
+func (b *writer) addTable(f family) {
+	// With the flags given, a table that another program made dormant wakes up.
+	a := appendUint32(appendString(nil, unix.NFTA_TABLE_NAME, b.table), unix.NFTA_TABLE_FLAGS, 0)
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, f, fmt.Sprintf("add table %s %s", f, b.table), a)
+}
+
+func (b *writer) addChain(c chain) {
+	a := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
+	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
+	a, hook := openNest(a, unix.NFTA_CHAIN_HOOK)
+	a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
+	a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+	a = closeNest(a, hook)
+	a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
+	a = appendString(a, unix.NFTA_CHAIN_TYPE, "filter")
+	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, b.table, c.name), a)
+}
+
+func (b *writer) deleteChain(c chain) {
+	a := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
+	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
+	b.add(unix.NFT_MSG_DELCHAIN, 0, c.family, fmt.Sprintf("delete chain %s %s %s", c.family, b.table, c.name), a)
+}
+
+// replaceRules gives the chain these rules instead of all that it has. Packets see the old rules or
+// the new ones.
+func (b *writer) replaceRules(c chain, rules []rule) error {
+	in := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
+	in = appendString(in, unix.NFTA_RULE_CHAIN, c.name)
+	b.add(unix.NFT_MSG_DELRULE, 0, c.family, fmt.Sprintf("flush chain %s %s %s", c.family, b.table, c.name), in)
+	for _, r := range rules {
+		list, err := marshalRule(c.family, r.exprs(c.family))
+		if err != nil {
+			return err
+		}
+		a := appendAttr(in[:len(in):len(in)], unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, list)
+		what := fmt.Sprintf("add a rule on set %s to %s %s %s", r.set, c.family, b.table, c.name)
+		b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, c.family, what, a)
+	}
+	return nil
+}
+
+func (b *writer) addSet(id setID, name string, size uint32) {
+	a := b.setHeader(name, id.base.keyType(), id.base.keyLen())
+	if id.base.kind == kindTap {
+		// nft lists names backwards unless it is told that they are in the order of the host (1).
+		a = appendAttr(a, unix.NFTA_SET_USERDATA, binary.NativeEndian.AppendUint32([]byte{attrSetByteOrder, 4}, 1))
+	}
+	a, desc := openNest(a, unix.NFTA_SET_DESC)
+	a = closeNest(appendUint32(a, unix.NFTA_SET_DESC_SIZE, size), desc)
+	a, counter := openNest(a, attrSetExpr)
+	a = appendString(a, unix.NFTA_EXPR_NAME, "counter")
+	a, data := openNest(a, unix.NFTA_EXPR_DATA)
+	a = closeNest(closeNest(a, data), counter)
+	b.add(unix.NFT_MSG_NEWSET, netlink.Create, id.family, fmt.Sprintf("add set %s %s %s of size %d", id.family, b.table, name, size), a)
+}
+
+func (b *writer) addMarkerSet() {
+	a := b.setHeader(markerSet, markerType(), 8)
+	b.add(unix.NFT_MSG_NEWSET, netlink.Create, inet, fmt.Sprintf("add set %s %s %s", inet, b.table, markerSet), a)
+}
+
+func (b *writer) setHeader(name string, keyType uint32, keyLen int) []byte {
+	b.names++
+	a := appendString(nil, unix.NFTA_SET_TABLE, b.table)
+	a = appendString(a, unix.NFTA_SET_NAME, name)
+	a = appendUint32(a, unix.NFTA_SET_FLAGS, 0)
+	a = appendUint32(a, unix.NFTA_SET_KEY_TYPE, keyType)
+	a = appendUint32(a, unix.NFTA_SET_KEY_LEN, uint32(keyLen))
+	return appendUint32(a, unix.NFTA_SET_ID, uint32(b.names)) // required, and unique in the batch
+}
+
+func (b *writer) deleteSet(f family, name string) {
+	a := appendString(nil, unix.NFTA_SET_TABLE, b.table)
+	a = appendString(a, unix.NFTA_SET_NAME, name)
+	b.add(unix.NFT_MSG_DELSET, 0, f, fmt.Sprintf("delete set %s %s %s", f, b.table, name), a)
+}
+
+// addElements adds elements; those that are there already stay as they are.
+func (b *writer) addElements(f family, set string, keyLen int, list []element) {
+	b.elements(unix.NFT_MSG_NEWSETELEM, netlink.Create, "add elements to", f, set, keyLen, list)
+}
+
+// deleteElements deletes elements; one that is not there fails the batch.
+func (b *writer) deleteElements(f family, set string, keyLen int, list []element) {
+	b.elements(unix.NFT_MSG_DELSETELEM, 0, "delete elements of", f, set, keyLen, list)
+}
+
+func (b *writer) elements(typ uint16, flags netlink.HeaderFlags, verb string, f family, set string, keyLen int, list []element) {
+	for len(list) > 0 {
+		n := min(len(list), elementsPerMessage)
+		a := appendElementList(nil, b.table, set)
+		a, nest := openNest(a, unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+		for i := range list[:n] {
+			a = appendElement(a, list[i].key[:keyLen], list[i])
+		}
+		b.add(typ, flags, f, fmt.Sprintf("%s set %s %s %s", verb, f, b.table, set), closeNest(a, nest))
+		list = list[n:]
+	}
+}
+
+// setMarker makes index the only element of the marker set.
+func (b *writer) setMarker(index uint64) {
+	flush := appendElementList(nil, b.table, markerSet)
+	b.add(unix.NFT_MSG_DELSETELEM, 0, inet, "flush the index marker", flush)
+	e := element{key: markerKey(index), comment: fmt.Sprintf("log index %d", index)}
+	b.addElements(inet, markerSet, 8, []element{e})
+}
+
+// markerKey is the index as the marker holds it: high half, low half, each as a mark.
+func markerKey(index uint64) (k key) {
+	binary.NativeEndian.PutUint32(k[0:], uint32(index>>32))
+	binary.NativeEndian.PutUint32(k[4:], uint32(index))
+	return k
+}
+
+func markerIndex(k key) uint64 {
+	return uint64(binary.NativeEndian.Uint32(k[0:]))<<32 | uint64(binary.NativeEndian.Uint32(k[4:]))
+}
