@@ -23,6 +23,10 @@ type Local struct {
 	// NICs are the interfaces of the guests that run or arrive on this node now, by VM id, as its
 	// own hypervisor reports them: known earlier here than in the log.
 	NICs map[string][]fsm.NIC
+	// Guards are prefixes that this node's kernel must never drop, known before the node could
+	// register them: its own addresses, its peers and gateways, and its configured guards. They are
+	// subtracted like those of the View. A change of them recomputes everything.
+	Guards []netip.Prefix
 }
 
 // Delta is a change of the kernel's elements. Add and Remove are disjoint and each without repeats.
