@@ -48,7 +48,7 @@ func nodes[T wire.Receipt | wire.Unconfirmed](list []T) string {
 
 func TestAddBlockShapes(t *testing.T) {
 	f := newFleet(t, "n2")
-	f.vm("vm-1", "web", "n1", "192.0.2.7", "2001:db8::7")
+	f.RunVM("vm-1", "web", "n1", "192.0.2.7", "2001:db8::7")
 	s := newServer(t, f)
 	res := s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"vm":"web"},"reason":"abuse","note":"spam"}`})
 	raw := decode[map[string]any](t, res, 201)
@@ -91,19 +91,19 @@ func TestWaitEnforced(t *testing.T) {
 		atLeast     time.Duration
 	}{
 		"all confirm":                   {func(*fleet) {}, 201, "n1 n2 n3", "", 0},
-		"one is dead":                   {func(f *fleet) { f.members["n3"].hangs, f.members["n3"].Alive = true, false }, 201, "n1 n2", "n3", 0},
-		"one is dead but answers":       {func(f *fleet) { f.members["n3"].Alive = false; f.members["n2"].stuck = 0 }, 201, "", "", 0},
-		"one refuses":                   {func(f *fleet) { f.members["n2"].down = true }, 201, "n1 n3", "n2", 0},
-		"one is alive and hangs":        {func(f *fleet) { f.members["n2"].hangs = true }, 202, "n1 n3", "n2", 300 * time.Millisecond},
-		"one kernel is stuck":           {func(f *fleet) { f.members["n2"].stuck = 1 }, 202, "n1 n3", "n2", 300 * time.Millisecond},
-		"own kernel is stuck":           {func(f *fleet) { f.members["n1"].hangs = true; f.members["n1"].Alive = false }, 202, "n2 n3", "n1", 300 * time.Millisecond},
-		"one fails once, then confirms": {func(f *fleet) { f.members["n2"].failOnce = errors.New("reset") }, 201, "n1 n2 n3", "", 0},
-		"one always fails":              {func(f *fleet) { f.members["n2"].fails = errors.New("reset") }, 202, "n1 n3", "n2", 300 * time.Millisecond},
+		"one is dead":                   {func(f *fleet) { f.Peers["n3"].Hangs, f.Peers["n3"].Alive = true, false }, 201, "n1 n2", "n3", 0},
+		"one is dead but answers":       {func(f *fleet) { f.Peers["n3"].Alive = false; f.Peers["n2"].Stuck = 0 }, 201, "", "", 0},
+		"one refuses":                   {func(f *fleet) { f.Peers["n2"].Down = true }, 201, "n1 n3", "n2", 0},
+		"one is alive and hangs":        {func(f *fleet) { f.Peers["n2"].Hangs = true }, 202, "n1 n3", "n2", 300 * time.Millisecond},
+		"one kernel is stuck":           {func(f *fleet) { f.Peers["n2"].Stuck = 1 }, 202, "n1 n3", "n2", 300 * time.Millisecond},
+		"own kernel is stuck":           {func(f *fleet) { f.Peers["n1"].Hangs = true; f.Peers["n1"].Alive = false }, 202, "n2 n3", "n1", 300 * time.Millisecond},
+		"one fails once, then confirms": {func(f *fleet) { f.Peers["n2"].FailOnce = errors.New("reset") }, 201, "n1 n2 n3", "", 0},
+		"one always fails":              {func(f *fleet) { f.Peers["n2"].Fails = errors.New("reset") }, 202, "n1 n3", "n2", 300 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, "n2", "n3")
-			f.apply(fsm.DeclareVM{ID: "x"}) // so that index 1 is not the block's
-			f.set(func() { c.script(f) })
+			f.Apply(fsm.DeclareVM{ID: "x"}) // so that index 1 is not the block's
+			f.Set(func() { c.script(f) })
 			s := newServer(t, f)
 			start := time.Now()
 			b := decode[wire.Block](t, s.do(t, add), c.status)
@@ -133,13 +133,13 @@ func TestWaitEnforced(t *testing.T) {
 
 func TestWaitGivesUpOnMemberThatDies(t *testing.T) {
 	f := newFleet(t, "n2")
-	f.set(func() { f.members["n2"].hangs = true })
+	f.Set(func() { f.Peers["n2"].Hangs = true })
 	s := newServer(t, f)
 	go func() {
 		for asked := 0; asked == 0; {
-			f.set(func() { asked = f.members["n2"].asked })
+			f.Set(func() { asked = f.Peers["n2"].Asked })
 		}
-		f.set(func() { f.members["n2"].Alive = false })
+		f.Set(func() { f.Peers["n2"].Alive = false })
 	}()
 	start := time.Now()
 	b := decode[wire.Block](t, s.do(t, request{method: "POST", path: "/v1/blocks?wait=enforced&timeout=30s", body: `{"target":{"prefix":"203.0.113.1"}}`}), 201)
@@ -152,10 +152,10 @@ func TestGetBlockSumsCountersAndNamesTheSilent(t *testing.T) {
 	f := newFleet(t, "n2", "n3")
 	s := newServer(t, f)
 	b := decode[wire.Block](t, s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"prefix":"203.0.113.1"}}`}), 201)
-	f.set(func() {
-		f.members["n1"].held = map[string]uint64{"b1": 3}
-		f.members["n2"].held = map[string]uint64{"b1": 4}
-		f.members["n3"].hangs = true
+	f.Set(func() {
+		f.Peers["n1"].Held = map[string]uint64{"b1": 3}
+		f.Peers["n2"].Held = map[string]uint64{"b1": 4}
+		f.Peers["n3"].Hangs = true
 	})
 	res := s.do(t, request{method: "GET", path: "/v1/blocks/b1"})
 	if got := res.Header.Get("ETag"); got != `"1"` {
@@ -230,7 +230,7 @@ func TestLift(t *testing.T) {
 	if got := decode[wire.Page[wire.Block]](t, s.do(t, request{method: "GET", path: "/v1/blocks?state=lifted"}), 200); len(got.Items) != 1 {
 		t.Errorf("lifted list: %+v", got)
 	}
-	f.set(func() { f.members["n2"].stuck = 1 })
+	f.Set(func() { f.Peers["n2"].Stuck = 1 })
 	s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"prefix":"203.0.113.1"}}`})
 	b = decode[wire.Block](t, s.do(t, request{method: "DELETE", path: "/v1/blocks/b2?wait=enforced&timeout=100ms"}), 202)
 	if nodes(b.Unconfirmed) != "n2" {
@@ -276,7 +276,7 @@ func TestIdempotency(t *testing.T) {
 		t.Errorf("%d active blocks, want 2", n)
 	}
 	keys := map[string]bool{}
-	for _, c := range f.proposals() {
+	for _, c := range f.Proposals() {
 		keys[c.Key] = true
 		if c.Key == "" {
 			t.Error("a command went out without a key")

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/palisade/palisade/httpapi/client"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+// tokenEnv holds the token of the API; a token is never given on the command line, where others on
+// the machine could read it.
+const tokenEnv = "PALISADE_TOKEN"
+
+// Globals are the flags of every command, and where it prints.
+type Globals struct {
+	Output    string        `short:"o" enum:"text,json" default:"text" help:"Form of the output: text or json."`
+	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" help:"Unix socket of the agent (default ${default})."`
+	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
+	TokenFile string        `placeholder:"FILE" help:"File with the token for --server; else the environment variable PALISADE_TOKEN."`
+	CAFile    string        `name:"ca-file" placeholder:"FILE" help:"Certificates (PEM) that verify --server; else those of the system."`
+	RetryFor  time.Duration `default:"5s" help:"How long to try again while there is no quorum or no connection."`
+
+	Stdout io.Writer `kong:"-"`
+	Stderr io.Writer `kong:"-"`
+}
+
+// JSON says whether the output is to be JSON.
+func (g *Globals) JSON() bool { return g.Output == "json" }
+
+// Client returns a client of the node that the flags name.
+func (g *Globals) Client() (*client.Client, error) {
+	o := client.Options{RetryFor: g.RetryFor}
+	if o.RetryFor == 0 {
+		o.RetryFor = -1
+	}
+	if g.Server == "" {
+		o.Socket = g.Socket
+		return client.New(o)
+	}
+	o.URL = g.Server
+	token, err := g.token()
+	if err != nil {
+		return nil, err
+	}
+	o.Token = token
+	if g.CAFile != "" {
+		pem, err := os.ReadFile(g.CAFile)
+		if err != nil {
+			return nil, usagef("--ca-file: %w", err)
+		}
+		o.RootCAs = x509.NewCertPool()
+		if !o.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, usagef("--ca-file: %s has no certificate in PEM form", g.CAFile)
+		}
+	}
+	c, err := client.New(o)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+func (g *Globals) token() (string, error) {
+	if g.TokenFile == "" {
+		if t := os.Getenv(tokenEnv); t != "" {
+			return t, nil
+		}
+		return "", usagef("--server needs a token: give --token-file or set %s", tokenEnv)
+	}
+	b, err := os.ReadFile(g.TokenFile)
+	if err != nil {
+		return "", usagef("--token-file: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" || strings.ContainsAny(token, " \t\r\n") {
+		return "", usagef("--token-file: %s does not hold one token", g.TokenFile)
+	}
+	return token, nil
+}
+
+// PrintJSON prints one document.
+func (g *Globals) PrintJSON(v any) error {
+	enc := json.NewEncoder(g.Stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printList prints a list of the API: all pages as one document, or as a table.
+func printList[T any](g *Globals, items iter.Seq2[T, error], head []string, row func(T) []string) error {
+	list := wire.Page[T]{Items: []T{}}
+	for item, err := range items {
+		if err != nil {
+			return err
+		}
+		list.Items = append(list.Items, item)
+	}
+	if g.JSON() {
+		return g.PrintJSON(list)
+	}
+	t := newTable(g.Stdout, head...)
+	for _, item := range list.Items {
+		t.row(row(item)...)
+	}
+	return t.flush()
+}
+
+// printf prints text; what comes from elsewhere goes through clean first.
+func (g *Globals) printf(format string, args ...any) { fmt.Fprintf(g.Stdout, format, args...) }

@@ -1,0 +1,125 @@
+// Command palisade is the agent of a virtualization node and the command line of the fleet.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by -ldflags "-X main.version=…"; without it the module's version is shown.
+var version string
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	bi, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := bi.Main.Version
+	for _, s := range bi.Settings {
+		if s.Key == "vcs.revision" && (v == "" || v == "(devel)") {
+			v = s.Value[:min(len(s.Value), 12)]
+		}
+	}
+	return v
+}
+
+// cli is the grammar of the command line.
+type cli struct {
+	Globals
+
+	Block  BlockCmd `cmd:"" help:"Block VMs, addresses and prefixes; list and lift blocks."`
+	VM     VMCmd    `cmd:"" name:"vm" help:"Show and declare VMs."`
+	Guard  GuardCmd `cmd:"" help:"Show and set what can never be blocked."`
+	Node   NodeCmd  `cmd:"" help:"Show the nodes of the fleet."`
+	Events EventCmd `cmd:"" help:"Follow all changes as they happen."`
+	Status StatCmd  `cmd:"" help:"Show this node's standing and its picture of the fleet."`
+
+	Version    VersionCmd    `cmd:"" help:"Print the version."`
+	Completion CompletionCmd `cmd:"" help:"Print a script that completes commands in a shell."`
+}
+
+const description = `Palisade blocks VMs and addresses on every node of a fleet, in the kernel.
+
+Exit codes: 0 done; 1 another error; 2 wrong usage; 3 refused by the fleet; 4 no quorum, or the node cannot be reached; 5 outcome unknown (a retry with the same --key is safe); 6 committed, but not confirmed on every live node in time.`
+
+func main() { os.Exit(mainCode()) }
+
+func mainCode() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+}
+
+// exit is how kong ends the program after it printed help.
+type exit int
+
+// run parses and runs one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int) {
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(exit)
+			if !ok {
+				panic(r)
+			}
+			code = int(e)
+		}
+	}()
+	var c cli
+	c.Globals.Stdout, c.Globals.Stderr = stdout, stderr
+	parser, err := newParser(&c, stdout, stderr)
+	if err != nil {
+		fmt.Fprintln(stderr, "palisade:", err)
+		return exitOther
+	}
+	kctx, err := parser.Parse(args)
+	if err != nil {
+		return c.fail(stderr, usageOf(err, args))
+	}
+	kctx.BindTo(ctx, (*context.Context)(nil))
+	kctx.Bind(&c.Globals, parser)
+	if err := kctx.Run(); err != nil {
+		return c.fail(stderr, err)
+	}
+	return exitOK
+}
+
+func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
+	return kong.New(c,
+		kong.Name("palisade"),
+		kong.Description(description),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+	)
+}
+
+// usageError is a command line that does not parse or does not fit together.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func usageOf(err error, args []string) error {
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil {
+		path := "palisade"
+		if n := parse.Context.Selected(); n != nil {
+			path = n.FullPath()
+		}
+		return usagef("%w (see %s --help)", err, path)
+	}
+	return usageError{err}
+}

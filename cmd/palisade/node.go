@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/palisade/palisade/httpapi/client"
+	"github.com/palisade/palisade/httpapi/wire"
+)
+
+// NodeCmd groups what is done with nodes.
+type NodeCmd struct {
+	Ls   NodeLsCmd   `cmd:"" aliases:"list" help:"List the nodes."`
+	Show NodeShowCmd `cmd:"" help:"Show a node."`
+}
+
+// NodeLsCmd lists nodes.
+type NodeLsCmd struct{}
+
+// Run implements the command.
+func (c *NodeLsCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	head := []string{"ID", "NAME", "ROLE", "HEALTHY", "APPLIED", "ENFORCED", "ADDRESSES", "VERSION", "PROBLEM"}
+	return printList(g, api.Nodes(ctx), head, func(n client.Node) []string {
+		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), fmt.Sprint(n.AppliedIndex), fmt.Sprint(n.EnforcedIndex), some(n.Addresses, 2), n.Version, n.Problem}
+	})
+}
+
+// NodeShowCmd shows one node.
+type NodeShowCmd struct {
+	ID string `arg:"" help:"Id of the node."`
+}
+
+// Run implements the command.
+func (c *NodeShowCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	n, err := api.Node(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if g.JSON() {
+		return g.PrintJSON(n)
+	}
+	g.printf("%s  %s  %s  %s\n", cell(n.ID), cell(n.Name), n.Role, cell(n.Version))
+	g.printf("  addresses  %s\n", cell(strings.Join(n.Addresses, ", ")))
+	g.printf("  index      applied %d, in the kernel %d\n", n.AppliedIndex, n.EnforcedIndex)
+	g.printf("  healthy    %s\n", yes(n.Healthy))
+	if n.Problem != "" {
+		g.printf("  problem    %s\n", cell(n.Problem))
+	}
+	if !n.LastHeard.IsZero() {
+		g.printf("  heard      %s\n", local(n.LastHeard))
+	}
+	return nil
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// StatCmd shows the status of the node that answers.
+type StatCmd struct{}
+
+// Run implements the command.
+func (c *StatCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	s, err := api.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if g.JSON() {
+		return g.PrintJSON(s)
+	}
+	leader := cell(s.Leader)
+	if s.Leader == "" {
+		leader = "unknown"
+	}
+	quorum := "yes"
+	if !s.Quorum {
+		quorum = "NO: nothing can be written; everything that is blocked stays blocked"
+	}
+	g.printf("node      %s (%s)\n", cell(s.Node), cell(s.Version))
+	g.printf("quorum    %s\n", quorum)
+	g.printf("leader    %s, term %d\n", leader, s.Term)
+	g.printf("state     index %d of %d committed, %s; hash %.16s\n", s.Index, s.CommitIndex, age(s.AgeMS), s.StateHash)
+	g.printf("kernel    index %d here, %d on the slowest node\n", s.NodeEnforcedIndex, s.EnforcedIndex)
+	n := s.Counts
+	g.printf("fleet     %d nodes (%d alive), %d VMs, %d active blocks, %d guards\n", n.Nodes, n.Alive, n.VMs, n.ActiveBlocks, n.Guards)
+	return nil
+}
+
+func age(ms int64) string {
+	if ms < 0 {
+		return "of unknown age: no leader was heard since the start"
+	}
+	return (time.Duration(ms) * time.Millisecond).String() + " old"
+}
+
+// EventCmd follows the changes.
+type EventCmd struct {
+	From *uint64 `placeholder:"N" help:"Start after this log index; without it, with what happens from now on."`
+}
+
+// Run implements the command. It ends when it is interrupted.
+func (c *EventCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	for e, err := range api.Events(ctx, c.From) {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := g.printEvent(&e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Globals) printEvent(e *client.Event) error {
+	if g.JSON() {
+		return printLine(g.Stdout, e)
+	}
+	_, err := fmt.Fprintf(g.Stdout, "%s  %6d  %-15s  %s\n", local(e.At), e.Index, cell(e.Type), eventText(e))
+	return err
+}
+
+func eventText(e *client.Event) string {
+	by := ""
+	if e.Actor != "" {
+		by = " by " + cell(e.Actor)
+	}
+	switch {
+	case e.Block != nil:
+		return fmt.Sprintf("%s %s reason %s%s", e.Block.ID, cell(e.Block.Target.String()), cell(e.Block.Reason), by)
+	case e.VM != nil:
+		return fmt.Sprintf("%s (%s) %s on %s%s", cell(e.VM.ID), cell(e.VM.Name), e.VM.State, cell(place(e.VM)), by)
+	case e.Node != nil:
+		return fmt.Sprintf("%s %s", cell(e.Node.ID), cell(strings.Join(e.Node.Addresses, ", ")))
+	case e.Guard != nil:
+		return cell(e.Guard.Prefix) + by
+	case e.Type == wire.EventReset:
+		return "older events are gone: read everything again"
+	}
+	return by
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/palisade/palisade/httpapi/client"
+)
+
+// VMCmd groups what is done with VMs.
+type VMCmd struct {
+	Ls   VMLsCmd   `cmd:"" aliases:"list" help:"List VMs."`
+	Show VMShowCmd `cmd:"" help:"Show a VM."`
+	Set  VMSetCmd  `cmd:"" help:"Declare a VM's name, owner or addresses."`
+}
+
+// VMLsCmd lists VMs.
+type VMLsCmd struct {
+	Node    string `help:"Only VMs on this node, or in flight to it."`
+	Owner   string `help:"Only VMs of this account."`
+	Name    string `help:"Only VMs with exactly this name."`
+	Blocked bool   `help:"Only VMs that are blocked."`
+}
+
+// Run implements the command.
+func (c *VMLsCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	f := client.VMFilter{Node: c.Node, Owner: c.Owner, Name: c.Name}
+	if c.Blocked {
+		f.Blocked = &c.Blocked
+	}
+	head := []string{"ID", "NAME", "NODE", "STATE", "OWNER", "ADDRESSES", "BLOCKED BY"}
+	return printList(g, api.VMs(ctx, f), head, func(v client.VM) []string {
+		return []string{v.ID, v.Name, place(&v), v.State, v.Owner, some(v.Addresses, 3), some(v.Blocks, 4)}
+	})
+}
+
+func place(v *client.VM) string {
+	if v.Destination != "" {
+		return v.Node + " -> " + v.Destination
+	}
+	return v.Node
+}
+
+// VMShowCmd shows one VM.
+type VMShowCmd struct {
+	VM string `arg:"" name:"vm" help:"VM id, or a name that only one VM has."`
+}
+
+// Run implements the command.
+func (c *VMShowCmd) Run(ctx context.Context, g *Globals) error {
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	v, err := api.VM(ctx, c.VM)
+	if err != nil {
+		return err
+	}
+	return g.printVM(&v)
+}
+
+func (g *Globals) printVM(v *client.VM) error {
+	if g.JSON() {
+		return g.PrintJSON(v)
+	}
+	g.printf("%s  %s  %s on %s\n", cell(v.ID), cell(v.Name), v.State, cell(place(v)))
+	g.printf("  owner      %s\n", cell(v.Owner))
+	g.printf("  addresses  %s\n", cell(strings.Join(v.Addresses, ", ")))
+	if len(v.Declared) > 0 {
+		g.printf("  declared   %s\n", cell(strings.Join(v.Declared, ", ")))
+	}
+	for _, n := range v.NICs {
+		g.printf("  nic        %s  %s  %s\n", n.MAC, cell(n.Tap), cell(strings.Join(n.Addresses, ", ")))
+	}
+	if s := v.Sighting; s != nil {
+		g.printf("  seen       %s on %s, %s (not committed yet)\n", cell(s.Phase), cell(s.Node), local(s.At))
+	}
+	if v.Blocked {
+		g.printf("  blocked    by %s\n", cell(strings.Join(v.Blocks, ", ")))
+	} else {
+		g.printf("  blocked    no\n")
+	}
+	return nil
+}
+
+// VMSetCmd changes what is declared of a VM; what is not named stays.
+type VMSetCmd struct {
+	VM          string   `arg:"" name:"vm" help:"VM id, or a name that only one VM has."`
+	Name        *string  `help:"New name."`
+	Owner       *string  `help:"Account."`
+	Address     []string `sep:"none" help:"Address or prefix routed to the VM; can be repeated. Replaces those declared before."`
+	NoAddresses bool     `help:"Declare no addresses."`
+	Create      bool     `help:"Declare a VM that no node has seen yet."`
+	Key         string   `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
+}
+
+// Run implements the command. It reads the VM and writes it back on the condition that nobody changed
+// it in between.
+func (c *VMSetCmd) Run(ctx context.Context, g *Globals) error {
+	if c.NoAddresses && len(c.Address) > 0 {
+		return usagef("--no-addresses and --address exclude each other")
+	}
+	api, err := g.Client()
+	if err != nil {
+		return err
+	}
+	v, err := api.VM(ctx, c.VM)
+	var p *client.Problem
+	if errors.As(err, &p) && p.Status == http.StatusNotFound && c.Create {
+		v, err = client.VM{ID: c.VM}, nil
+	}
+	if err != nil {
+		return err
+	}
+	body := client.VMRequest{Name: v.Name, Owner: v.Owner, Addresses: v.Declared}
+	if c.Name != nil {
+		body.Name = *c.Name
+	}
+	if c.Owner != nil {
+		body.Owner = *c.Owner
+	}
+	if c.NoAddresses || len(c.Address) > 0 {
+		body.Addresses = c.Address
+	}
+	if v, err = api.PutVM(ctx, v.ID, body, client.Write{Key: c.Key, IfMatch: v.Revision}); err != nil {
+		return err
+	}
+	return g.printVM(&v)
+}

@@ -1,0 +1,207 @@
+// Package apitest has a Backend of the API over one real state machine and scripted members, for tests of
+// whatever talks to the API.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// Fleet is a Backend over one real state machine: a write is applied at once. Members beside n1 are
+// scripted.
+type Fleet struct {
+	t     testing.TB
+	store *fsm.Store
+
+	mu         sync.Mutex // also the single writer of the store
+	index      uint64
+	proposed   []fsm.Command
+	FailWith   func(fsm.Command) error // before the command is applied
+	FailAfter  error                   // the command is applied and the answer lost
+	Peers      map[string]*Member
+	Sightings  map[string]fsm.Sighting
+	Standing   fsm.Status
+	StrongRead func(context.Context) (uint64, error)
+}
+
+// Member is one scripted peer.
+type Member struct {
+	fsm.Member
+	Down     bool              // refuses connections
+	Hangs    bool              // never answers
+	Fails    error             // of every call
+	Stuck    uint64            // the kernel does not get past this index, if not zero
+	Held     map[string]uint64 // block id to packets
+	Problem  string
+	Asked    int
+	LastAsk  fsm.Query
+	FailOnce error
+}
+
+func New(t testing.TB, others ...string) *Fleet {
+	f := &Fleet{t: t, store: fsm.NewStore(), Peers: map[string]*Member{}, Sightings: map[string]fsm.Sighting{}}
+	f.Standing = fsm.Status{Node: "n1", Leader: "n1", Quorum: true, Term: 3, CaughtUp: true}
+	f.Peers["n1"] = &Member{Member: fsm.Member{ID: "n1", Name: "one", Voter: true, Leader: true, Alive: true, Self: true}}
+	for _, id := range others {
+		f.Peers[id] = &Member{Member: fsm.Member{ID: id, Name: id, Voter: true, Alive: true, LastHeard: time.Now()}}
+	}
+	return f
+}
+
+func (f *Fleet) View() *fsm.View                { return f.store.View() }
+func (f *Fleet) Watch(from uint64) *fsm.Watcher { return f.store.Watch(from) }
+
+func (f *Fleet) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.proposed = append(f.proposed, c)
+	if f.FailWith != nil {
+		if err := f.FailWith(c); err != nil {
+			return fsm.Result{}, err
+		}
+	}
+	c.Time = time.Now()
+	data, err := fsm.MarshalCommand(c)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	f.index++
+	res, err := f.store.ApplyBatch([]fsm.Entry{{Index: f.index, Data: data}})
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	if f.FailAfter != nil {
+		return fsm.Result{}, f.FailAfter
+	}
+	return res[0], nil
+}
+
+func (f *Fleet) Ask(ctx context.Context, node string, q fsm.Query) (fsm.Report, error) {
+	for {
+		f.mu.Lock()
+		m, ok := f.Peers[node]
+		if !ok {
+			f.mu.Unlock()
+			return fsm.Report{}, fmt.Errorf("no member %s", node)
+		}
+		m.Asked++
+		m.LastAsk = q
+		r, ready, err := f.answer(m, q)
+		f.mu.Unlock()
+		if err != nil || ready {
+			return r, err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fsm.Report{}, ctx.Err()
+		}
+	}
+}
+
+func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err error) {
+	v := f.store.View()
+	switch {
+	case m.Down:
+		return r, false, fmt.Errorf("ask %s: %w", m.ID, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED})
+	case m.FailOnce != nil:
+		err, m.FailOnce = m.FailOnce, nil
+		return r, false, err
+	case m.Fails != nil:
+		return r, false, m.Fails
+	case m.Hangs:
+		return r, false, nil
+	}
+	r = fsm.Report{Node: m.ID, At: time.Now(), Applied: v.Index(), Enforced: v.Index(), Hash: v.Hash(), Version: "test", Problem: m.Problem, Blocks: map[string]fsm.BlockReport{}}
+	if m.Stuck != 0 {
+		r.Enforced = min(r.Enforced, m.Stuck)
+	}
+	if r.Enforced < q.WaitIndex {
+		return r, false, nil
+	}
+	for _, id := range q.Blocks {
+		if b, ok := v.Block(id); ok {
+			r.Blocks[id] = fsm.BlockReport{Enforced: r.Enforced >= b.Index, Index: r.Enforced, At: time.Now(), Packets: m.Held[id], Bytes: 100 * m.Held[id]}
+		}
+	}
+	return r, true, nil
+}
+
+func (f *Fleet) Members() []fsm.Member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []fsm.Member
+	for _, id := range slices.Sorted(maps.Keys(f.Peers)) {
+		out = append(out, f.Peers[id].Member)
+	}
+	return out
+}
+
+func (f *Fleet) Status() fsm.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st := f.Standing
+	st.Applied, st.CommitIndex = f.index, f.index
+	if st.LastContact.IsZero() && st.Quorum {
+		st.LastContact = time.Now()
+	}
+	return st
+}
+
+func (f *Fleet) ReadIndex(ctx context.Context) (uint64, error) {
+	if f.StrongRead != nil {
+		return f.StrongRead(ctx)
+	}
+	return f.View().Index(), nil
+}
+
+func (f *Fleet) Sighting(vm string) (fsm.Sighting, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok := f.Sightings[vm]
+	return s, ok
+}
+
+// Set changes the script.
+func (f *Fleet) Set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *Fleet) Proposals() []fsm.Command {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.proposed)
+}
+
+// Apply writes past the API.
+func (f *Fleet) Apply(op fsm.Op) fsm.Result {
+	f.t.Helper()
+	r, err := f.Propose(context.Background(), fsm.Command{Actor: "node:n1", Op: op})
+	if err != nil || r.Err != nil {
+		f.t.Fatalf("apply %T: %v, %v", op, err, r.Err)
+	}
+	return r
+}
+
+// RunVM makes a VM that runs on a node.
+func (f *Fleet) RunVM(id, name, node string, addrs ...string) {
+	f.t.Helper()
+	var as []netip.Addr
+	for _, a := range addrs {
+		as = append(as, netip.MustParseAddr(a))
+	}
+	f.Apply(fsm.ObserveVM{ID: id, Name: name, Kind: "netns", Node: node, Phase: fsm.PhaseRunning, Epoch: 1,
+		NICs: []fsm.NIC{{MAC: fsm.MAC{0x52, 0x54, 0, 1, 2, byte(len(id))}, Tap: "tap0", Addresses: as}}})
+}
