@@ -166,6 +166,11 @@ func (c *Config) validate() error {
 	if c.Node.ID == "" {
 		bad("node.id", "is missing; give this node a name that no other node has ever had")
 	}
+	for i, g := range c.Node.Guards {
+		if g != g.Masked() {
+			bad(fmt.Sprintf("node.guards[%d]", i), "%s has host bits set; the prefix would be %s", g, g.Masked())
+		}
+	}
 	if c.Cluster.KeyFile == "" {
 		bad("cluster.key_file", "is missing; make one with: openssl rand -hex 32 > cluster.key")
 	}

@@ -17,7 +17,6 @@ import (
 
 // kernel is what the enforcer needs of enforce/nft.
 type kernel interface {
-	Adopt(ctx context.Context) (nft.Held, error)
 	Apply(ctx context.Context, d enforce.Delta) error
 	Counters(ctx context.Context, els []enforce.Element) (map[enforce.Element]enforce.Counter, error)
 }
@@ -112,12 +111,9 @@ type batch struct {
 	reset  bool // the feed had a gap: compare everything
 }
 
-// Run enforces until ctx ends. The kernel keeps what it holds.
-func (e *enforcer) Run(ctx context.Context) error {
-	held, err := e.adopt(ctx)
-	if err != nil {
-		return err
-	}
+// Run enforces until ctx ends, starting from what the kernel was found to hold. The kernel keeps what
+// it has.
+func (e *enforcer) Run(ctx context.Context, held nft.Held) error {
 	ctx, cancel := context.WithCancel(ctx)
 	feed := make(chan batch)
 	var wg sync.WaitGroup
@@ -125,20 +121,6 @@ func (e *enforcer) Run(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	return e.loop(ctx, feed, held)
-}
-
-func (e *enforcer) adopt(ctx context.Context) (nft.Held, error) {
-	for wait := retryKernelMin; ; wait = min(2*wait, retryKernelMax) {
-		held, err := e.kernel.Adopt(ctx)
-		if err == nil {
-			e.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
-			return held, nil
-		}
-		e.fail("adopt", err)
-		if !sleep(ctx, wait) {
-			return nft.Held{}, ctx.Err()
-		}
-	}
 }
 
 // follow turns the blocking watcher into a channel. It never runs ahead: while the loop is busy, the

@@ -1,0 +1,261 @@
+// Package agent is one peer: the composition root of its rooms, and the loops between them, one loop
+// a file.
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/palisade/palisade/cluster"
+	"github.com/palisade/palisade/enforce/nft"
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi"
+	"github.com/palisade/palisade/inventory"
+	"github.com/palisade/palisade/inventory/libvirt"
+	"github.com/palisade/palisade/inventory/static"
+)
+
+// Agent is the peer on this node.
+type Agent struct {
+	cfg     Config
+	version string
+	log     *slog.Logger
+}
+
+// New checks what can be checked without starting anything. version is that of the build.
+func New(cfg Config, version string, log *slog.Logger) (*Agent, error) {
+	cfg.setDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &Agent{cfg: cfg, version: version, log: log.With("node", cfg.Node.ID)}, nil
+}
+
+// rooms are the parts of a running agent.
+type rooms struct {
+	store     *fsm.Store
+	kernel    *nft.Kernel
+	cluster   *cluster.Cluster
+	enforcer  *enforcer
+	observer  *observer // nil without an inventory
+	registrar *registrar
+	sightings *sightings
+	api       *httpapi.Server
+	tcp       []net.Listener
+	socket    net.Listener
+	caughtUp  chan struct{}
+}
+
+// errFatal ends Run when going on would risk the log. The kernel goes on enforcing.
+var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on enforcing")
+
+// Run is the agent's life. It returns when ctx ends or a part fails; the kernel keeps every rule. The
+// order of start: what the kernel holds is adopted before raft may vote or apply, the enforcer runs before the
+// first entry arrives, and the API answers last. Stop is the reverse.
+func (a *Agent) Run(ctx context.Context) error {
+	// The soft limit keeps an idle agent small; the state itself may grow beyond it.
+	debug.SetGCPercent(50)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r, held, err := a.wire(ctx, func(err error) { cancel(fmt.Errorf("%w: %w", errFatal, err)) })
+	if err != nil {
+		return err
+	}
+	defer r.kernel.Close()
+
+	// Each group ends before the one started before it.
+	groups := [][]part{
+		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}},
+		{{"cluster", r.cluster.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}},
+		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
+	}
+	if r.observer != nil {
+		groups[2] = append(groups[2], part{"inventory", r.observer.Run})
+	}
+	a.log.Info("agent runs", "version", a.version, "peers", len(a.cfg.Cluster.Peers), "socket", a.cfg.API.Socket)
+	err = runGroups(ctx, cancel, groups)
+	if cause := context.Cause(ctx); errors.Is(cause, errFatal) {
+		return cause
+	}
+	return err
+}
+
+// part is one long-lived function of the agent.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+// runGroups starts the groups in order and waits for ctx to end or for any part to return; then it
+// stops the groups in reverse order, each entirely before the next.
+func runGroups(ctx context.Context, cancel context.CancelCauseFunc, groups [][]part) error {
+	failed := make(chan error, 1)
+	var stops []func()
+	for _, g := range groups {
+		gctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		var wg sync.WaitGroup
+		for _, p := range g {
+			wg.Go(func() {
+				err := p.run(gctx)
+				if gctx.Err() == nil {
+					if err == nil {
+						err = errors.New("ended by itself")
+					}
+					select {
+					case failed <- fmt.Errorf("%s: %w", p.name, err):
+					default:
+					}
+				}
+			})
+		}
+		stops = append(stops, func() { stop(); wg.Wait() })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		cancel(err)
+	}
+	for i := len(stops) - 1; i >= 0; i-- {
+		stops[i]()
+	}
+	return err
+}
+
+func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft.Held, err error) {
+	r := &rooms{store: fsm.NewStore(), caughtUp: make(chan struct{}), sightings: newSightings()}
+	defer func() {
+		if err != nil {
+			r.release()
+		}
+	}()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	key, err := readKey(a.cfg.Cluster.KeyFile)
+	if err != nil {
+		return r, held, fmt.Errorf("cluster.key_file: %w", err)
+	}
+	if r.socket, err = listenSocket(a.cfg.API.Socket); err != nil {
+		return r, held, err
+	}
+	if r.tcp, err = listenAPI(a.cfg.API); err != nil {
+		return r, held, err
+	}
+	if r.kernel, err = nft.Open(nft.Options{Logger: a.log.With("room", "kernel")}); err != nil {
+		return r, held, fmt.Errorf("open nftables: %w", err)
+	}
+	if held, err = r.kernel.Adopt(ctx); err != nil {
+		return r, held, fmt.Errorf("adopt the kernel's rules: %w", err)
+	}
+	a.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
+	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
+	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
+		return r, held, err
+	}
+	driver, err := a.newDriver()
+	if err != nil {
+		return r, held, err
+	}
+	taps := func() map[string]bool { return nil }
+	if driver != nil {
+		r.observer = newObserver(a.log.With("room", "inventory"), a.cfg.Node.ID, r, driver)
+		taps = r.observer.taps
+	}
+	r.registrar = &registrar{
+		log: a.log.With("room", "registrar"), cfg: a.cfg, version: a.version,
+		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps,
+	}
+	r.api, err = httpapi.New(httpapi.Options{
+		Backend: r, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Logger: a.log.With("room", "api"), Version: a.version,
+	})
+	return r, held, err
+}
+
+func (r *rooms) release() {
+	closeAll(r.tcp)
+	if r.socket != nil {
+		_ = r.socket.Close()
+	}
+	if r.kernel != nil {
+		_ = r.kernel.Close()
+	}
+}
+
+func (a *Agent) newCluster(r *rooms, key []byte, known uint64, reg prometheus.Registerer, fatal func(error)) (*cluster.Cluster, error) {
+	id, err := cluster.SharedKeyIdentity(key, a.cfg.Node.ID)
+	if err != nil {
+		return nil, err
+	}
+	gossipKey, err := cluster.GossipKey(key)
+	if err != nil {
+		return nil, err
+	}
+	peers := make([]cluster.Peer, 0, len(a.cfg.Cluster.Peers))
+	for _, p := range a.cfg.Cluster.Peers {
+		peers = append(peers, cluster.Peer{ID: p.ID, Name: p.ID, Address: p.Address, GossipAddress: p.Gossip, Voter: true})
+	}
+	return cluster.New(cluster.Options{
+		ID: a.cfg.Node.ID, Version: a.version, Dir: filepath.Join(a.cfg.DataDir, "raft"),
+		Bind: a.cfg.Cluster.Listen, GossipBind: a.cfg.Cluster.Gossip, Peers: peers,
+		Identity: id, GossipKey: gossipKey,
+		Store: r.store, KnownIndex: known,
+		Answer:     func(ctx context.Context, q fsm.Query) (fsm.Report, error) { return a.answer(ctx, r, q) },
+		OnSighting: func(s fsm.Sighting) { r.sightings.put(r.store.View(), s) },
+		Fatal:      fatal, Logger: a.log.With("room", "cluster"), Registry: reg,
+	})
+}
+
+// newDriver returns nil when the node has no inventory.
+func (a *Agent) newDriver() (inventory.Driver, error) {
+	log := a.log.With("room", "inventory")
+	switch a.cfg.Inventory.Driver {
+	case "static":
+		return static.New(static.Options{Dir: a.cfg.Inventory.Static.Dir, Logger: log})
+	case "libvirt":
+		return libvirt.New(libvirt.Options{Socket: a.cfg.Inventory.Libvirt.Socket, Logger: log})
+	default:
+		return nil, nil //nolint:nilnil // no driver is a valid choice, and no error
+	}
+}
+
+func apiTokens(cfg []TokenConfig) []httpapi.Token {
+	out := make([]httpapi.Token, 0, len(cfg))
+	for _, t := range cfg {
+		tok := httpapi.Token{Name: t.Name, Scope: httpapi.Scope(t.Scope)}
+		// validate has seen that it is 32 bytes of hex.
+		_, _ = hex.Decode(tok.SHA256[:], []byte(t.SHA256))
+		out = append(out, tok)
+	}
+	return out
+}
+
+// catchUp closes r.caughtUp once this node's state is at least as new as everything that was committed
+// when it started. From then on the enforcer may remove, and the observer may claim.
+func (a *Agent) catchUp(ctx context.Context, r *rooms) error {
+	const pause = 200 * time.Millisecond
+	for {
+		index, err := r.cluster.ReadIndex(ctx)
+		if err == nil {
+			a.log.Info("caught up with the fleet", "index", index)
+			close(r.caughtUp)
+			<-ctx.Done()
+			return nil
+		}
+		if !sleep(ctx, pause) {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi"
+)
+
+var _ httpapi.Backend = (*rooms)(nil)
+
+func (r *rooms) View() *fsm.View                { return r.store.View() }
+func (r *rooms) Watch(from uint64) *fsm.Watcher { return r.store.Watch(from) }
+func (r *rooms) Members() []fsm.Member          { return r.cluster.Members() }
+func (r *rooms) Status() fsm.Status             { return r.cluster.Status() }
+
+func (r *rooms) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	return r.cluster.Propose(ctx, c)
+}
+
+func (r *rooms) Ask(ctx context.Context, node string, q fsm.Query) (fsm.Report, error) {
+	return r.cluster.Ask(ctx, node, q)
+}
+
+func (r *rooms) ReadIndex(ctx context.Context) (uint64, error) { return r.cluster.ReadIndex(ctx) }
+
+func (r *rooms) Sighting(vm string) (fsm.Sighting, bool) { return r.sightings.get(r.store.View(), vm) }
+
+// answer is this node's own report, for itself and for its peers.
+func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, error) {
+	if q.WaitIndex != 0 {
+		// A deadline that passes is no failure: the report says how far the kernel is.
+		_ = r.enforcer.WaitEnforced(ctx, q.WaitIndex)
+	}
+	view := r.store.View()
+	rep := fsm.Report{
+		Node: a.cfg.Node.ID, At: time.Now(), Applied: view.Index(), Hash: view.Hash(), Version: a.version,
+	}
+	rep.Enforced, rep.Problem = r.enforcer.Standing()
+	if err := r.store.Halted(); err != nil {
+		rep.Problem = err.Error()
+	}
+	if len(q.Blocks) == 0 {
+		return rep, nil
+	}
+	rep.Blocks = make(map[string]fsm.BlockReport, min(len(q.Blocks), fsm.MaxQueryBlocks))
+	for _, id := range q.Blocks[:min(len(q.Blocks), fsm.MaxQueryBlocks)] {
+		b, ok := view.Block(id)
+		if !ok {
+			continue
+		}
+		// Without counters the receipt still stands: it is about what is held, not what was dropped.
+		br, err := r.enforcer.Receipt(context.WithoutCancel(ctx), b)
+		if err != nil {
+			a.log.Warn("can't read the counters of a block", "block", id, "err", err)
+		}
+		rep.Blocks[id] = br
+	}
+	return rep, nil
+}
+
+// sightings keeps what gossip says of VMs until the log says it too.
+type sightings struct {
+	mu sync.Mutex
+	vm map[string]fsm.Sighting
+}
+
+// maxSightings bounds the hints kept; each is dropped as soon as a commit has caught up with it.
+const maxSightings = 10_000
+
+func newSightings() *sightings { return &sightings{vm: map[string]fsm.Sighting{}} }
+
+func (s *sightings) put(view *fsm.View, seen fsm.Sighting) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, ok := s.vm[seen.VM]; ok && old.Epoch > seen.Epoch {
+		return
+	}
+	if len(s.vm) >= maxSightings {
+		for id, old := range s.vm {
+			if known(view, old) {
+				delete(s.vm, id)
+			}
+		}
+	}
+	if len(s.vm) < maxSightings && !known(view, seen) {
+		s.vm[seen.VM] = seen
+	}
+}
+
+// get returns a sighting that is newer than the registry.
+func (s *sightings) get(view *fsm.View, vm string) (fsm.Sighting, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen, ok := s.vm[vm]
+	if ok && known(view, seen) {
+		delete(s.vm, vm)
+		return fsm.Sighting{}, false
+	}
+	return seen, ok
+}
+
+// known says that the registry is as new as the sighting.
+func known(view *fsm.View, s fsm.Sighting) bool {
+	vm, ok := view.VM(s.VM)
+	if !ok || vm.Epoch < s.Epoch {
+		return false
+	}
+	// At the same epoch, a VM in flight may have been seen to arrive.
+	return vm.Epoch > s.Epoch || s.Phase != fsm.PhaseRunning || vm.Node == s.Node
+}

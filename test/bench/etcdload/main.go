@@ -1,0 +1,72 @@
+// Command etcdload puts values into an etcd cluster as fast as a number of writers can, and prints
+// the committed puts per second. It is a module of its own so that etcd's client stays out of
+// Palisade's dependencies.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func main() {
+	endpoints := flag.String("endpoints", "", "comma separated client URLs; the writers are spread over them")
+	writers := flag.Int("writers", 64, "concurrent writers")
+	size := flag.Int("size", 200, "bytes in a value")
+	duration := flag.Duration("duration", 10*time.Second, "how long to write")
+	flag.Parse()
+	if err := run(strings.Split(*endpoints, ","), *writers, *size, *duration); err != nil {
+		fmt.Fprintln(os.Stderr, "etcdload:", err)
+		os.Exit(1)
+	}
+}
+
+func run(endpoints []string, writers, size int, duration time.Duration) error {
+	clients := make([]*clientv3.Client, len(endpoints))
+	for i, e := range endpoints {
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e}, DialTimeout: 5 * time.Second})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		clients[i] = c
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), duration)
+	defer cancel()
+	var (
+		wg    sync.WaitGroup
+		done  atomic.Int64
+		fault atomic.Pointer[error]
+		value = strings.Repeat("x", size)
+		start = time.Now()
+	)
+	for w := range writers {
+		wg.Go(func() {
+			c := clients[w%len(clients)]
+			for i := 0; ctx.Err() == nil; i++ {
+				_, err := c.Put(ctx, fmt.Sprintf("block/%d/%d", w, i), value)
+				if err != nil {
+					if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+						fault.Store(&err)
+					}
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if err := fault.Load(); err != nil {
+		return *err
+	}
+	fmt.Printf("%.0f\n", float64(done.Load())/time.Since(start).Seconds())
+	return nil
+}

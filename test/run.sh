@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The whole suite, in stages, as root. A stage that fails does not stop the ones after it; the end says
+# what passed. Nothing is skipped: what a stage needs, deploy/install-deps.sh has installed.
+#
+#   test/run.sh            all stages
+#   test/run.sh fleet      one of: lint generated unit race kernel fuzz fleet qemu
+set -uo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "test: run as root: the suite makes network namespaces and nftables rules" >&2; exit 2; }
+
+export PALISADE_BINARY=$PWD/bin/palisade
+gotestsum="go run gotest.tools/gotestsum@v1.13.0 --format pkgname --hide-summary=skipped --"
+# Packages that need no kernel of their own; the rest makes namespaces.
+pure="./fsm/... ./enforce ./cluster/... ./httpapi/... ./inventory/... ./agent/... ./cmd/... ./internal/..."
+passed=() failed=()
+
+stage() { # NAME COMMAND...
+	local name=$1 start=$SECONDS
+	shift
+	[ -z "${only:-}" ] || [ "$only" = "$name" ] || return 0
+	printf '\n== %s\n' "$name"
+	if "$@"; then passed+=("$name ($((SECONDS - start)) s)"); else failed+=("$name"); fi
+}
+
+unit() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 10m $pure; }
+race() { CGO_ENABLED=1 $gotestsum -tags hashicorpmetrics -count=1 -race -short -timeout 15m ./fsm/... ./enforce ./cluster/... ./httpapi/... ./agent/...; }
+kernel() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 10m ./enforce/nft/... ./deploy/...; }
+fleet() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test; }
+qemu() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/qemu; }
+
+generated() { # the committed generated files are what their sources give
+	go generate ./... && git diff --exit-code -- '*.pb.go' docs/openapi.json &&
+		test -z "$(gofmt -l $(git ls-files '*.go'))"
+}
+
+only=${1:-}
+stage lint make --no-print-directory lint
+stage generated generated
+stage unit unit
+stage race race
+stage kernel kernel
+stage fuzz test/fuzz.sh 5s
+stage fleet fleet
+stage qemu qemu
+
+printf '\n'
+for s in "${passed[@]}"; do echo "passed: $s"; done
+for s in "${failed[@]}"; do echo "FAILED: $s"; done
+echo "${#passed[@]} passed, ${#failed[@]} failed"
+[ "${#failed[@]}" = 0 ] && [ "${#passed[@]}" -gt 0 ]
