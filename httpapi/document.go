@@ -24,9 +24,12 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 		op.Security = []map[string][]string{{"token": {}}}
 		op.Description = strings.TrimSpace(op.Description + "\n\nScope: " + string(rt.scope) + ".")
 	}
-	codes = append(codes, wire.CodeInvalid)
-	if op.Method != http.MethodGet {
+	codes = append(codes, wire.CodeInvalid, wire.CodeInternal)
+	switch {
+	case op.Method != http.MethodGet:
 		codes = append(codes, wire.CodeKeyUsed, wire.CodeNoQuorum, wire.CodeUnknownOutcome)
+	case rt.scope == ScopeViewer && !rt.stream: // a strong read
+		codes = append(codes, wire.CodeNoQuorum)
 	}
 	if op.Method == http.MethodPost || op.Method == http.MethodPut {
 		codes = append(codes, wire.CodeMalformedJSON, wire.CodeTooLarge, wire.CodeMediaType, wire.CodeRequestTimeout)
@@ -60,6 +63,12 @@ func document(o *huma.OpenAPI) ([]byte, error) {
 	// huma registers its own error model, which no answer uses.
 	delete(o.Components.Schemas.Map(), "ErrorModel")
 	delete(o.Components.Schemas.Map(), "ErrorDetail")
+	for name, schema := range o.Components.Schemas.Map() {
+		// Answers may get more fields; a client that is made from the document must let them pass.
+		if !strings.HasSuffix(name, "Request") && name != "Target" {
+			schema.AdditionalProperties = nil
+		}
+	}
 	for path, wait := range map[string]string{"/v1/blocks": "post", "/v1/blocks/{id}": "delete"} {
 		op := o.Paths[path].Post
 		if wait == "delete" {

@@ -103,7 +103,7 @@ func (s *Server) Serve(ctx context.Context, tcp []net.Listener, unixSocket net.L
 	case err = <-failed:
 		err = fmt.Errorf("httpapi: %w", err)
 	}
-	s.once.Do(func() { close(s.closing) })
+	s.shut()
 	grace, stop := context.WithTimeout(base, s.opts.ShutdownTimeout)
 	defer stop()
 	if serr := srv.Shutdown(grace); serr != nil {
@@ -118,6 +118,9 @@ func (s *Server) Serve(ctx context.Context, tcp []net.Listener, unixSocket net.L
 	s.asks.Wait()
 	return err
 }
+
+// shut ends streams and waits.
+func (s *Server) shut() { s.once.Do(func() { close(s.closing) }) }
 
 // countConn keeps strangers from using up the process's file descriptors, which raft and the kernel
 // driver need too. The Unix socket is not counted: the local administrator can always get in.
