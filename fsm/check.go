@@ -135,6 +135,19 @@ func quote(s string) string {
 	return strconv.QuoteToASCII(s)
 }
 
+// oneLine cuts a note to what fits in a message.
+func oneLine(s string) string {
+	const most = 100
+	line, _, more := strings.Cut(s, "\n")
+	if len(line) > most {
+		line, more = strings.ToValidUTF8(line[:most], ""), true
+	}
+	if more {
+		line += "..."
+	}
+	return line
+}
+
 // first returns the first refusal; checks are listed in the order of the fields.
 func first(errs ...*Error) *Error {
 	if i := slices.IndexFunc(errs, func(e *Error) bool { return e != nil }); i >= 0 {

@@ -61,6 +61,15 @@ const (
 // and Node is the VM's Node or Destination; else it is stale: nothing changes, and the Result says so
 // with CodeStale. An incoming VM keeps running on its old node until the new one reports it running;
 // gone or stopped from the destination ends the flight and leaves the VM where it was.
+//
+// The old node's own reports at the same epoch do not end a flight; a claim (a higher epoch) does.
+// Gone or stopped from a node that neither holds nor expects a VM that is running or in flight is
+// stale whatever its epoch: a definition left behind must not stop the VM elsewhere. Taps are kept only
+// while the VM runs, and while it is in flight they are those of the old node.
+//
+// What a guest can choose is never a reason for a refusal, as that would leave the VM unknown: of the
+// name, what is not printable becomes U+FFFD and what is too long is cut; NIC addresses beyond
+// MaxVMAddresses are left out; a multicast or broadcast MAC becomes zero.
 type ObserveVM struct {
 	ID    string
 	Name  string
@@ -68,10 +77,10 @@ type ObserveVM struct {
 	Node  string
 	Phase Phase
 	NICs  []NIC
-	Epoch uint64
+	Epoch uint64 // at least 1
 }
 
-// PutNode registers a node or replaces what it says of itself.
+// PutNode registers a node or replaces what it says of itself. Its Revision is ignored.
 type PutNode struct{ Node Node }
 
 // PutGuard creates or replaces a guard. It is refused with CodeConflict if an active block holds
@@ -85,7 +94,7 @@ type PutGuard struct {
 type DeleteGuard struct{ Prefix netip.Prefix }
 
 // Batch applies several ops in order under one log entry, each with its own result; a refused op
-// does not stop the ones after it. Batches do not nest.
+// does not stop the ones after it. Batches do not nest and hold 1 to MaxBatchOps ops.
 type Batch struct{ Ops []Op }
 
 func (AddBlock) isOp()    {}

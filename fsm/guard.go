@@ -105,7 +105,7 @@ func (g *guardSet) refuse(field string, p netip.Prefix) *Error {
 		return nil
 	}
 	return &Error{CodeGuardConflict, field,
-		fmt.Sprintf("%s overlaps %s, which can never be blocked (%s)", p, hit.Prefix, hit.Why)}
+		fmt.Sprintf("%s overlaps %s, which can never be blocked (%s)", p, hit.Prefix, oneLine(hit.Why))}
 }
 
 // GuardedPrefixes returns every prefix that can't be blocked, with who says so: built-in, of the

@@ -228,7 +228,8 @@ func (b *rebuild) event() error {
 	e.Block = b.shareBlock(e.Block)
 	e.VM = b.shareVM(e.VM)
 	a := &b.applier
-	after := a.eventsAfter + 1
+	// The oldest entry may have kept only the last of its events, so its index is still allowed.
+	after := a.eventsAfter
 	if len(a.events) > 0 {
 		after = a.events[len(a.events)-1].Index
 	}

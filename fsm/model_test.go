@@ -1,0 +1,340 @@
+package fsm
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+	"time"
+)
+
+// model is the state machine as plain maps and scans: slow, and too simple to be wrong in the ways
+// in which the real one could be.
+type model struct {
+	limits  limits
+	index   uint64
+	time    time.Time
+	actor   string
+	nodes   map[string]Node
+	vms     map[string]VM
+	guards  map[netip.Prefix]Guard
+	blocks  []Block // by number; forgotten ones are gone
+	created int
+	lifts   []string // ids in the order of forgetting
+	events  []Event
+	after   uint64
+	results map[[2]string]modelResult
+	keys    [][2]string // oldest first
+}
+
+type modelResult struct {
+	op     string // encoded
+	result Result
+}
+
+func newModel(l limits) *model {
+	return &model{
+		limits: l, nodes: map[string]Node{}, vms: map[string]VM{}, guards: map[netip.Prefix]Guard{},
+		results: map[[2]string]modelResult{},
+	}
+}
+
+func (m *model) apply(index uint64, c Command) Result {
+	m.index, m.actor = index, c.Actor
+	if c.Time.After(m.time) {
+		m.time = c.Time.UTC()
+	}
+	if c.Key == "" {
+		return m.op(c.Op)
+	}
+	encoded, err := MarshalCommand(Command{Op: c.Op})
+	if err != nil {
+		panic(err)
+	}
+	id := [2]string{c.Actor, c.Key}
+	if known, ok := m.results[id]; ok {
+		if known.op != string(encoded) {
+			return Result{Index: index, Err: &Error{Code: CodeKeyReused, Field: "key"}}
+		}
+		r := known.result
+		r.Replayed = true
+		return r
+	}
+	r := m.op(c.Op)
+	m.results[id] = modelResult{string(encoded), r}
+	m.keys = append(m.keys, id)
+	if len(m.keys) > m.limits.results {
+		delete(m.results, m.keys[0])
+		m.keys = m.keys[1:]
+	}
+	return r
+}
+
+func (m *model) op(op Op) Result {
+	r := Result{Index: m.index}
+	no := func(code Code, field string) Result {
+		r.Err = &Error{Code: code, Field: field}
+		return r
+	}
+	switch op := op.(type) {
+	case Batch:
+		for _, item := range op.Ops {
+			r.Items = append(r.Items, m.op(item))
+		}
+	case AddBlock:
+		target := op.Target
+		if op.Target.VM != "" {
+			ids := m.resolve(op.Target.VM)
+			switch {
+			case len(ids) == 0:
+				return no(CodeNotFound, "target.vm")
+			case len(ids) > 1:
+				return no(CodeAmbiguous, "target.vm")
+			}
+			target = Target{VM: ids[0]}
+		} else if m.guarded(op.Target.Prefix) {
+			return no(CodeGuardConflict, "target.prefix")
+		}
+		m.created++
+		b := Block{
+			ID: FormatBlockID(uint64(m.created)), Target: target, Kind: Drop, Direction: Both,
+			Reason: op.Reason, Note: op.Note, Actor: m.actor, State: BlockActive, CreatedAt: m.time,
+			Index: m.index, Revision: m.index,
+		}
+		m.blocks = append(m.blocks, b)
+		m.emit(Event{Type: EventBlockAdded, Block: &b})
+		r.Block = &b
+	case LiftBlock:
+		i := slices.IndexFunc(m.blocks, func(b Block) bool { return b.ID == op.ID })
+		switch {
+		case i < 0:
+			return no(CodeNotFound, "id")
+		case m.blocks[i].State == BlockLifted:
+			return no(CodeConflict, "id")
+		case op.IfRevision != 0 && op.IfRevision != m.blocks[i].Revision:
+			return no(CodeRevision, "if_revision")
+		}
+		b := m.blocks[i]
+		b.State, b.LiftedAt, b.LiftedBy, b.Index, b.Revision = BlockLifted, m.time, m.actor, m.index, m.index
+		m.blocks[i] = b
+		m.emit(Event{Type: EventBlockLifted, Block: &b})
+		m.forget()
+		r.Block = &b
+	case DeclareVM:
+		for _, p := range op.Addresses {
+			if m.guarded(p) {
+				return no(CodeGuardConflict, "addresses")
+			}
+		}
+		was, known := m.vms[op.ID]
+		if op.IfRevision != 0 && op.IfRevision != was.Revision {
+			return no(CodeRevision, "if_revision")
+		}
+		vm := was
+		if !known {
+			vm = VM{ID: op.ID, State: VMDeclared}
+		}
+		if op.Name != "" {
+			vm.Name = op.Name
+		}
+		vm.Owner, vm.Declared = op.Owner, sortedSet(op.Addresses, comparePrefix)
+		r.VM = m.putVM(was, vm, known, EventVMDeclared)
+	case ObserveVM:
+		return m.observe(op)
+	case PutNode:
+		n := op.Node
+		n.Revision = m.nodes[n.ID].Revision
+		was, known := m.nodes[n.ID]
+		if !known || !equalNodes(&was, &n) {
+			n.Revision = m.index
+			m.nodes[n.ID] = n
+			m.emit(Event{Type: EventNodeChanged, Node: &n})
+		}
+		r.Node = &n
+	case PutGuard:
+		for _, b := range m.blocks {
+			if b.State == BlockActive && b.Target.VM == "" && inside(b.Target.Prefix, op.Prefix) {
+				return no(CodeConflict, "prefix")
+			}
+		}
+		g, known := m.guards[op.Prefix]
+		if !known || g.Note != op.Note {
+			g = Guard{op.Prefix, op.Note, m.actor, m.index}
+			m.guards[op.Prefix] = g
+			m.emit(Event{Type: EventGuardAdded, Guard: &g})
+		}
+		r.Guard = &g
+	case DeleteGuard:
+		g, known := m.guards[op.Prefix]
+		if !known {
+			return no(CodeNotFound, "prefix")
+		}
+		delete(m.guards, op.Prefix)
+		m.emit(Event{Type: EventGuardRemoved, Guard: &g})
+		r.Guard = &g
+	}
+	return r
+}
+
+// observe is the table of what a report of a VM means. Only what it says of the place is modelled;
+// taps and NICs are those of the report while the VM runs.
+func (m *model) observe(op ObserveVM) Result {
+	r := Result{Index: m.index}
+	no := func(code Code, field string) Result {
+		r.Err = &Error{Code: code, Field: field}
+		return r
+	}
+	was, known := m.vms[op.ID]
+	here, there := op.Node == was.Node, op.Node == was.Destination
+	ends := op.Phase == PhaseGone || op.Phase == PhaseStopped
+	alive := was.State == VMRunning || was.State == VMMigrating
+	flying := was.State == VMMigrating
+	claim := op.Epoch > was.Epoch
+	switch {
+	case op.Epoch == 0:
+		return no(CodeInvalid, "epoch")
+	case !known && op.Phase == PhaseGone:
+		return no(CodeNotFound, "id")
+	case op.Epoch < was.Epoch, !claim && !here && !there, ends && alive && !here && !there:
+		return no(CodeStale, "epoch")
+	}
+	vm := was
+	if !known {
+		vm = VM{ID: op.ID, State: VMDeclared}
+	}
+	if op.Name != "" {
+		vm.Name = op.Name
+	}
+	vm.Kind, vm.Epoch = op.Kind, op.Epoch
+	event := EventVMObserved
+	switch {
+	case op.Phase == PhaseRunning && flying && here && !claim:
+		vm.NICs = op.NICs
+	case op.Phase == PhaseRunning:
+		vm.NICs, vm.Node, vm.Destination, vm.State = op.NICs, op.Node, "", VMRunning
+		if was.Node != "" && !here {
+			event = EventVMMoved
+		}
+	case op.Phase == PhaseIncoming:
+		for _, n := range op.NICs {
+			if !slices.ContainsFunc(was.NICs, func(k NIC) bool { return k.MAC == n.MAC }) {
+				n.Tap = ""
+				vm.NICs = append(slices.Clone(vm.NICs), n)
+			}
+		}
+		sort.Slice(vm.NICs, func(i, j int) bool { return compareNIC(vm.NICs[i], vm.NICs[j]) < 0 })
+		if !here {
+			vm.Destination, vm.State = op.Node, VMMigrating
+			if !there {
+				event = EventVMMigrating
+			}
+		}
+	case flying && there && was.Node == "":
+		vm.Destination, vm.State = "", VMDeclared
+	case flying && there:
+		vm.Destination, vm.State = "", VMRunning
+	case flying && here && !claim:
+	case op.Phase == PhaseGone && !here:
+	default:
+		if len(op.NICs) > 0 {
+			vm.NICs = op.NICs
+		}
+		vm.NICs = slices.Clone(vm.NICs)
+		for i := range vm.NICs {
+			vm.NICs[i].Tap = ""
+		}
+		vm.Node, vm.Destination, vm.State = op.Node, "", VMStopped
+		if was.Node != "" && !here {
+			event = EventVMMoved
+		}
+	}
+	r.VM = m.putVM(was, vm, known, event)
+	return r
+}
+
+func (m *model) putVM(was, vm VM, known bool, event EventType) *VM {
+	if !known || !equalVMs(&was, &vm) {
+		vm.Revision = m.index
+		m.vms[vm.ID] = vm
+		m.emit(Event{Type: event, VM: &vm})
+	}
+	return &vm
+}
+
+func (m *model) forget() {
+	var lifted []Block
+	for _, b := range m.blocks {
+		if b.State == BlockLifted {
+			lifted = append(lifted, b)
+		}
+	}
+	if len(lifted) <= m.limits.lifted {
+		return
+	}
+	sort.SliceStable(lifted, func(i, j int) bool { return lifted[i].Index < lifted[j].Index })
+	oldest := lifted[0]
+	m.blocks = slices.DeleteFunc(m.blocks, func(b Block) bool { return b.ID == oldest.ID })
+	m.emit(Event{Type: EventBlockForgotten, Block: &oldest})
+}
+
+func (m *model) emit(e Event) {
+	e.Index, e.Time, e.Actor = m.index, m.time, m.actor
+	m.events = append(m.events, e)
+	if len(m.events) > m.limits.events {
+		m.after = m.events[0].Index
+		m.events = m.events[1:]
+	}
+}
+
+func (m *model) resolve(ref string) []string {
+	if _, ok := m.vms[ref]; ok {
+		return []string{ref}
+	}
+	var ids []string
+	for id, vm := range m.vms {
+		if vm.Name == ref {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (m *model) guardedPrefixes() []netip.Prefix {
+	var all []netip.Prefix
+	for _, g := range BuiltinGuards() {
+		all = append(all, g.Prefix)
+	}
+	for _, n := range m.nodes {
+		for _, a := range append(slices.Clone(n.Addresses), n.Gateways...) {
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+		all = append(all, n.Guards...)
+	}
+	for p := range m.guards {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, comparePrefix)
+	return all
+}
+
+func (m *model) guarded(p netip.Prefix) bool {
+	return slices.ContainsFunc(m.guardedPrefixes(), p.Overlaps)
+}
+
+func (m *model) holding(vm VM) []Block {
+	var out []Block
+	for _, b := range m.blocks {
+		if b.State != BlockActive {
+			continue
+		}
+		holds := b.Target.VM == vm.ID
+		for _, p := range vm.AllAddresses() {
+			holds = holds || b.Target.VM == "" && b.Target.Prefix.Overlaps(p)
+		}
+		if holds {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+func inside(p, of netip.Prefix) bool { return of.Contains(p.Addr()) && p.Bits() >= of.Bits() }
