@@ -352,12 +352,17 @@ func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[
 	if err != nil {
 		return nil, err
 	}
-	if _, err := k.connected(); err != nil {
-		return nil, err
-	}
-	answers, err := k.wire.get(ctx, k.opts.Table, k.queries(nil, asked))
+	var answers []answer
+	err = k.twice(ctx, func() error {
+		w, err := k.connected()
+		if err != nil {
+			return err
+		}
+		answers, err = w.get(ctx, k.opts.Table, k.queries(nil, asked))
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read counters: %w", k.failed(err))
+		return nil, fmt.Errorf("read counters: %w", err)
 	}
 	counters := make(map[enforce.Element]enforce.Counter, len(elements))
 	for _, c := range asked {

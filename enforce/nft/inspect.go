@@ -216,8 +216,10 @@ func (f family) bit() uint8 {
 // settle decides what becomes of one set, which must hold the keys.
 func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys map[key]uint8, size uint32) {
 	if len(keys) == 0 && id.base.masked() {
-		in.problem("set %s %s is empty", id.family, c.name)
-		in.drop = append(in.drop, setName{id.family, c.name})
+		if found {
+			in.problem("set %s %s is empty", id.family, c.name)
+			in.drop = append(in.drop, setName{id.family, c.name})
+		}
 		return
 	}
 	live := &liveSet{name: c.name, generation: c.generation, count: len(keys)}

@@ -159,6 +159,23 @@ func (k *Kernel) failed(err error) error {
 	return err
 }
 
+// twice tries again, over a new connection, what changes nothing if it is done once more.
+func (k *Kernel) twice(ctx context.Context, try func() error) error {
+	err := try()
+	if err == nil {
+		return nil
+	}
+	err = k.failed(err)
+	if ctx.Err() != nil {
+		return err
+	}
+	k.opts.Logger.WarnContext(ctx, "an exchange with nftables failed, trying again", "error", err)
+	if again := try(); again != nil {
+		return errors.Join(k.failed(again), err)
+	}
+	return nil
+}
+
 // Held is what a kernel was found to hold.
 type Held struct {
 	Index    uint64 // the log index that it stands for, 0 if none is recorded
@@ -173,9 +190,13 @@ type Held struct {
 func (k *Kernel) Adopt(ctx context.Context) (Held, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	intact, err := k.load(ctx)
+	var intact bool
+	err := k.twice(ctx, func() (err error) {
+		intact, err = k.load(ctx)
+		return err
+	})
 	if err != nil {
-		return Held{}, fmt.Errorf("adopt the kernel: %w", k.failed(err))
+		return Held{}, fmt.Errorf("adopt the kernel: %w", err)
 	}
 	k.adopted, k.want = true, nil
 	return Held{Index: k.index, Elements: maps.Clone(k.shadow), Intact: intact}, nil

@@ -184,9 +184,13 @@ func (k *Kernel) Verify(ctx context.Context) (Difference, error) {
 	if !k.adopted {
 		return Difference{}, ErrNotAdopted
 	}
-	in, err := k.inspect(ctx)
+	var in inspection
+	err := k.twice(ctx, func() (err error) {
+		in, err = k.inspect(ctx)
+		return err
+	})
 	if err != nil {
-		return Difference{}, fmt.Errorf("verify the kernel: %w", k.failed(err))
+		return Difference{}, fmt.Errorf("verify the kernel: %w", err)
 	}
 	want := k.want
 	if want == nil {
