@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
@@ -73,6 +74,11 @@ func (s *Server) guarded(needed Scope, rm *routeMetrics, next http.HandlerFunc) 
 				h.Set("WWW-Authenticate", `Bearer realm="palisade"`)
 			}
 			writeProblem(rec, p)
+			return
+		}
+		if !utf8.ValidString(r.URL.Path) {
+			// What the path names goes into commands, which hold only text.
+			writeProblem(rec, fieldProblem("path", nil, "the path is not valid UTF-8"))
 			return
 		}
 		ctx := context.WithValue(r.Context(), callKey{}, &call{caller: c, w: rec})
