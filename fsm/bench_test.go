@@ -155,4 +155,7 @@ func BenchmarkMemory(b *testing.B) {
 
 type countingWriter int64
 
-func (w *countingWriter) Write(b []byte) (int, error) { *w += countingWriter(len(b)); return len(b), nil }
+func (w *countingWriter) Write(b []byte) (int, error) {
+	*w += countingWriter(len(b))
+	return len(b), nil
+}

@@ -24,7 +24,7 @@ const (
 // WriteSnapshot streams the state. It never blocks the writer and is deterministic: equal states give
 // equal bytes. It holds one record in memory at a time. Errors are those of w.
 func (v *View) WriteSnapshot(w io.Writer) error {
-	out := recordWriter{w: bufio.NewWriterSize(w, snapshotIOBytes), hash: sha256.New()}
+	out := newRecordWriter(w)
 	out.write([]byte(snapshotMagic))
 	header := headerRecord(&v.state)
 	header.GetHeader().Version = snapshotVersion
@@ -53,10 +53,7 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	out.record(&fsmpb.Record{Record: &fsmpb.Record_Trailer{Trailer: &fsmpb.Trailer{
 		StateHash: state[:], StreamHash: out.hash.Sum(nil),
 	}}})
-	if out.err != nil {
-		return fmt.Errorf("write snapshot: %w", out.err)
-	}
-	if err := out.w.Flush(); err != nil {
+	if err := out.flush(); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
 	return nil
@@ -71,6 +68,10 @@ type recordWriter struct {
 	hash hash.Hash // of everything written
 	buf  []byte
 	err  error
+}
+
+func newRecordWriter(w io.Writer) *recordWriter {
+	return &recordWriter{w: bufio.NewWriterSize(w, snapshotIOBytes), hash: sha256.New()}
 }
 
 func (w *recordWriter) record(r *fsmpb.Record) {
@@ -92,4 +93,12 @@ func (w *recordWriter) write(b []byte) {
 	}
 	w.hash.Write(b) // never fails
 	_, w.err = w.w.Write(b)
+}
+
+// flush ends the writing and returns the first error.
+func (w *recordWriter) flush() error {
+	if w.err != nil {
+		return w.err
+	}
+	return w.w.Flush()
 }

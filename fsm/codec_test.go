@@ -1,0 +1,157 @@
+package fsm
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+)
+
+func TestCommandsSurviveTheLog(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String()
+		want := Command{
+			Time:  time.Unix(0, rapid.Int64Range(1, 1<<62).Draw(t, "time")).UTC(),
+			Actor: text.Draw(t, "actor"), Key: text.Draw(t, "key"), Op: genAnyOp(false).Draw(t, "op"),
+		}
+		data, err := MarshalCommand(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := UnmarshalCommand(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("(-written +read)\n%s", diff)
+		}
+		again, err := MarshalCommand(got)
+		if err != nil || !bytes.Equal(again, data) {
+			t.Fatalf("encoded to other bytes the second time: %v", err)
+		}
+	})
+}
+
+func genAnyOp(nested bool) *rapid.Generator[Op] {
+	text, number := rapid.String(), rapid.Uint64()
+	anyAddr := rapid.Custom(func(t *rapid.T) netip.Addr {
+		if rapid.Bool().Draw(t, "v4") {
+			return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr")))
+		}
+		return netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "addr"))).Unmap()
+	})
+	anyPrefix := rapid.Custom(func(t *rapid.T) netip.Prefix {
+		a := anyAddr.Draw(t, "addr")
+		return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")) // host bits and all
+	})
+	prefixes := rapid.SliceOfN(anyPrefix, 0, 3)
+	addrs := rapid.SliceOfN(anyAddr, 0, 3)
+	mac := rapid.Custom(func(t *rapid.T) MAC { return MAC(rapid.SliceOfN(rapid.Byte(), 6, 6).Draw(t, "mac")) })
+	nic := rapid.Custom(func(t *rapid.T) NIC {
+		return NIC{mac.Draw(t, "mac"), text.Draw(t, "tap"), addrs.Draw(t, "addresses")}
+	})
+	return rapid.Custom(func(t *rapid.T) Op {
+		most := 7
+		if nested {
+			most = 6
+		}
+		switch rapid.IntRange(0, most).Draw(t, "op") {
+		case 0:
+			return AddBlock{
+				Target:    Target{text.Draw(t, "vm"), anyPrefix.Draw(t, "prefix")},
+				Kind:      rapid.SampledFrom([]Kind{"", Drop}).Draw(t, "kind"),
+				Direction: rapid.SampledFrom([]Direction{"", Both}).Draw(t, "direction"),
+				Reason:    text.Draw(t, "reason"), Note: text.Draw(t, "note"),
+			}
+		case 1:
+			return LiftBlock{text.Draw(t, "id"), number.Draw(t, "revision")}
+		case 2:
+			return DeclareVM{text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "owner"), prefixes.Draw(t, "addresses"), number.Draw(t, "revision")}
+		case 3:
+			return ObserveVM{
+				ID: text.Draw(t, "id"), Name: string(rapid.SliceOf(rapid.Byte()).Draw(t, "name")),
+				Kind: text.Draw(t, "kind"), Node: text.Draw(t, "node"),
+				Phase: rapid.SampledFrom(append(phases(), "")).Draw(t, "phase"),
+				NICs:  rapid.SliceOfN(nic, 0, 3).Draw(t, "nics"), Epoch: number.Draw(t, "epoch"),
+			}
+		case 4:
+			return PutNode{Node{
+				text.Draw(t, "id"), text.Draw(t, "name"), addrs.Draw(t, "addresses"), addrs.Draw(t, "gateways"),
+				rapid.SliceOfN(mac, 0, 3).Draw(t, "macs"), prefixes.Draw(t, "guards"), text.Draw(t, "version"), number.Draw(t, "revision"),
+			}}
+		case 5:
+			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "note")}
+		case 6:
+			return DeleteGuard{rapid.SampledFrom([]netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/8")}).Draw(t, "prefix")}
+		default:
+			return Batch{rapid.SliceOfN(genAnyOp(true), 1, 4).Draw(t, "ops")}
+		}
+	})
+}
+
+func TestParsePrefix(t *testing.T) {
+	for in, want := range map[string]string{
+		"198.51.100.7":             "198.51.100.7/32",
+		"198.51.100.0/24":          "198.51.100.0/24",
+		"2001:db8::1":              "2001:db8::1/128",
+		"2001:DB8::/32":            "2001:db8::/32",
+		"::ffff:198.51.100.7":      "198.51.100.7/32",
+		"::ffff:198.51.100.0/120":  "198.51.100.0/24",
+		"0.0.0.0/0":                "0.0.0.0/0", // its width is for Apply to refuse
+		"198.51.100.7/32":          "198.51.100.7/32",
+		"2001:db8:0:0:0:0:0:0/128": "2001:db8::/128",
+	} {
+		if got, refused := ParsePrefix("f", in); refused != nil || got.String() != want {
+			t.Errorf("%s: got %s, %v", in, got, refused)
+		}
+	}
+	for in, says := range map[string]string{
+		"":                    "no IPv4 or IPv6",
+		"web":                 "no IPv4 or IPv6",
+		"198.51.100":          "no IPv4 or IPv6",
+		"198.51.100.7/33":     "no IPv4 or IPv6",
+		"198.51.100.07":       "no IPv4 or IPv6",
+		" 198.51.100.7":       "no IPv4 or IPv6",
+		"198.51.100.7-9":      "no IPv4 or IPv6",
+		"198.51.100.7/24":     "198.51.100.0/24",
+		"2001:db8::1/64":      "2001:db8::/64",
+		"fe80::1%eth0":        "zone",
+		"fe80::%eth0/64":      "zone",
+		"::ffff:10.0.0.0/90":  "IPv4-mapped",
+		"::ffff:10.0.0.1/104": "10.0.0.0/8",
+		"\x1b[2J":             `\x1b[2J`,
+	} {
+		_, refused := ParsePrefix("f", in)
+		if refused == nil || refused.Code != CodeInvalid || refused.Field != "f" || !bytes.Contains([]byte(refused.Detail), []byte(says)) {
+			t.Errorf("%q: got %v, want %q in it", in, refused, says)
+		}
+	}
+}
+
+func TestBlockIDs(t *testing.T) {
+	for _, n := range []uint64{1, 17, 1<<64 - 1} {
+		if got, ok := ParseBlockID(FormatBlockID(n)); !ok || got != n {
+			t.Errorf("%d became %d", n, got)
+		}
+	}
+	for _, id := range []string{"", "b", "b0", "b01", "17", "B17", "b-1", "b+1", "b1x", "b18446744073709551616"} {
+		if n, ok := ParseBlockID(id); ok {
+			t.Errorf("%q is read as %d", id, n)
+		}
+	}
+}
+
+func TestTargetString(t *testing.T) {
+	for want, target := range map[string]Target{
+		"v1": {VM: "v1"}, "198.51.100.7": {Prefix: prefix("198.51.100.7/32")},
+		"2001:db8::/32": {Prefix: prefix("2001:db8::/32")}, "": {},
+	} {
+		if got := target.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
