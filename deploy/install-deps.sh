@@ -1,0 +1,41 @@
+#!/bin/sh
+# Installs the Debian packages that a fleet on this machine needs; does nothing if they are there.
+#
+#   install-deps.sh netns   light guests (the demo)
+#   install-deps.sh qemu    also QEMU guests under libvirt
+#   install-deps.sh test    what the whole test suite needs
+set -eu
+
+netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
+qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base busybox-static linux-image-cloud-amd64 cpio gzip"
+tests="$qemu netcat-openbsd conntrack ca-certificates git"
+
+case ${1:-} in
+  netns) want=$netns ;;
+  qemu) want=$qemu ;;
+  test) want=$tests ;;
+  *) sed -n '2,6p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+esac
+
+missing=
+for p in $want; do
+  case $(dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null || true) in
+    ii*) ;;
+    *) missing="$missing $p" ;;
+  esac
+done
+[ -n "$missing" ] || exit 0
+[ "$(id -u)" = 0 ] || { echo "install-deps: run as root to install:$missing" >&2; exit 1; }
+
+echo "installing:$missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+# A lock that another apt holds is waited for.
+apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
+# shellcheck disable=SC2086 # lists of words
+{ $apt update && $apt install --no-install-recommends $missing; } > "$log" 2>&1 || {
+  tail -n 20 "$log" >&2
+  echo "install-deps: could not install:$missing" >&2
+  exit 1
+}
