@@ -1,0 +1,135 @@
+// Package cluster is how the nodes of a fleet agree: one replicated log (hashicorp/raft over
+// raft-boltdb), one port on which peers speak raft and call each other, and encrypted gossip
+// (memberlist) that tells who is alive and spreads sightings. DESIGN.md says why it is as it is.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// Cluster is this node's part in the fleet. All methods are safe for concurrent use; before Run has
+// brought raft up, and after it ended, they behave as if there were no leader.
+type Cluster struct {
+	id         string
+	version    string
+	peers      map[string]Peer
+	order      []string // ids, sorted
+	timing     Timing
+	store      *fsm.Store
+	knownIndex uint64
+	answer     func(context.Context, fsm.Query) (fsm.Report, error)
+	onFatal    func(error)
+	log        *slog.Logger
+
+	metrics   *metrics
+	ears      *ears
+	sightings *sightings
+	world     world
+
+	rpc     peers
+	gossip  gossiper // nil without gossip
+	forward map[string]*forwarder
+
+	started  time.Time
+	ready    chan struct{}
+	stopping chan struct{} // closed when the cluster begins to stop
+	stopOnce sync.Once
+	ran      atomic.Bool
+	opened   atomic.Pointer[disk]
+	running  atomic.Pointer[running]
+	inflight *tally
+	calls    sync.WaitGroup // of forwarders
+	callCtx  context.Context //nolint:containedctx // ends the calls that this node has under way
+	endCalls context.CancelFunc
+}
+
+// running is what exists while raft runs.
+type running struct {
+	raft    *raft.Raft
+	tap     *tap
+	applier *applier
+	throne  *throne
+	nudger  *nudger
+	disk    *disk
+	logs    raft.LogStore // with the cache
+	began   time.Time
+}
+
+// errAbrupt as the cause of Run's context makes it end as if the process were killed: nothing is
+// handed over and nobody is told. For tests.
+var errAbrupt = errors.New("killed")
+
+// New checks the options and wires a Cluster. It starts nothing and opens nothing.
+func New(o Options) (*Cluster, error) {
+	if err := errors.Join(o.validate(), o.validateReal()); err != nil {
+		return nil, fmt.Errorf("cluster options: %w", err)
+	}
+	return newCluster(o, &realWorld{opts: o})
+}
+
+func newCluster(o Options, w world) (*Cluster, error) {
+	c := &Cluster{
+		id: o.ID, version: o.Version, peers: map[string]Peer{}, timing: o.Timing.withDefaults(),
+		store: o.Store, knownIndex: o.KnownIndex, answer: o.Answer, onFatal: o.Fatal,
+		log: o.Logger.With("part", "cluster"), world: w,
+		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(),
+		forward: map[string]*forwarder{}, started: time.Now(),
+	}
+	for _, p := range o.Peers {
+		if p.Name == "" {
+			p.Name = p.ID
+		}
+		c.peers[p.ID] = p
+		c.order = append(c.order, p.ID)
+	}
+	slices.Sort(c.order)
+	c.ears = newEars(c.peers)
+	c.sightings = newSightings(o.ID, o.OnSighting)
+	c.callCtx, c.endCalls = context.WithCancel(context.Background())
+	var err error
+	if c.metrics, err = newMetrics(c, o.Registry); err != nil {
+		return nil, err
+	}
+	if err := w.connect(c); err != nil {
+		return nil, err
+	}
+	for id := range c.peers {
+		if id != c.id {
+			c.forward[id] = &forwarder{peer: id, peers: c.rpc, ctx: c.callCtx, running: &c.calls}
+		}
+	}
+	return c, nil
+}
+
+// Ready is closed once this node has been up to date with a leader for the first time.
+func (c *Cluster) Ready() <-chan struct{} { return c.ready }
+
+// Announce tells all peers of a sighting, by gossip and at once. It does not wait and may reach
+// nobody.
+func (c *Cluster) Announce(s fsm.Sighting) {
+	msg, err := c.sightings.encode(s)
+	if err != nil {
+		c.log.Warn("a sighting can't be announced", "vm", s.VM, "err", err)
+		return
+	}
+	if c.gossip != nil {
+		c.gossip.announce(msg)
+	}
+}
+
+// fatal ends the process through Options.Fatal. The kernel keeps enforcing.
+func (c *Cluster) fatal(err error) {
+	c.log.Error("ending the process, the kernel keeps enforcing", "err", err)
+	c.onFatal(err)
+}

@@ -1,0 +1,230 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+
+	"github.com/palisade/palisade/internal/hclogslog"
+)
+
+const (
+	logFile       = "raft.db"
+	snapshotsDir  = "snapshots" // the name is raft's
+	keptSnapshots = 2
+)
+
+// Keys of ours in raft's stable store.
+var (
+	keyNode = []byte("palisade/node") // id of the node the store belongs to
+	// keyRejoin is 1 while the store may lack what this node once acknowledged, see form.go.
+	keyRejoin = []byte("palisade/rejoin")
+)
+
+// disk is what raft keeps, behind a guard.
+type disk struct {
+	guard  *guard
+	logs   raft.LogStore
+	stable raft.StableStore
+	snaps  raft.SnapshotStore
+	close  func() error
+}
+
+// openDisk opens or makes the store in dir. An error names the file and says what is wrong with it.
+func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the store directory: %w", err)
+	}
+	path := filepath.Join(dir, logFile)
+	if err := checkSnapshots(dir); err != nil {
+		return nil, err
+	}
+	first, last, err := checkLog(path)
+	if err != nil {
+		return nil, fmt.Errorf("the store %s is damaged; set it aside and start again, the node then rejoins the fleet: %w", path, err)
+	}
+	bolt, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			Timeout: 3 * time.Second,
+			// The list of free pages is found again at start instead of written with every commit.
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the store %s (is another agent running?): %w", path, err)
+	}
+	hlog := hclogslog.New(logger, raftLevel)
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, hlog)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the snapshots in %s: %w", dir, err), bolt.Close())
+	}
+	d = &disk{
+		guard:  g,
+		logs:   &guardedLogs{g, bolt},
+		stable: &guardedStable{g, bolt},
+		snaps:  &guardedSnaps{g, files},
+		close:  bolt.Close,
+	}
+	if err := d.checkGap(path, first, last); err != nil {
+		return nil, errors.Join(err, bolt.Close())
+	}
+	return d, nil
+}
+
+// checkLog reads every key and value of the log file read-only, in this goroutine, where a bad page
+// (bbolt panics) and a truncated file (SIGBUS) can be caught, and returns the first and last index.
+func checkLog(path string) (first, last uint64, err error) {
+	if st, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
+		return 0, 0, nil
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("unreadable page: %v", r)
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 3 * time.Second})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer db.Close()
+	tx, err := db.Begin(false)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	err = tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		return b.ForEach(func(k, v []byte) error {
+			if string(name) != "logs" {
+				return nil
+			}
+			if len(k) != 8 {
+				return fmt.Errorf("log key of %d bytes", len(k))
+			}
+			index := binary.BigEndian.Uint64(k)
+			if last != 0 && index != last+1 {
+				return fmt.Errorf("entry %d follows entry %d", index, last)
+			}
+			if first == 0 {
+				first = index
+			}
+			last = index
+			return nil
+		})
+	})
+	return first, last, err
+}
+
+// checkSnapshots removes snapshots that were never finished and refuses ones whose description can't
+// be read, which raft would pass over in silence.
+func checkSnapshots(dir string) error {
+	root := filepath.Join(dir, snapshotsDir)
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	finished := 0
+	for _, e := range entries {
+		path := filepath.Join(root, e.Name())
+		switch {
+		case !e.IsDir():
+		case strings.HasSuffix(e.Name(), ".tmp"):
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("remove an unfinished snapshot: %w", err)
+			}
+		default:
+			meta, err := os.ReadFile(filepath.Join(path, "meta.json"))
+			if err == nil && !json.Valid(meta) {
+				err = errors.New("meta.json is not JSON")
+			}
+			if err != nil {
+				return fmt.Errorf("the snapshot %s is damaged; set the whole store %s aside and start again, the node then rejoins the fleet: %w", path, dir, err)
+			}
+			finished++
+		}
+	}
+	st, err := os.Stat(filepath.Join(dir, logFile))
+	if finished > 0 && (err != nil || st.Size() == 0) {
+		return fmt.Errorf("%s holds snapshots but its log %s is gone, and with it the votes this node gave; set the whole directory aside and start again, the node then rejoins the fleet", dir, logFile)
+	}
+	return nil
+}
+
+// checkGap makes sure that the log begins where the newest snapshot ends, or before.
+func (d *disk) checkGap(path string, first, last uint64) error {
+	list, err := d.snaps.List()
+	if err != nil {
+		return err
+	}
+	var snap uint64
+	if len(list) > 0 {
+		snap = list[0].Index
+	}
+	if last > 0 && first > snap+1 {
+		return fmt.Errorf("the store %s is damaged: its log begins at entry %d, its newest snapshot ends at %d; set it aside and start again, the node then rejoins the fleet", path, first, snap)
+	}
+	return nil
+}
+
+// lastIndex is the last log index on disk, in the log or a snapshot.
+func (d *disk) lastIndex() (uint64, error) {
+	last, err := d.logs.LastIndex()
+	if err != nil {
+		return 0, err
+	}
+	list, err := d.snaps.List()
+	if err != nil {
+		return 0, err
+	}
+	if len(list) > 0 {
+		last = max(last, list[0].Index)
+	}
+	return last, nil
+}
+
+// claim binds the store to a node id, so that a store copied to another node is refused.
+func (d *disk) claim(id string) error {
+	owner, err := d.stable.Get(keyNode)
+	switch {
+	case err != nil && !notFound(err):
+		return err
+	case len(owner) == 0:
+		return d.stable.Set(keyNode, []byte(id))
+	case string(owner) != id:
+		return fmt.Errorf("the store %s belongs to node %q, this is node %q", d.guard.where, owner, id)
+	}
+	return nil
+}
+
+// mustRejoin tells whether this node still has to be brought up to date before it may vote.
+func (d *disk) mustRejoin() (bool, error) {
+	v, err := d.stable.GetUint64(keyRejoin)
+	if err != nil && !notFound(err) {
+		return false, err
+	}
+	return err == nil && v != 0, nil
+}
+
+func (d *disk) setRejoin(on bool) error {
+	var v uint64
+	if on {
+		v = 1
+	}
+	return d.stable.SetUint64(keyRejoin, v)
+}

@@ -1,0 +1,263 @@
+package cluster
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+)
+
+// slowIO is how many times longer a call that moves a whole snapshot may take.
+const slowIO = 12
+
+// guard stands between raft and its disk. The first failure of any call is final: it is reported to
+// fatal, and every later call fails with it. That is needed because the kernel forgets a failed
+// write: after fdatasync returned EIO once, it drops the dirty pages and the next fdatasync returns
+// success, so bbolt would report success for a log that is not on the disk. A call that does not
+// return in time is a failure too; raft's heartbeats do not touch the disk, so a leader with a hung
+// disk would lead for ever.
+type guard struct {
+	where string // the store's path, for messages
+	limit time.Duration
+	fatal func(error)
+
+	// quiet holds back fatal while the store is opened (the opener returns the error instead) and closed.
+	quiet   atomic.Bool
+	failure atomic.Pointer[error]
+
+	mu   sync.Mutex
+	next uint64
+	ops  map[uint64]op
+}
+
+type op struct {
+	what  string
+	since time.Time
+	limit time.Duration
+}
+
+func newGuard(where string, limit time.Duration, fatal func(error)) *guard {
+	g := &guard{where: where, limit: limit, fatal: fatal, ops: map[uint64]op{}}
+	g.quiet.Store(true)
+	return g
+}
+
+// err is the final failure, nil while there was none.
+func (g *guard) err() error {
+	if p := g.failure.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (g *guard) fail(err error) error {
+	if !g.failure.CompareAndSwap(nil, &err) {
+		return g.err()
+	}
+	if !g.quiet.Load() {
+		g.fatal(err)
+	}
+	return err
+}
+
+// do runs one call. What the store says when it merely does not have a thing is passed through.
+func (g *guard) do(what string, scale time.Duration, call func() error) error {
+	if err := g.err(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	id := g.next
+	g.next++
+	g.ops[id] = op{what: what, since: time.Now(), limit: g.limit * scale}
+	g.mu.Unlock()
+
+	err := call()
+
+	g.mu.Lock()
+	delete(g.ops, id)
+	g.mu.Unlock()
+	switch {
+	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, io.EOF), notFound(err):
+		return err
+	}
+	return g.fail(fmt.Errorf("store %s: %s failed, what it holds can no longer be relied on: %w", g.where, what, err))
+}
+
+// notFound tells a missing key. Raft compares by text, so both spellings are one.
+func notFound(err error) bool {
+	return errors.Is(err, raftboltdb.ErrKeyNotFound) || err.Error() == raftboltdb.ErrKeyNotFound.Error()
+}
+
+// watch reports calls that do not return, until ctx ends.
+func (g *guard) watch(ctx context.Context) {
+	tick := time.NewTicker(g.limit / 5)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if o, stuck := g.stuck(now); stuck {
+				_ = g.fail(fmt.Errorf("store %s: %s has not returned for %s: the disk hangs", g.where, o.what, now.Sub(o.since).Round(time.Millisecond)))
+				return
+			}
+		}
+	}
+}
+
+func (g *guard) stuck(now time.Time) (op, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, o := range g.ops {
+		if now.Sub(o.since) > o.limit {
+			return o, true
+		}
+	}
+	return op{}, false
+}
+
+// guardedLogs seals every entry with a checksum, which bbolt does not do, so that an entry that was
+// changed on the disk is never applied.
+type guardedLogs struct {
+	g     *guard
+	inner raft.LogStore
+}
+
+var _ raft.LogStore = (*guardedLogs)(nil)
+
+func (l *guardedLogs) FirstIndex() (i uint64, err error) {
+	err = l.g.do("read of the first index", 1, func() (e error) { i, e = l.inner.FirstIndex(); return })
+	return i, err
+}
+
+func (l *guardedLogs) LastIndex() (i uint64, err error) {
+	err = l.g.do("read of the last index", 1, func() (e error) { i, e = l.inner.LastIndex(); return })
+	return i, err
+}
+
+func (l *guardedLogs) GetLog(index uint64, log *raft.Log) error {
+	return l.g.do("read of the log", 1, func() error {
+		if err := l.inner.GetLog(index, log); err != nil {
+			return err
+		}
+		if want := seal(log); string(want) != string(log.Extensions) {
+			return fmt.Errorf("entry %d is damaged: checksum %x, want %x", index, log.Extensions, want)
+		}
+		log.Extensions = nil
+		return nil
+	})
+}
+
+func (l *guardedLogs) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
+
+func (l *guardedLogs) StoreLogs(logs []*raft.Log) error {
+	// Raft keeps using what it handed in, concurrently: only copies are sealed.
+	sealed := make([]raft.Log, len(logs))
+	refs := make([]*raft.Log, len(logs))
+	for i, log := range logs {
+		sealed[i] = *log
+		sealed[i].Extensions = seal(log)
+		refs[i] = &sealed[i]
+	}
+	return l.g.do("append to the log", 1, func() error { return l.inner.StoreLogs(refs) })
+}
+
+func (l *guardedLogs) DeleteRange(lo, hi uint64) error {
+	return l.g.do("truncation of the log", 1, func() error { return l.inner.DeleteRange(lo, hi) })
+}
+
+// seal is a checksum over everything of an entry that raft acts on.
+func seal(log *raft.Log) []byte {
+	var head [17]byte
+	binary.BigEndian.PutUint64(head[0:], log.Index)
+	binary.BigEndian.PutUint64(head[8:], log.Term)
+	head[16] = byte(log.Type)
+	table := crc32.MakeTable(crc32.Castagnoli) // cached by the package
+	sum := crc32.Update(crc32.Checksum(head[:], table), table, log.Data)
+	return binary.BigEndian.AppendUint32(nil, sum)
+}
+
+type guardedStable struct {
+	g     *guard
+	inner raft.StableStore
+}
+
+var _ raft.StableStore = (*guardedStable)(nil)
+
+func (s *guardedStable) Set(key, val []byte) error {
+	return s.g.do("write of "+string(key), 1, func() error { return s.inner.Set(key, val) })
+}
+
+func (s *guardedStable) Get(key []byte) (val []byte, err error) {
+	err = s.g.do("read of "+string(key), 1, func() (e error) { val, e = s.inner.Get(key); return })
+	return val, err
+}
+
+func (s *guardedStable) SetUint64(key []byte, val uint64) error {
+	return s.g.do("write of "+string(key), 1, func() error { return s.inner.SetUint64(key, val) })
+}
+
+func (s *guardedStable) GetUint64(key []byte) (val uint64, err error) {
+	err = s.g.do("read of "+string(key), 1, func() (e error) { val, e = s.inner.GetUint64(key); return })
+	return val, err
+}
+
+type guardedSnaps struct {
+	g     *guard
+	inner raft.SnapshotStore
+}
+
+var _ raft.SnapshotStore = (*guardedSnaps)(nil)
+
+func (s *guardedSnaps) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (sink raft.SnapshotSink, err error) {
+	err = s.g.do("start of a snapshot", 1, func() (e error) { sink, e = s.inner.Create(v, index, term, c, ci, t); return })
+	if err != nil {
+		return nil, err
+	}
+	return &guardedSink{s.g, sink}, nil
+}
+
+func (s *guardedSnaps) List() (list []*raft.SnapshotMeta, err error) {
+	err = s.g.do("listing of snapshots", 1, func() (e error) { list, e = s.inner.List(); return })
+	return list, err
+}
+
+func (s *guardedSnaps) Open(id string) (meta *raft.SnapshotMeta, rc io.ReadCloser, err error) {
+	err = s.g.do("opening of snapshot "+id, slowIO, func() (e error) { meta, rc, e = s.inner.Open(id); return })
+	if err != nil {
+		return nil, nil, err
+	}
+	return meta, &guardedReader{s.g, rc}, nil
+}
+
+type guardedSink struct {
+	g *guard
+	raft.SnapshotSink
+}
+
+func (s *guardedSink) Write(p []byte) (n int, err error) {
+	err = s.g.do("write of a snapshot", 1, func() (e error) { n, e = s.SnapshotSink.Write(p); return })
+	return n, err
+}
+
+func (s *guardedSink) Close() error {
+	return s.g.do("sync of a snapshot", slowIO, s.SnapshotSink.Close)
+}
+
+type guardedReader struct {
+	g *guard
+	io.ReadCloser
+}
+
+func (r *guardedReader) Read(p []byte) (n int, err error) {
+	err = r.g.do("read of a snapshot", 1, func() (e error) { n, e = r.ReadCloser.Read(p); return })
+	return n, err
+}

@@ -1,0 +1,288 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// node is one peer of a fleet under test, through its lives.
+type node struct {
+	t    testing.TB
+	id   string
+	opts func(n *node) (Options, world)
+
+	store     *fsm.Store
+	c         *Cluster
+	kill      context.CancelCauseFunc
+	ended     chan error
+	mu        sync.Mutex
+	fatals    []error
+	fatal     chan error
+	sightings chan fsm.Sighting
+}
+
+func newNode(t testing.TB, id string, opts func(n *node) (Options, world)) *node {
+	return &node{t: t, id: id, opts: opts, fatal: make(chan error, 16), sightings: make(chan fsm.Sighting, 100)}
+}
+
+// start begins a life with an empty fsm.Store.
+func (n *node) start() *node {
+	n.t.Helper()
+	n.store = fsm.NewStore()
+	o, w := n.opts(n)
+	o.ID = n.id
+	o.Store = n.store
+	o.Fatal = func(err error) { n.fatal <- err }
+	o.OnSighting = func(s fsm.Sighting) { n.sightings <- s }
+	if o.Answer == nil {
+		o.Answer = func(context.Context, fsm.Query) (fsm.Report, error) {
+			return fsm.Report{Node: n.id, Applied: n.store.View().Index(), Hash: n.store.View().Hash()}, nil
+		}
+	}
+	c, err := newCluster(o, w)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	n.c, n.kill, n.ended = c, cancel, make(chan error, 1)
+	go func(ended chan error) { ended <- c.Run(ctx) }(n.ended)
+	return n
+}
+
+// stop ends a life as a signal does.
+func (n *node) stop() { n.end(nil) }
+
+// crash ends a life without a word to anyone.
+func (n *node) crash() { n.end(errAbrupt) }
+
+func (n *node) end(cause error) {
+	n.t.Helper()
+	if n.c == nil {
+		return
+	}
+	n.kill(cause)
+	if err := <-n.ended; err != nil {
+		n.t.Errorf("Run of %s: %v", n.id, err)
+	}
+	n.c = nil
+}
+
+func (n *node) alive() bool { return n.c != nil }
+
+type fleet struct {
+	t     testing.TB
+	nodes []*node
+}
+
+func (f *fleet) start() *fleet {
+	for _, n := range f.nodes {
+		n.start()
+	}
+	return f
+}
+
+func (f *fleet) stop() {
+	var wg sync.WaitGroup
+	for _, n := range f.nodes {
+		wg.Go(n.stop)
+	}
+	wg.Wait()
+}
+
+// leader waits for a node that leads and accepts writes.
+func (f *fleet) leader() *node {
+	f.t.Helper()
+	var l *node
+	f.await("a leader", func() bool {
+		for _, n := range f.nodes {
+			if n.alive() && n.leads() {
+				l = n
+				return true
+			}
+		}
+		return false
+	})
+	return l
+}
+
+func (n *node) leads() bool {
+	r := n.c.running.Load()
+	return r != nil && r.throne.current() != nil
+}
+
+func (f *fleet) follower() *node {
+	f.t.Helper()
+	l := f.leader()
+	for _, n := range f.nodes {
+		if n.alive() && n != l {
+			return n
+		}
+	}
+	f.t.Fatal("no follower is alive")
+	return nil
+}
+
+// await waits for a condition, at most half a minute.
+func (f *fleet) await(what string, ok func() bool) {
+	f.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// ready waits until all living nodes are up to date.
+func (f *fleet) ready() *fleet {
+	f.t.Helper()
+	f.await("every node to be up to date", func() bool {
+		for _, n := range f.nodes {
+			if n.alive() && !(n.c.Status().CaughtUp && n.c.Status().Quorum) {
+				return false
+			}
+		}
+		return true
+	})
+	return f
+}
+
+// agree waits until all living nodes have an index, and compares their state hashes there.
+func (f *fleet) agree(index uint64) {
+	f.t.Helper()
+	f.await(fmt.Sprintf("index %d everywhere", index), func() bool {
+		for _, n := range f.nodes {
+			if n.alive() && n.store.View().Index() < index {
+				return false
+			}
+		}
+		return true
+	})
+	hashes := map[uint64]string{}
+	for _, n := range f.nodes {
+		if !n.alive() {
+			continue
+		}
+		v := n.store.View()
+		if h, ok := hashes[v.Index()]; ok && h != v.Hash() {
+			f.t.Errorf("state of %s at index %d differs", n.id, v.Index())
+		}
+		hashes[v.Index()] = v.Hash()
+	}
+}
+
+func logger(t testing.TB) *slog.Logger {
+	var w io.Writer = io.Discard
+	if os.Getenv("CLUSTER_TEST_LOG") != "" {
+		w = os.Stderr
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})).With("test", t.Name())
+}
+
+// realFleet is nodes on loopback TCP with stores on a real disk, not started.
+func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet {
+	t.Helper()
+	base, err := os.MkdirTemp("/var/tmp", "palisade-cluster-") // /tmp may be a tmpfs
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []Peer
+	for i := range n {
+		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: freePort(t, "tcp"), GossipAddress: freePort(t, "udp"), Voter: true})
+	}
+	f := &fleet{t: t}
+	for _, p := range list {
+		f.nodes = append(f.nodes, newNode(t, p.ID, func(nd *node) (Options, world) {
+			gk, err := GossipKey(testKey(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := Options{
+				ID: p.ID, Version: "test", Dir: filepath.Join(base, p.ID), Bind: p.Address, GossipBind: p.GossipAddress,
+				Peers: list, Identity: mustIdentity(t, testKey(1), p.ID), GossipKey: gk,
+				Logger: logger(t).With("node", p.ID),
+			}
+			for _, f := range tune {
+				f(p.ID, &o)
+			}
+			return o, &realWorld{opts: o}
+		}))
+	}
+	t.Cleanup(func() {
+		f.stop()
+		os.RemoveAll(base)
+	})
+	return f
+}
+
+// wipe removes a dead node's store.
+func (n *node) wipe() {
+	o, _ := n.opts(n)
+	if err := os.RemoveAll(o.Dir); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) dir() string {
+	o, _ := n.opts(n)
+	return o.Dir
+}
+
+// freePort finds a loopback port that is free for TCP and UDP.
+func freePort(t testing.TB, _ string) string {
+	t.Helper()
+	for range 50 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := ln.Addr().String()
+		pc, err := net.ListenPacket("udp", addr)
+		ln.Close()
+		if err == nil {
+			pc.Close()
+			return addr
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+func declare(id, owner string) fsm.Command {
+	return fsm.Command{Actor: "token:test", Op: fsm.DeclareVM{ID: id, Name: id, Owner: owner}}
+}
+
+// propose must succeed within ten seconds.
+func (n *node) propose(cmd fsm.Command) fsm.Result {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	res, err := n.c.Propose(ctx, cmd)
+	if err != nil {
+		n.t.Fatalf("Propose on %s: %v", n.id, err)
+	}
+	if res.Err != nil {
+		n.t.Fatalf("Propose on %s was refused: %v", n.id, res.Err)
+	}
+	return res
+}
+
+func owner(s *fsm.Store, vm string) string {
+	v, ok := s.View().VM(vm)
+	if !ok {
+		return ""
+	}
+	return v.Owner
+}

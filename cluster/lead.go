@@ -1,0 +1,314 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// reign is a time of leadership, from the barrier on.
+type reign struct {
+	term  uint64
+	since time.Time
+}
+
+// throne follows this node's leadership: a reign begins after a barrier, when everything that earlier
+// leaders committed is applied here, and ends with the leadership. Begin and end come in pairs.
+type throne struct {
+	c      *Cluster
+	notify chan bool
+
+	mu     sync.Mutex
+	claim  uint64 // counts gains and losses, so that a late barrier can't begin a reign that is over
+	reign  *reign
+	ended  time.Time // when the last reign ended
+	leads  bool      // raft says so
+	wanted time.Time // since when raft says so
+}
+
+func newThrone(c *Cluster) *throne {
+	return &throne{c: c, notify: make(chan bool, 1)}
+}
+
+// run follows raft's notifications until ctx ends. It never blocks on anything else: raft blocks
+// while a notification is not taken.
+func (t *throne) run(ctx context.Context, r *raft.Raft) {
+	var barriers sync.WaitGroup
+	defer barriers.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			t.revoke()
+			return
+		case leads := <-t.notify:
+			if !leads {
+				t.revoke()
+				continue
+			}
+			t.mu.Lock()
+			t.claim++
+			claim := t.claim
+			t.leads, t.wanted = true, time.Now()
+			t.mu.Unlock()
+			t.c.log.Info("elected leader, waiting for the barrier", "term", r.CurrentTerm())
+			barriers.Go(func() { t.establish(r, claim) })
+		}
+	}
+}
+
+func (t *throne) establish(r *raft.Raft, claim uint64) {
+	for {
+		term := r.CurrentTerm()
+		err := t.c.barrier(r)
+		t.mu.Lock()
+		if t.claim != claim {
+			t.mu.Unlock()
+			return
+		}
+		if err == nil {
+			t.reign = &reign{term: term, since: time.Now()}
+			t.mu.Unlock()
+			t.c.log.Info("leadership established, writes are accepted", "term", term)
+			return
+		}
+		t.mu.Unlock()
+		t.c.log.Warn("the leader's barrier failed", "err", err)
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-t.c.stopping:
+			return
+		}
+	}
+}
+
+func (t *throne) revoke() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.claim++
+	t.leads = false
+	if t.reign != nil {
+		t.ended = time.Now()
+		t.c.log.Info("leadership ended", "term", t.reign.term, "after", time.Since(t.reign.since).Round(time.Millisecond))
+		t.reign = nil
+	}
+}
+
+// current is the reign, nil while this node does not lead or has not passed its barrier.
+func (t *throne) current() *reign {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reign
+}
+
+// watch ends the process if this node leads, or believes it does, and nothing gets committed: a
+// barrier is proposed when nothing else was committed for half of the time. Followers answer
+// heartbeats also when their disks hang, so nobody else would depose this leader.
+func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
+	limit := t.c.timing.StuckLead
+	tick := time.NewTicker(limit / 10)
+	defer tick.Stop()
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	var commit uint64
+	var last time.Time
+	probing := make(chan struct{}, 1)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		t.mu.Lock()
+		leads, wanted := t.leads, t.wanted
+		t.mu.Unlock()
+		if !leads {
+			last = time.Time{}
+			continue
+		}
+		if now := r.CommitIndex(); now != commit || tap.installing.Load() > 0 || last.Before(wanted) {
+			commit, last = now, time.Now()
+			continue
+		}
+		idle := time.Since(last)
+		if idle > limit {
+			t.c.fatal(fmt.Errorf("this node leads in term %d but has committed nothing for %s", r.CurrentTerm(), idle.Round(time.Second)))
+			return
+		}
+		if idle >= limit/2 {
+			select {
+			case probing <- struct{}{}:
+				probes.Go(func() {
+					_ = t.c.barrier(r) // a success shows in the commit index
+					<-probing
+				})
+			default:
+			}
+		}
+	}
+}
+
+// submit appends commands as the leader and waits for their outcomes, or until ctx ends.
+func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
+	out := make([]outcome, len(cmds))
+	fill := func(from int, o outcome) []outcome {
+		for i := from; i < len(out); i++ {
+			out[i] = o
+		}
+		return out
+	}
+	r := c.running.Load()
+	if r == nil || r.throne.current() == nil {
+		return fill(0, failed(notAppended, raft.ErrNotLeader))
+	}
+	if err := c.store.Halted(); err != nil {
+		return fill(0, failed(notAppended, fmt.Errorf("this leader's state is halted: %w", err)))
+	}
+	if !c.inflight.begin() {
+		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
+	}
+	futures := make([]raft.ApplyFuture, len(cmds))
+	now := time.Now().UTC()
+	for i, cmd := range cmds {
+		cmd.Time = now
+		data, err := fsm.MarshalCommand(cmd)
+		if err == nil && len(data) > MaxCommandBytes {
+			err = fmt.Errorf("it has %d bytes, at most %d are allowed", len(data), MaxCommandBytes)
+		}
+		if err != nil {
+			out[i] = failed(invalid, err)
+			continue
+		}
+		left := enqueueTime
+		if deadline, ok := ctx.Deadline(); ok {
+			left = min(left, time.Until(deadline))
+		}
+		if left <= 0 {
+			fill(i, failed(notAppended, context.DeadlineExceeded))
+			break
+		}
+		futures[i] = r.raft.Apply(data, left)
+	}
+	// Raft's futures know no context: they end with the commit or with the leadership.
+	var mu sync.Mutex
+	finished := make(chan struct{})
+	go func() {
+		defer c.inflight.end()
+		defer close(finished)
+		for i, f := range futures {
+			if f == nil {
+				continue
+			}
+			err := f.Error()
+			var o outcome
+			if err == nil {
+				o = classify(f.Response(), nil)
+			} else {
+				o = classify(nil, err)
+			}
+			mu.Lock()
+			out[i] = o
+			futures[i] = nil
+			mu.Unlock()
+		}
+	}()
+	select {
+	case <-finished:
+		return out
+	case <-ctx.Done():
+		mu.Lock()
+		defer mu.Unlock()
+		answer := append([]outcome(nil), out...)
+		for i, f := range futures {
+			if f != nil {
+				answer[i] = failed(unknown, fmt.Errorf("appended, not committed in time: %w", ctx.Err()))
+			}
+		}
+		return answer
+	}
+}
+
+// barrier waits until everything committed so far is applied here. It costs an entry in the log.
+func (c *Cluster) barrier(r *raft.Raft) error {
+	if !c.inflight.begin() {
+		return raft.ErrRaftShutdown
+	}
+	defer c.inflight.end()
+	return r.Barrier(enqueueTime).Error()
+}
+
+var errTransfer = errors.New("no other voter took over")
+
+// abdicate hands leadership over before this node stops, so that the fleet is not without a leader
+// until its heartbeat times out. It is tried once in a process's life: raft can get stuck when it is
+// repeated.
+func (c *Cluster) abdicate(r *raft.Raft, limit time.Duration) error {
+	voters := 0
+	for _, p := range c.peers {
+		if p.Voter {
+			voters++
+		}
+	}
+	if r.State() != raft.Leader || voters < 2 {
+		return nil
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- r.LeadershipTransfer().Error() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(limit):
+		return errTransfer
+	}
+}
+
+// tally counts calls that must end before raft is shut down.
+type tally struct {
+	mu     sync.Mutex
+	closed bool
+	n      int
+	empty  chan struct{} // closed once closed and n is 0
+}
+
+func newTally() *tally { return &tally{empty: make(chan struct{})} }
+
+func (t *tally) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.n++
+	return true
+}
+
+func (t *tally) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.n--; t.n == 0 && t.closed {
+		close(t.empty)
+	}
+}
+
+// close refuses further calls and waits for those under way; false if they outlast the limit.
+func (t *tally) close(limit time.Duration) bool {
+	t.mu.Lock()
+	if !t.closed {
+		t.closed = true
+		if t.n == 0 {
+			close(t.empty)
+		}
+	}
+	t.mu.Unlock()
+	select {
+	case <-t.empty:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}

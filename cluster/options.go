@@ -1,0 +1,183 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// Peer is one member of the fleet. Every node is given the same list.
+type Peer struct {
+	ID   string // node id
+	Name string // for people; defaults to ID
+	// Address is where the peer is reached by the others (raft and peer RPC, TCP), host:port.
+	Address string
+	// GossipAddress is where its gossip is reached (UDP and TCP), ip:port. Empty leaves the peer out
+	// of gossip: it is never seen alive.
+	GossipAddress string
+	Voter         bool
+}
+
+// Options configures a Cluster.
+type Options struct {
+	ID      string // of this node; must be in Peers
+	Version string // of this build, shown to peers
+	Dir     string // of the store; made if it is missing. Must not be on a tmpfs.
+
+	// Listen is the listener of the peer port; the Cluster closes it. If nil, Bind (host:port) is
+	// listened on by Run.
+	Listen net.Listener
+	Bind   string
+	// GossipBind is the ip:port gossip listens on (UDP and TCP). Empty means no gossip: sightings
+	// go nowhere, and a peer counts as alive while raft hears from it.
+	GossipBind string
+	Peers      []Peer
+
+	// Identity proves to peers that this node belongs to the fleet, and checks theirs.
+	Identity Identity
+	// GossipKey encrypts gossip (AES-256, 32 bytes); see GossipKey. Required with GossipBind.
+	GossipKey []byte
+
+	Store *fsm.Store
+	// KnownIndex is a log index that this node is known to have applied in an earlier life, from
+	// elsewhere than Dir (the kernel). A store that holds less was rolled back or wiped: the node
+	// does not vote until the leader has brought it up to date.
+	KnownIndex uint64
+
+	// Answer gives this node's own report. It may block until ctx ends (Query.WaitIndex) and is
+	// called concurrently.
+	Answer func(ctx context.Context, q fsm.Query) (fsm.Report, error)
+	// OnSighting is called with every new sighting of another node, one at a time. It should return
+	// soon: while it blocks, further sightings are queued and then dropped.
+	OnSighting func(fsm.Sighting)
+	// Fatal is called when going on would risk the log: the store failed or hangs, or this node
+	// leads without being able to commit. It must end the process and not return. In tests it may
+	// return; the Cluster then accepts nothing more.
+	Fatal func(error)
+
+	Logger   *slog.Logger
+	Registry prometheus.Registerer // nil registers nothing
+
+	Timing Timing
+}
+
+// Timing holds the cluster's times. The zero value of a field means its default.
+type Timing struct {
+	Heartbeat time.Duration // a follower without a word from the leader for this long stands for election; 750 ms
+	Election  time.Duration // a candidate that has not won by then tries again; 750 ms
+	Lease     time.Duration // a leader that hears from no majority for this long steps down; 500 ms
+	Propose   time.Duration // deadline of a proposal whose context has none; 10 s
+	NoLeader  time.Duration // how long a proposal waits for a leader before ErrUnavailable; 3 s
+	StuckIO   time.Duration // a store call that takes longer ends the process; 5 s
+	StuckLead time.Duration // a leader that commits nothing for this long ends the process; 10 s
+	// FormGrace is how long a new fleet waits for peers that don't answer before a majority of empty
+	// peers may form it; 10 s.
+	FormGrace time.Duration
+	Handshake time.Duration // of a TLS connection; 5 s
+	Call      time.Duration // of a raft call to a peer, without the transfer of a snapshot; 5 s
+}
+
+func (t Timing) withDefaults() Timing {
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&t.Heartbeat, 750 * time.Millisecond},
+		{&t.Election, 750 * time.Millisecond},
+		{&t.Lease, 500 * time.Millisecond},
+		{&t.Propose, 10 * time.Second},
+		{&t.NoLeader, 3 * time.Second},
+		{&t.StuckIO, 5 * time.Second},
+		{&t.StuckLead, 10 * time.Second},
+		{&t.FormGrace, 10 * time.Second},
+		{&t.Handshake, 5 * time.Second},
+		{&t.Call, 5 * time.Second},
+	} {
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+	}
+	return t
+}
+
+func (o *Options) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if o.ID == "" {
+		bad("ID is missing")
+	}
+	if o.Store == nil {
+		bad("Store is missing")
+	}
+	if o.Answer == nil {
+		bad("Answer is missing")
+	}
+	if o.Fatal == nil {
+		bad("Fatal is missing")
+	}
+	if o.Logger == nil {
+		bad("Logger is missing")
+	}
+	self, voters := false, 0
+	ids, addrs := map[string]bool{}, map[string]bool{}
+	for i, p := range o.Peers {
+		if p.ID == "" || ids[p.ID] {
+			bad("Peers[%d]: id %q is empty or not unique", i, p.ID)
+		}
+		if _, _, err := net.SplitHostPort(p.Address); err != nil || addrs[p.Address] {
+			bad("Peers[%d]: address %q is not host:port or not unique", i, p.Address)
+		}
+		if p.GossipAddress != "" {
+			if _, err := netip.ParseAddrPort(p.GossipAddress); err != nil {
+				bad("Peers[%d]: gossip address %q is not ip:port", i, p.GossipAddress)
+			}
+		}
+		ids[p.ID], addrs[p.Address] = true, true
+		self = self || p.ID == o.ID
+		if p.Voter {
+			voters++
+		}
+	}
+	if !self {
+		bad("Peers has no entry for this node, %q", o.ID)
+	}
+	if voters == 0 {
+		bad("Peers has no voter")
+	}
+	if o.GossipBind != "" {
+		if _, err := netip.ParseAddrPort(o.GossipBind); err != nil {
+			bad("GossipBind %q is not ip:port", o.GossipBind)
+		}
+		if len(o.GossipKey) != 32 {
+			bad("GossipKey has %d bytes, want 32", len(o.GossipKey))
+		}
+	}
+	t := o.Timing
+	if t.Lease > t.Heartbeat || t.Election < t.Heartbeat {
+		bad("Timing: want Lease <= Heartbeat <= Election")
+	}
+	return errors.Join(errs...)
+}
+
+// validateReal checks what only a cluster on a real network and disk needs.
+func (o *Options) validateReal() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, errors.New("Dir is missing"))
+	}
+	if o.Identity == nil {
+		errs = append(errs, errors.New("Identity is missing"))
+	}
+	if o.Listen == nil && o.Bind == "" {
+		errs = append(errs, errors.New("one of Listen and Bind is needed"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,259 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/internal/hclogslog"
+)
+
+// Settings of raft that follow from others, see DESIGN.md.
+const (
+	maxAppendEntries  = 256
+	logCacheEntries   = 256
+	snapshotInterval  = 20 * time.Second
+	snapshotThreshold = 16_384
+	trailingLogs      = 10_240
+	drainTime         = 3 * time.Second
+)
+
+// Run takes part in the fleet until ctx ends, and returns after everything it started has ended. It
+// can be called once. An error means that the node could not take part: the store can't be used, the
+// port is taken, the options contradict the store.
+func (c *Cluster) Run(ctx context.Context) error {
+	if c.ran.Swap(true) {
+		return errors.New("cluster: Run was called before")
+	}
+	defer c.metrics.unregister()
+	c.started = time.Now()
+
+	d, err := c.world.open(c)
+	if err != nil {
+		c.stop()
+		c.world.stop(false)
+		return err
+	}
+	defer func() {
+		d.guard.quiet.Store(true)
+		if err := d.close(); err != nil {
+			c.log.Warn("the store did not close cleanly", "err", err)
+		}
+	}()
+
+	// What serves others lives a little longer than ctx: a leader hands over first.
+	world, endWorld := context.WithCancelCause(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	failed := make(chan error, 8)
+	spawn := func(f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(world); err != nil {
+				failed <- err
+			}
+		})
+	}
+	defer func() {
+		c.stop()
+		endWorld(context.Cause(ctx))
+		c.world.stop(false)
+		c.endCalls()
+		c.calls.Wait()
+		wg.Wait()
+	}()
+	spawn(func(ctx context.Context) error { d.guard.watch(ctx); return nil })
+	if err := d.claim(c.id); err != nil {
+		return err
+	}
+	c.opened.Store(d)
+	defer c.opened.Store(nil)
+	if err := c.world.serve(c, spawn); err != nil {
+		return err
+	}
+	spawn(func(ctx context.Context) error { c.sightings.run(ctx); return nil })
+	if c.gossip != nil {
+		spawn(c.gossip.run)
+	}
+
+	how, err := c.awaitForm(ctx, d, failed)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	r, err := c.startRaft(d, how)
+	if err != nil {
+		return err
+	}
+	var loops sync.WaitGroup
+	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRaft()
+	loops.Go(func() { r.throne.run(raftCtx, r.raft) })
+	loops.Go(func() { r.throne.watch(raftCtx, r.raft, r.tap) })
+	loops.Go(func() { r.nudger.run(raftCtx) })
+	loops.Go(func() { c.openGate(raftCtx, r) })
+	loops.Go(func() { c.awaitReady(raftCtx) })
+
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	c.stopRaft(ctx, r)
+	endRaft()
+	loops.Wait()
+	return err
+}
+
+// awaitForm is form, cut short when something that serves the node fails.
+func (c *Cluster) awaitForm(ctx context.Context, d *disk, failures chan error) (start, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type formed struct {
+		start start
+		err   error
+	}
+	ch := make(chan formed, 1)
+	go func() {
+		s, err := c.form(ctx, d)
+		ch <- formed{s, err}
+	}()
+	select {
+	case f := <-ch:
+		return f.start, f.err
+	case err := <-failures:
+		cancel()
+		<-ch
+		return start{}, err
+	}
+}
+
+func (c *Cluster) raftConfig(t *throne) *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(c.id)
+	conf.HeartbeatTimeout = c.timing.Heartbeat
+	conf.ElectionTimeout = c.timing.Election
+	conf.LeaderLeaseTimeout = c.timing.Lease
+	conf.MaxAppendEntries = maxAppendEntries
+	conf.BatchApplyCh = true
+	conf.SnapshotInterval = snapshotInterval
+	conf.SnapshotThreshold = snapshotThreshold
+	conf.TrailingLogs = trailingLogs
+	conf.NotifyCh = t.notify
+	conf.NoLegacyTelemetry = true
+	conf.Logger = hclogslog.New(c.log.With("part", "raft"), raftLevel)
+	return conf
+}
+
+// startRaft bootstraps if that was decided, and starts raft.
+func (c *Cluster) startRaft(d *disk, how start) (r *running, err error) {
+	inner, err := c.world.transport(c)
+	if err != nil {
+		return nil, err
+	}
+	r = &running{disk: d, throne: newThrone(c), began: time.Now()}
+	r.tap = newTap(inner, c.ears.hear)
+	r.tap.gated.Store(how.gated)
+	r.nudger = newNudger(r.tap, c.peers, c.id, c.metrics.nudges.Inc)
+	r.applier = newApplier(c.store, r.nudger.committed)
+	defer func() {
+		// Raft panics on a log it can't read.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("raft could not start on this store: %v", p)
+		}
+		if err != nil {
+			_ = r.tap.Close()
+			r.tap.stop()
+			err = errors.Join(err, d.guard.err())
+		}
+	}()
+	if r.logs, err = raft.NewLogCache(logCacheEntries, d.logs); err != nil {
+		return nil, err
+	}
+	conf := c.raftConfig(r.throne)
+	if how.bootstrap {
+		if err := raft.BootstrapCluster(conf, d.logs, d.stable, d.snaps, r.tap, c.configuration()); err != nil {
+			return nil, fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	r.raft, err = raft.NewRaft(conf, r.applier, r.logs, d.stable, d.snaps, r.tap)
+	if err != nil {
+		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, err)
+	}
+	d.guard.quiet.Store(false)
+	if err := d.guard.err(); err != nil { // failed between the last check and now
+		c.fatal(err)
+	}
+	c.compareMembers(r.raft)
+	c.running.Store(r)
+	return r, nil
+}
+
+// compareMembers warns if the list of peers is not what the fleet was formed with: until members can
+// be changed at run time, the log's list counts.
+func (c *Cluster) compareMembers(r *raft.Raft) {
+	f := r.GetConfiguration()
+	if f.Error() != nil || len(f.Configuration().Servers) == 0 {
+		return
+	}
+	var log, list []string
+	for _, s := range f.Configuration().Servers {
+		log = append(log, fmt.Sprintf("%s %s", s.ID, s.Suffrage))
+	}
+	for _, s := range c.configuration().Servers {
+		list = append(list, fmt.Sprintf("%s %s", s.ID, s.Suffrage))
+	}
+	slices.Sort(log)
+	slices.Sort(list)
+	if !slices.Equal(log, list) {
+		c.log.Warn("the list of peers differs from what the fleet was formed with; the latter counts", "formed_with", log, "list", list)
+	}
+}
+
+// stopRaft ends raft. A leader hands over first, and calls under way get their outcome, so that
+// nothing waits for raft when it is gone.
+func (c *Cluster) stopRaft(ctx context.Context, r *running) {
+	abrupt := errors.Is(context.Cause(ctx), errAbrupt)
+	if !abrupt {
+		if err := c.abdicate(r.raft, c.timing.Election); err != nil {
+			c.log.Info("leadership could not be handed over, the others will elect", "err", err)
+		}
+	}
+	c.stop()
+	if abrupt {
+		c.world.stop(false)
+	}
+	if !c.inflight.close(drainTime) {
+		c.log.Warn("proposals are still under way at the end")
+	}
+	c.running.Store(nil)
+	// Cutting the connections first lets raft's calls to peers end at once.
+	c.world.stop(true)
+	if err := r.raft.Shutdown().Error(); err != nil {
+		c.log.Warn("raft did not shut down cleanly", "err", err)
+	}
+	r.tap.stop()
+}
+
+// stop tells everything that waits that the end has begun.
+func (c *Cluster) stop() { c.stopOnce.Do(func() { close(c.stopping) }) }
+
+// awaitReady closes ready once this node is up to date with a leader.
+func (c *Cluster) awaitReady(ctx context.Context) {
+	for {
+		if s := c.Status(); s.Quorum && s.CaughtUp {
+			close(c.ready)
+			c.log.Info("up to date with the leader", "leader", s.Leader, "term", s.Term, "index", s.Applied)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/internal/hclogslog"
+)
+
+// world is the disk and the network that a Cluster lives on. Tests put one without either in its
+// place, so that the same code runs in virtual time.
+type world interface {
+	// connect sets the Cluster's rpc and gossip. It starts nothing.
+	connect(c *Cluster) error
+	// open opens the store.
+	open(c *Cluster) (*disk, error)
+	// serve begins to answer peers, in goroutines that end when stop is called.
+	serve(c *Cluster, spawn func(func(context.Context) error)) error
+	// transport is raft's, over what serve has begun. It is closed by raft.
+	transport(c *Cluster) (raft.Transport, error)
+	// stop ends what serve began and cuts all connections; with grace, answers that are on their
+	// way still leave. It can be called more than once.
+	stop(grace bool)
+}
+
+// farewellTime is how long the RPC server waits for its last answers to leave.
+const farewellTime = 300 * time.Millisecond
+
+// realWorld is TCP, TLS and a directory.
+type realWorld struct {
+	opts Options
+
+	port   *port
+	server *http.Server
+	peers  *httpPeers
+	base   context.Context //nolint:containedctx // of the RPC server's calls
+	end    context.CancelFunc
+	once   sync.Once
+}
+
+var _ world = (*realWorld)(nil)
+
+func (w *realWorld) connect(c *Cluster) error {
+	advertise := c.peers[c.id].Address
+	w.port = newPort(w.opts.Identity, c.peers, advertise, c.timing, c.log.With("part", "port"))
+	w.peers = newHTTPPeers(w.port, c.id)
+	c.rpc = w.peers
+	w.base, w.end = context.WithCancel(context.Background())
+	w.server = newRPCServer(w.base, c, w.port.forget, c.ears.hear, c.log.With("part", "rpc"))
+	w.port.ln = w.opts.Listen
+	if w.opts.GossipBind != "" {
+		c.gossip = newGossip(&w.opts, c.ears.hear, c.sightings.take)
+	}
+	return nil
+}
+
+func (w *realWorld) open(c *Cluster) (*disk, error) {
+	g := newGuard(w.opts.Dir, c.timing.StuckIO, c.fatal)
+	return openDisk(w.opts.Dir, g, c.log.With("part", "store"))
+}
+
+func (w *realWorld) serve(c *Cluster, spawn func(func(context.Context) error)) error {
+	if w.opts.Listen == nil {
+		ln, err := net.Listen("tcp", w.opts.Bind)
+		if err != nil {
+			return fmt.Errorf("peer port: %w", err)
+		}
+		w.port.ln = ln
+	}
+	spawn(func(context.Context) error { return w.port.run() })
+	spawn(func(context.Context) error {
+		if err := w.server.Serve(w.port.rpc); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("peer RPC: %w", err)
+		}
+		return nil
+	})
+	c.log.Info("peer port is open", "address", w.port.ln.Addr(), "advertised", w.port.advertise)
+	return nil
+}
+
+func (w *realWorld) transport(c *Cluster) (raft.Transport, error) {
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: addressBook(c.peers),
+		Logger:                hclogslog.New(c.log.With("part", "raft"), raftLevel),
+		Stream:                &streamLayer{connQueue: w.port.raft, port: w.port, ctx: w.base},
+		MaxPool:               4,
+		Timeout:               c.timing.Call,
+	}), nil
+}
+
+func (w *realWorld) stop(grace bool) {
+	w.once.Do(func() {
+		w.end()
+		if grace {
+			ctx, cancel := context.WithTimeout(context.Background(), farewellTime)
+			_ = w.server.Shutdown(ctx)
+			cancel()
+		}
+		w.port.close()
+		_ = w.server.Close()
+		w.peers.close()
+	})
+}
+
+// addressBook gives raft the addresses of the list of peers, which may have changed since the fleet
+// was formed.
+type addressBook map[string]Peer
+
+func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	p, ok := b[string(id)]
+	if !ok {
+		return "", fmt.Errorf("no peer %q", id)
+	}
+	return raft.ServerAddress(p.Address), nil
+}
