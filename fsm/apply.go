@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 )
 
@@ -23,13 +24,13 @@ type applier struct {
 // entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
 func (a *applier) entry(e Entry) (Result, error) {
 	cmd, op, err := decodeCommand(e.Data)
-	if unsupported, ok := err.(*UnsupportedError); ok {
+	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {
 		unsupported.Index = e.Index
 		return Result{}, unsupported
 	}
 	a.index = e.Index
-	if err != nil {
-		return Result{Index: e.Index, Err: malformed(err)}, nil
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return Result{Index: e.Index, Err: refused}, nil
 	}
 	a.time = max(a.time, toNanos(cmd.Time))
 	a.actor = cmd.Actor

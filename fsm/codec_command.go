@@ -76,17 +76,17 @@ func decodeCommand(b []byte) (Command, *fsmpb.Op, error) {
 		d.fail("has no version")
 	}
 	op := d.op(m.Op, false)
-	if d.err != nil {
+	if _, ok := d.err.(*UnsupportedError); ok {
 		return Command{}, nil, d.err
+	}
+	if d.err != nil {
+		return Command{}, nil, malformed(d.err)
 	}
 	return Command{Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor), Key: m.Key, Op: op}, m.Op, nil
 }
 
 // malformed is the refusal of an entry that no build wrote.
 func malformed(err error) *Error {
-	if refused, ok := errors.AsType[*Error](err); ok {
-		return refused
-	}
 	return &Error{CodeInvalid, "", "the command " + err.Error()}
 }
 
