@@ -38,12 +38,15 @@ func buildVersion() string {
 type cli struct {
 	Globals
 
+	Agent  AgentCmd `cmd:"" help:"Run the peer of this node."`
 	Block  BlockCmd `cmd:"" help:"Block VMs, addresses and prefixes; list and lift blocks."`
 	VM     VMCmd    `cmd:"" name:"vm" help:"Show and declare VMs."`
 	Guard  GuardCmd `cmd:"" help:"Show and set what can never be blocked."`
 	Node   NodeCmd  `cmd:"" help:"Show the nodes of the fleet."`
 	Events EventCmd `cmd:"" help:"Follow all changes as they happen."`
 	Status StatCmd  `cmd:"" help:"Show this node's standing and its picture of the fleet."`
+
+	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 
 	Version    VersionCmd    `cmd:"" help:"Print the version."`
 	Completion CompletionCmd `cmd:"" help:"Print a script that completes commands in a shell."`

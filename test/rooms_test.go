@@ -1,4 +1,3 @@
-// Package test checks the system as a whole: who may import whom, and fleets of real agents.
 package test
 
 import (
@@ -18,15 +17,16 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":   {"agent", "httpapi/client", "deploy/fleet"},
+		"cmd/palisade":   {"agent", "httpapi/client", "httpapi/wire", "deploy/fleet"},
 		"agent":          {"fsm", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
 		"fsm":            {},
 		"cluster":        {"fsm", "internal/hclogslog"},
 		"enforce":        {"fsm"},
 		"enforce/nft":    {"enforce", "fsm"},
 		"inventory":      {"fsm"},
-		"httpapi":        {"fsm"},
-		"httpapi/client": {"fsm", "httpapi"},
+		"httpapi":        {"fsm", "httpapi/wire"},
+		"httpapi/wire":   {},
+		"httpapi/client": {"httpapi/wire"},
 		"deploy/fleet":   {"httpapi/client", "inventory/static", "inventory", "fsm"},
 		"internal/probe": {},
 		"internal":       {},
