@@ -67,6 +67,10 @@ addr add fd07::1/64 dev br0 nodad
 	for _, e := range b.all() {
 		e.listen(t)
 	}
+	// Carriers come up, and bridge ports forward, a while after the commands have returned.
+	for _, f := range b.everyPath() {
+		waitFor(t, "all paths are open", func() bool { f.send(1); return f.to.received(f.id) > 0 })
+	}
 	return b
 }
 
@@ -205,7 +209,7 @@ func (b *testbed) check(t *testing.T, what string, cut ...*endpoint) {
 	}
 	isCut := func(f *flow) bool { return slices.Contains(cut, f.from) || slices.Contains(cut, f.to) }
 	var lost []string
-	late := time.Now().Add(3 * time.Second)
+	late := time.Now().Add(10 * time.Second)
 	for _, f := range flows {
 		for !isCut(f) && f.lost() > 0 && time.Now().Before(late) {
 			time.Sleep(time.Millisecond)
@@ -246,4 +250,13 @@ func flood(flows ...*flow) (stop func()) {
 		close(end)
 		wg.Wait()
 	}
+}
+
+// patience is how long to wait for frames: long for those that must come, which ends with the last of
+// them, and short for those that must not.
+func patience(expected bool) time.Time {
+	if expected {
+		return time.Now().Add(10 * time.Second)
+	}
+	return time.Now().Add(50 * time.Millisecond)
 }
