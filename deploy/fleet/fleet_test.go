@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		mimicAgent()
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == "observe" {
+		observe()
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -10,9 +10,6 @@ echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
 ip link set lo up; ip link set eth0 up
 ip addr add "$vmip4" dev eth0; ip -6 addr add "$vmip6" dev eth0
 ip route add default via "$vmgw4"; ip -6 route add default via "$vmgw6"
-echo "hello from $vmip4" > /www/index.html
-httpd -h /www -p '[::]:80'
-tcpsvd -c 64 :: 7 cat &
-udpsvd -c 64 :: 7 cat &
-echo "GUEST READY $vmip4"
+palisade demo guest --name "$vmname" > /dev/ttyS0 2>&1 &
+echo "GUEST READY $vmname"
 exec sh </dev/ttyS0 >/dev/ttyS0 2>&1

@@ -2,10 +2,12 @@ package fleet
 
 import (
 	"context"
+	"debug/elf"
 	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -99,7 +101,10 @@ func (f *Fleet) startQEMU(ctx context.Context, plan state) error {
 		return fmt.Errorf("guest image: %w", err)
 	}
 	f.progress("starting a libvirtd on every node")
-	for _, n := range plan.Nodes {
+	for _, n := range f.Nodes() {
+		if _, err := tool(ctx, "", n.enter("virtlogd", "-d")...); err != nil {
+			return err
+		}
 		if err := f.startLibvirtd(ctx, n.Name); err != nil {
 			return err
 		}
@@ -127,9 +132,6 @@ func (f *Fleet) startLibvirtd(ctx context.Context, node string) error {
 		return err
 	}
 	logPath := filepath.Join(n.Dir, "libvirtd.log")
-	if _, err := tool(ctx, "", n.enter("virtlogd", "-d")...); err != nil {
-		return err
-	}
 	p, err := f.launch(n.enter("libvirtd", "--listen"), nil, logPath)
 	if err != nil {
 		return err
@@ -155,15 +157,23 @@ func (f *Fleet) virsh(ctx context.Context, n Node, args ...string) ([]byte, erro
 func (f *Fleet) image(ctx context.Context) error {
 	kernel := cloudKernel()
 	root := filepath.Join(f.dir, guestsDir, "initrd.d")
-	for _, d := range []string{"bin", "proc", "sys", "dev", "mod", "www"} {
+	for _, d := range []string{"bin", "proc", "sys", "dev", "mod"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}
 	}
 	version := strings.TrimPrefix(kernel, "/boot/vmlinuz-")
-	from := map[string]string{"/bin/busybox": "bin/busybox"}
+	binary := f.snapshot().Binary
+	from := map[string]string{"/bin/busybox": "bin/busybox", binary: "bin/palisade"}
+	libraries, err := libraries(ctx, binary)
+	if err != nil {
+		return err
+	}
+	for _, l := range libraries {
+		from[l] = l
+	}
 	modules := map[string]string{}
-	err := filepath.WalkDir("/lib/modules/"+version, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir("/lib/modules/"+version, func(path string, d fs.DirEntry, err error) error {
 		if err == nil {
 			modules[d.Name()] = path
 		}
@@ -184,7 +194,11 @@ func (f *Fleet) image(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(root, name), b, 0o755); err != nil {
+		to := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, b, 0o755); err != nil {
 			return err
 		}
 	}
@@ -194,6 +208,24 @@ func (f *Fleet) image(ctx context.Context) error {
 	}
 	_, err = tool(ctx, "", "sh", "-c", fmt.Sprintf("cd %s && find . | cpio -o -H newc --quiet | gzip -1 > %s", root, f.initrd()))
 	return err
+}
+
+// libraries are what a program is linked with: nothing for the released palisade, which is static, but
+// a test's own binary need not be.
+func libraries(ctx context.Context, program string) ([]string, error) {
+	file, err := elf.Open(program)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if file.Section(".interp") == nil {
+		return nil, nil
+	}
+	out, err := tool(ctx, "", "ldd", program)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(splitFields(out), func(w string) bool { return !strings.HasPrefix(w, "/") }), nil
 }
 
 func (f *Fleet) initrd() string { return filepath.Join(f.dir, guestsDir, "initrd.gz") }
@@ -206,15 +238,15 @@ func (f *Fleet) addQEMU(ctx context.Context, g Guest) error {
 	o := outsideAddrs()
 	xml := fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name><uuid>%s</uuid>
-  <memory unit='MiB'>96</memory><vcpu>1</vcpu>
+  <memory unit='MiB'>160</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%s</kernel><initrd>%s</initrd>
-    <cmdline>console=ttyS0 quiet vmip4=%s/16 vmip6=%s/64 vmgw4=%s vmgw6=%s</cmdline></os>
+    <cmdline>console=ttyS0 quiet vmname=%s vmip4=%s/16 vmip6=%s/64 vmgw4=%s vmgw6=%s</cmdline></os>
   <cpu mode='custom'><model>qemu64</model></cpu><features><acpi/></features>
   <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
     <interface type='bridge'><mac address='%s'/><source bridge='br0'/><model type='virtio'/></interface>
     <serial type='pty'/><memballoon model='none'/></devices>
 </domain>
-`, g.Name, g.VM, cloudKernel(), f.initrd(), g.Addresses[0], g.Addresses[1], o[0], o[1], g.MAC)
+`, g.Name, g.VM, cloudKernel(), f.initrd(), g.Name, g.Addresses[0], g.Addresses[1], o[0], o[1], g.MAC)
 	path := filepath.Join(n.Dir, g.Name+".xml")
 	if err := writeFile(path, []byte(xml)); err != nil {
 		return err
@@ -225,12 +257,17 @@ func (f *Fleet) addQEMU(ctx context.Context, g Guest) error {
 	return f.update(func(s *state) { s.VMs = append(s.VMs, g) })
 }
 
-// answers waits until a guest answers to all of its addresses.
+// answers waits until a guest serves on all of its addresses.
 func (f *Fleet) answers(ctx context.Context, g Guest, limit time.Duration) error {
 	for _, a := range g.Addresses {
 		err := until(limit, 100*time.Millisecond, ctx.Done(), func() error {
-			_, err := f.Exec(ctx, Outside, "ping", "-c", "1", "-W", "1", a)
-			return err
+			return inside(f.snapshot().Prefix+"-n0", func() error {
+				c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "7"), time.Second)
+				if err == nil {
+					_ = c.Close()
+				}
+				return err
+			})
 		})
 		if err != nil {
 			return fmt.Errorf("%s does not answer: %w", g.Name, err)
