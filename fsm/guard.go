@@ -3,7 +3,6 @@ package fsm
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -109,9 +108,10 @@ func (g *guardSet) refuse(field string, p netip.Prefix) *Error {
 }
 
 // GuardedPrefixes returns every prefix that can't be blocked, with who says so: built-in, of the
-// nodes, and set by operators. Computed once for each View in which they changed. The caller owns the
-// result.
-func (v *View) GuardedPrefixes() []GuardedPrefix { return slices.Clone(v.guardSet().list) }
+// nodes, and set by operators. Computed once for each View in which they changed, so it costs nothing
+// to ask again; the result is shared and must not be changed.
+func (v *View) GuardedPrefixes() []GuardedPrefix { return slices.Clip(v.guardSet().list) }
 
-// GuardedMACs returns the MACs of all nodes, with whose they are. The caller owns the result.
-func (v *View) GuardedMACs() map[MAC]string { return maps.Clone(v.guardSet().macs) }
+// GuardedMACs returns the MACs of all nodes, with whose they are. The result is shared and must not
+// be changed.
+func (v *View) GuardedMACs() map[MAC]string { return v.guardSet().macs }

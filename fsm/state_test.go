@@ -133,6 +133,7 @@ func (f *replicas) check(t *rapid.T) {
 	}
 	equal("blocks", m.blocks, values(slices.Collect(v.Blocks(""))))
 	active := 0
+	var lengths prefixLengths
 	for i, b := range m.blocks {
 		got, ok := v.Block(b.ID)
 		if !ok {
@@ -142,6 +143,9 @@ func (f *replicas) check(t *rapid.T) {
 		equal("blocks after "+b.ID, m.blocks[i+1:], values(slices.Collect(v.Blocks(b.ID))))
 		if b.State == BlockActive {
 			active++
+			if b.Target.VM == "" {
+				lengths.add(b.Target.Prefix)
+			}
 		}
 		var on []Block
 		for _, other := range m.blocks {
@@ -153,6 +157,9 @@ func (f *replicas) check(t *rapid.T) {
 	}
 	if v.CountBlocks() != len(m.blocks) || v.CountActive() != active || v.CountVMs() != len(m.vms) {
 		t.Fatalf("counts %d %d %d", v.CountBlocks(), v.CountActive(), v.CountVMs())
+	}
+	if v.lengths != lengths {
+		t.Fatalf("prefix lengths in use are %v, want %v", v.lengths, lengths)
 	}
 	vms := map[string]VM{}
 	on := map[string][]string{}
