@@ -9,8 +9,10 @@ package inventory
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/palisade/palisade/fsm"
 )
@@ -38,7 +40,8 @@ type Report struct {
 	VMs []VM
 	// Arrived are the ids, sorted, for which the hypervisor has just said "here", as news: each VM
 	// whose phase became running or incoming since the report before, and all that are Here when the
-	// driver has just started or found its hypervisor again. A VM that is about to leave is not in it.
+	// driver has just started or found its hypervisor again. A VM that is about to leave is not in it,
+	// but it is once its migration has failed and it runs on.
 	Arrived []string
 }
 
@@ -104,11 +107,15 @@ func Address(s string) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	if a.Zone() != "" {
-		return netip.Addr{}, &zoneError{s}
+		return netip.Addr{}, fmt.Errorf("address %s has a zone", s)
 	}
 	return a.Unmap(), nil
 }
 
-type zoneError struct{ address string }
-
-func (e *zoneError) Error() string { return "address " + e.address + " has a zone" }
+// CheckTap refuses what the kernel would not take as the name of an interface; empty is fine.
+func CheckTap(s string) error {
+	if len(s) > 15 || strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%q is not the name of a network interface", s)
+	}
+	return nil
+}

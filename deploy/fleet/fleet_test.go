@@ -399,6 +399,22 @@ func TestProcessIdentity(t *testing.T) {
 	}
 }
 
+func TestDirectoryOfSomebodyElse(t *testing.T) {
+	self, _ := os.Executable()
+	for name, spoil := range map[string]func(string) error{
+		"theirs":   func(dir string) error { return os.Chown(dir, 65534, 65534) },
+		"writable": func(dir string) error { return os.Chmod(dir, 0o777) },
+	} {
+		dir := filepath.Join(t.TempDir(), "fleet")
+		if err := errors.Join(os.Mkdir(dir, 0o700), spoil(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Up(t.Context(), Options{Dir: dir, Binary: self, NoAgents: true}); err == nil || !strings.Contains(err.Error(), "must be a directory of root") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	self, _ := os.Executable()
 	good := Options{Dir: "/var/tmp/x", Binary: self}

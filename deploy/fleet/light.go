@@ -217,9 +217,6 @@ func (f *Fleet) migrateLight(ctx context.Context, g Guest, from, to Node, m *Mig
 		fmt.Sprintf("link set %s master br0 up", g.Tap)); err != nil {
 		return err
 	}
-	if err := f.update(func(s *state) { s.guest(g.VM).Node = to.Name }); err != nil {
-		return err
-	}
 	if err := forwards(ctx, to.Netns, g.Tap); err != nil {
 		return err
 	}
@@ -228,6 +225,9 @@ func (f *Fleet) migrateLight(ctx context.Context, g Guest, from, to Node, m *Mig
 	}
 	m.Attached = time.Now()
 	if err := announce(to, g, "running"); err != nil {
+		return err
+	}
+	if err := f.update(func(s *state) { s.guest(g.VM).Node = to.Name }); err != nil {
 		return err
 	}
 	if err := os.Remove(inventoryFile(from, g)); err != nil && !errors.Is(err, fs.ErrNotExist) {

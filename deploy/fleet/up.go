@@ -31,6 +31,9 @@ func Up(ctx context.Context, o Options) (*Fleet, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
+	if err := private(o.Dir); err != nil {
+		return nil, err
+	}
 	f := &Fleet{dir: o.Dir, progress: o.Progress, children: map[int]chan struct{}{}}
 	if err := f.claim(o); err != nil {
 		return nil, err
@@ -39,6 +42,20 @@ func Up(ctx context.Context, o Options) (*Fleet, error) {
 		return f, err
 	}
 	return f, f.update(func(s *state) { s.Ready = true })
+}
+
+// private refuses a directory that somebody else could have prepared or can write to: root runs what is
+// in it, and it is by default in a place where everyone can make directories.
+func private(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	sys, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || !ok || sys.Uid != 0 || info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("state directory: %s (%v) must be a directory of root that nobody else can write to", dir, info.Mode())
+	}
+	return nil
 }
 
 // claim records that this directory holds a fleet from now on.

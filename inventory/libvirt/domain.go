@@ -18,6 +18,8 @@ type domain struct {
 	vm inventory.VM
 	// leaving: its guest is paused by the end of a migration away from here. Here, but no news.
 	leaving bool
+	// returned: it was leaving, but its migration failed. News until it is published.
+	returned bool
 }
 
 // state is the life of a domain as libvirt gives it, with what is needed to understand it.
@@ -93,6 +95,10 @@ func read(text string, p fsm.Phase) (inventory.VM, []string, error) {
 		// of another VM.
 		if in.Target != nil && vm.Here() {
 			nic.Tap = in.Target.Dev
+			if err := inventory.CheckTap(nic.Tap); err != nil {
+				odd = append(odd, fmt.Sprintf("interface %d: %v", i, err))
+				nic.Tap = ""
+			}
 		}
 		for _, s := range stated(in) {
 			a, err := inventory.Address(s)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/palisade/palisade/fsm"
@@ -173,12 +174,16 @@ func (d *Driver) publish(report func(inventory.Report), fresh bool) {
 	if fresh {
 		before = nil
 	}
-	var arrived []string
-	for _, id := range inventory.Arrivals(before, vms) {
-		if !d.known[id].leaving {
-			arrived = append(arrived, id)
+	news := inventory.Arrivals(before, vms)
+	for id, dom := range d.known {
+		if dom.returned {
+			news = append(news, id)
+			dom.returned = false
+			d.known[id] = dom
 		}
 	}
+	slices.Sort(news)
+	arrived := slices.DeleteFunc(slices.Compact(news), func(id string) bool { return d.known[id].leaving })
 	if d.begun && len(arrived) == 0 && inventory.Equal(d.reported, vms) {
 		return
 	}
@@ -267,7 +272,7 @@ func (d *Driver) look(c *connection, r ref, fresh bool) error {
 	}
 	vm.ID = r.id
 	d.complain(r, odd...)
-	d.known[r.id] = domain{vm: vm, leaving: leaving}
+	d.known[r.id] = domain{vm: vm, leaving: leaving, returned: before.leaving && !leaving && vm.Here()}
 	return nil
 }
 

@@ -133,6 +133,24 @@ func TestListsThenFollows(t *testing.T) {
 	bd.next("b running")
 }
 
+// A migration that fails after the guest was paused: it runs on, and that is news.
+func TestMigrationThatFails(t *testing.T) {
+	f := newFake(t)
+	f.set(a, running())
+	bd := start(t, f, nil)
+	bd.next("a running", "+a")
+	leaving := running()
+	leaving.state, leaving.reason = golibvirt.DomainPaused, int32(golibvirt.DomainPausedMigration)
+	f.set(a, leaving)
+	f.event(a, int32(golibvirt.DomainEventSuspended), 1)
+	f.set(b, running()) // a report proves that the driver has seen it leave
+	f.event(b, int32(golibvirt.DomainEventStarted), 0)
+	bd.next("a running", "b running", "+b")
+	f.set(a, running())
+	f.event(a, int32(golibvirt.DomainEventResumed), 1)
+	bd.next("a running", "b running", "+a")
+}
+
 // What an event says is never believed: the domain is looked at.
 func TestEventsThatAreFalse(t *testing.T) {
 	f := newFake(t)

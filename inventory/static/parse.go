@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -56,6 +57,11 @@ func read(path string, before stamp) ([]byte, stamp, error) {
 	return data, now, nil
 }
 
+var (
+	idForm   = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,255}$`)
+	kindForm = regexp.MustCompile(`^[a-z0-9_-]{0,64}$`)
+)
+
 // document is a file as written.
 type document struct {
 	ID    string `json:"id"`
@@ -92,13 +98,15 @@ func parse(data []byte) (inventory.VM, error) {
 }
 
 func (doc document) vm() (inventory.VM, error) {
-	if doc.ID == "" {
-		return inventory.VM{}, errors.New("id: missing")
+	if err := plain(doc.Name); err != nil {
+		return inventory.VM{}, fmt.Errorf("name: %w", err)
 	}
-	for field, s := range map[string]string{"id": doc.ID, "name": doc.Name, "kind": doc.Kind} {
-		if err := plain(s); err != nil {
-			return inventory.VM{}, fmt.Errorf("%s: %w", field, err)
-		}
+	// What the state machine would refuse, again and again, is refused here.
+	if !idForm.MatchString(doc.ID) {
+		return inventory.VM{}, errors.New("id: want 1 to 255 of A-Z a-z 0-9 . _ : -")
+	}
+	if !kindForm.MatchString(doc.Kind) {
+		return inventory.VM{}, errors.New("kind: want at most 64 of a-z 0-9 _ -")
 	}
 	vm := inventory.VM{ID: doc.ID, Name: doc.Name, Kind: doc.Kind, Phase: fsm.Phase(doc.Phase)}
 	if vm.Name == "" {
@@ -118,7 +126,7 @@ func (doc document) vm() (inventory.VM, error) {
 		if err != nil {
 			return inventory.VM{}, fmt.Errorf("nics[%d].mac: %w", i, err)
 		}
-		if err := tapName(n.Tap); err != nil {
+		if err := inventory.CheckTap(n.Tap); err != nil {
 			return inventory.VM{}, fmt.Errorf("nics[%d].tap: %w", i, err)
 		}
 		nic := fsm.NIC{MAC: mac, Tap: n.Tap}
@@ -149,14 +157,6 @@ func plain(s string) error {
 		return errors.New("not UTF-8")
 	case strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0:
 		return errors.New("holds a control character")
-	}
-	return nil
-}
-
-// tapName refuses what the kernel would not take as the name of an interface.
-func tapName(s string) error {
-	if len(s) > 15 || strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r <= ' ' || r > '~' }) {
-		return fmt.Errorf("%q is not the name of a network interface", s)
 	}
 	return nil
 }

@@ -217,9 +217,11 @@ func TestParseRefuses(t *testing.T) {
 		"unknown field":    {`{"id":"a","phase":"running","owner":"x"}`, `unknown field "owner"`},
 		"two values":       {`{"id":"a","phase":"running"}{}`, "more than one"},
 		"wrong type":       {`{"id":7}`, "id: is a JSON number, want string"},
-		"no id":            {`{"phase":"running"}`, "id: missing"},
-		"long id":          {`{"phase":"running","id":"` + strings.Repeat("a", 256) + `"}`, "id: longer than 255"},
-		"control":          {`{"phase":"running","id":"a\nb"}`, "id: holds a control"},
+		"no id":            {`{"phase":"running"}`, "id: want 1 to 255"},
+		"long id":          {`{"phase":"running","id":"` + strings.Repeat("a", 256) + `"}`, "id: want 1 to 255"},
+		"control":          {`{"phase":"running","id":"a","name":"a\nb"}`, "name: holds a control"},
+		"space in the id":  {`{"phase":"running","id":"a b"}`, "id: want 1 to 255"},
+		"kind":             {`{"phase":"running","id":"a","kind":"KVM"}`, "kind: want"},
 		"phase":            {`{"id":"a","phase":"gone"}`, "phase: is \"gone\""},
 		"mac":              {`{"id":"a","phase":"running","nics":[{"mac":"52:54"}]}`, "nics[0].mac: "},
 		"address":          {`{"id":"a","phase":"running","nics":[{"mac":"52:54:00:00:00:01","addresses":["10.0.0.1/8"]}]}`, "nics[0].addresses[0]: "},
@@ -227,7 +229,7 @@ func TestParseRefuses(t *testing.T) {
 		"tap":              {`{"id":"a","phase":"running","nics":[{"mac":"52:54:00:00:00:01","tap":"sixteencharacter"}]}`, "nics[0].tap: "},
 		"too many nics":    {`{"id":"a","phase":"running","nics":[` + strings.Repeat(`{"mac":"52:54:00:00:00:01"},`, 64) + `{"mac":"52:54:00:00:00:01"}]}`, "nics: 65"},
 		"deeply nested":    {strings.Repeat("[", 60_000), "exceeded max depth"},
-		"null instead of":  {`null`, "id: missing"},
+		"null instead of":  {`null`, "id: want 1 to 255"},
 		"array instead of": {`[]`, "want an object"},
 	} {
 		t.Run(name, func(t *testing.T) {
