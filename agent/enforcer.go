@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +32,8 @@ var _ kernel = (*nft.Kernel)(nil)
 //     snapshot lies behind), nothing is changed at all. If the whole fleet agrees on an older state
 //     (its stores were replaced), what the kernel holds is kept, added to, and reported as a problem.
 //   - Until the state has caught up with the leader once, elements are only added: what an old entry
-//     lifts, a later one may hold again.
+//     lifts, a later one may hold again. Only what covers one of this node's own guards goes at once:
+//     it could be the leader's address that is dropped.
 //   - A delta that failed is kept and tried again; the receipt waits for it.
 type enforcer struct {
 	log      *slog.Logger
@@ -268,13 +271,16 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 		e.compare(p)
 	}
 	behind := p.view.Index() < p.floor
+	e.mu.Lock()
+	guards := e.local.Guards
+	e.mu.Unlock()
 	d := enforce.Delta{Index: max(p.view.Index(), p.floor)}
 	kept := 0
 	for el, add := range p.want {
 		switch {
 		case add:
 			d.Add = append(d.Add, el)
-		case p.caughtUp && !behind:
+		case p.caughtUp && !behind, covers(el, guards):
 			d.Remove = append(d.Remove, el)
 		default:
 			kept++
@@ -299,6 +305,12 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	e.record(p, problem)
 	p.events = nil
 	return nil
+}
+
+// covers says that an element drops packets of a guard. What else it drops stays blocked: the same
+// delta adds the prefixes around the guard.
+func covers(el enforce.Element, guards []netip.Prefix) bool {
+	return el.Prefix.IsValid() && slices.ContainsFunc(guards, el.Prefix.Overlaps)
 }
 
 // record gives the receipt: the kernel holds the state at the view's index.

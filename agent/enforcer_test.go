@@ -267,3 +267,17 @@ func TestALocalGuestsTapIsBoundAtOnce(t *testing.T) {
 		return tap && mac
 	})
 }
+
+func TestAGuardOfThisNodeIsFreedBeforeCatchingUp(t *testing.T) {
+	// The kernel still drops a prefix in which a peer's address now lies: waiting for that peer to say
+	// so would last for ever.
+	b := newBench(t, 0, "198.51.100.0/24")
+	b.apply(fsm.AddBlock{Target: fsm.Target{Prefix: netip.MustParsePrefix("198.51.100.0/24")}})
+	b.run()
+	peer := netip.MustParsePrefix("198.51.100.1/32")
+	b.enforcer.SetLocal(func(l *enforce.Local) { l.Guards = []netip.Prefix{peer} })
+	b.eventually("the peer's address is free", func() bool { return !b.kernel.holds("198.51.100.0/24") })
+	if !b.kernel.holds("198.51.100.128/25") {
+		t.Error("the rest of the prefix was opened with it")
+	}
+}

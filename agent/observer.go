@@ -216,8 +216,9 @@ func shows(known *fsm.VM, vm inventory.VM, node string) bool {
 		return true // details are settled on arrival
 	}
 	name, nics := fsm.Observed(vm.Name, vm.NICs)
+	stopped := vm.Phase == fsm.PhaseStopped // its interfaces don't exist: the state keeps no taps
 	return (name == "" || known.Name == name) && known.Kind == vm.Kind && slices.EqualFunc(known.NICs, nics, func(a, b fsm.NIC) bool {
-		return a.MAC == b.MAC && a.Tap == b.Tap && slices.Equal(a.Addresses, b.Addresses)
+		return a.MAC == b.MAC && (stopped || a.Tap == b.Tap) && slices.Equal(a.Addresses, b.Addresses)
 	})
 }
 

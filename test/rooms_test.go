@@ -17,20 +17,21 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":   {"agent", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":          {"fsm", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
-		"fsm":            {},
-		"cluster":        {"fsm", "internal/hclogslog"},
-		"enforce":        {"fsm"},
-		"enforce/nft":    {"enforce", "fsm"},
-		"inventory":      {"fsm"},
-		"httpapi":        {"fsm", "httpapi/wire"},
-		"httpapi/wire":   {},
-		"httpapi/client": {"httpapi/wire"},
-		"deploy/fleet":   {"httpapi/client", "inventory/static", "inventory", "fsm"},
-		"internal/probe": {},
-		"internal":       {},
-		"test":           {"*"},
+		"cmd/palisade":       {"agent", "httpapi/client", "httpapi/wire", "deploy/fleet"},
+		"agent":              {"fsm", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"fsm":                {},
+		"cluster":            {"fsm", "internal/hclogslog"},
+		"enforce":            {"fsm"},
+		"enforce/nft":        {"enforce", "fsm"},
+		"inventory":          {"fsm"},
+		"httpapi":            {"fsm", "httpapi/wire"},
+		"httpapi/wire":       {},
+		"httpapi/client":     {"httpapi/wire"},
+		"deploy/fleet":       {"httpapi/client", "inventory/static", "inventory", "fsm"},
+		"internal/probe":     {},
+		"internal":           {},
+		"internal/hclogslog": {},
+		"test":               {"*"},
 	}
 }
 
