@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi"
+	"github.com/palisade/palisade/httpapi/apitest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"palisade": main})
+}
+
+const scriptToken = "token-of-the-scripts"
+
+type fleetKey struct{}
+
+// TestScripts runs the command line against an API over a real state machine. Besides the usual
+// commands, scripts have: "exits CODE palisade ARGS...", which runs and compares the exit code, and
+// "fleet ACTION", which breaks and heals what is behind the API.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata/script",
+		Setup: func(e *testscript.Env) error { return setup(t, e) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"fleet": breakFleet,
+		},
+	})
+}
+
+func setup(t *testing.T, e *testscript.Env) error {
+	f := apitest.New(t, "n2", "n3")
+	f.RunVM("vm-1", "web", "n1", "192.0.2.7", "2001:db8::7")
+	f.RunVM("vm-02", "twin", "n2", "192.0.2.8")
+	f.RunVM("vm-003", "twin", "n3", "192.0.2.9")
+	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
+		Tokens: []httpapi.Token{
+			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: sha256.Sum256([]byte(scriptToken))},
+			{Name: "look", Scope: httpapi.ScopeViewer, SHA256: sha256.Sum256([]byte("viewer-" + scriptToken))},
+		}})
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "pal") // a socket's path is short
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(dir, "s")
+	sock, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, []net.Listener{tcp}, sock) }()
+	e.Defer(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		_ = os.RemoveAll(dir)
+	})
+	e.Values[fleetKey{}] = f
+	e.Setenv("PALISADE_SOCKET", socket)
+	e.Setenv("URL", "http://"+tcp.Addr().String())
+	e.Setenv("TOKEN", scriptToken)
+	e.Setenv("TZ", "UTC")
+	return nil
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND ARGS...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+func breakFleet(ts *testscript.TestScript, neg bool, args []string) {
+	f := ts.Value(fleetKey{}).(*apitest.Fleet)
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: fleet ACTION")
+	}
+	f.Set(func() {
+		switch args[0] {
+		case "ok":
+			f.FailWith, f.FailAfter = nil, nil
+			f.Peers["n2"].Hangs, f.Peers["n3"].Alive, f.Peers["n3"].Down = false, true, false
+		case "noquorum":
+			f.FailWith = func(fsm.Command) error { return fsm.ErrUnavailable }
+			f.Standing.Quorum, f.Standing.Leader = false, ""
+		case "lost":
+			f.FailAfter = fsm.ErrUnknown
+		case "hangs":
+			f.Peers["n2"].Hangs = true
+		case "dead":
+			f.Peers["n3"].Alive, f.Peers["n3"].Down = false, true
+		case "drops":
+			f.Peers["n1"].Held = map[string]uint64{args[1]: 42}
+		default:
+			ts.Fatalf("unknown action %s", args[0])
+		}
+	})
+}
