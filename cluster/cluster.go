@@ -36,6 +36,7 @@ type Cluster struct {
 	ears      *ears
 	sightings *sightings
 	world     world
+	seams     seams
 
 	rpc     peers
 	gossip  gossiper // nil without gossip
@@ -49,7 +50,7 @@ type Cluster struct {
 	opened   atomic.Pointer[disk]
 	running  atomic.Pointer[running]
 	inflight *tally
-	calls    sync.WaitGroup // of forwarders
+	calls    sync.WaitGroup  // of forwarders
 	callCtx  context.Context //nolint:containedctx // ends the calls that this node has under way
 	endCalls context.CancelFunc
 }
@@ -64,6 +65,9 @@ type running struct {
 	disk    *disk
 	logs    raft.LogStore // with the cache
 	began   time.Time
+	// bare is a log index up to which the store holds all that concerns it, though it may be
+	// beyond the store's last entry.
+	bare atomic.Uint64
 }
 
 // errAbrupt as the cause of Run's context makes it end as if the process were killed: nothing is
@@ -82,7 +86,7 @@ func newCluster(o Options, w world) (*Cluster, error) {
 	c := &Cluster{
 		id: o.ID, version: o.Version, peers: map[string]Peer{}, timing: o.Timing.withDefaults(),
 		store: o.Store, knownIndex: o.KnownIndex, answer: o.Answer, onFatal: o.Fatal,
-		log: o.Logger.With("part", "cluster"), world: w,
+		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
 		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(),
 		forward: map[string]*forwarder{}, started: time.Now(),
 	}

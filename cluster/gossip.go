@@ -378,4 +378,3 @@ func (s *sightings) encode(v fsm.Sighting) ([]byte, error) {
 	}
 	return msg, err
 }
-

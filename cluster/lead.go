@@ -38,7 +38,8 @@ func newThrone(c *Cluster) *throne {
 
 // run follows raft's notifications until ctx ends. It never blocks on anything else: raft blocks
 // while a notification is not taken.
-func (t *throne) run(ctx context.Context, r *raft.Raft) {
+func (t *throne) run(ctx context.Context, run *running) {
+	r := run.raft
 	var barriers sync.WaitGroup
 	defer barriers.Wait()
 	for {
@@ -57,12 +58,13 @@ func (t *throne) run(ctx context.Context, r *raft.Raft) {
 			t.leads, t.wanted = true, time.Now()
 			t.mu.Unlock()
 			t.c.log.Info("elected leader, waiting for the barrier", "term", r.CurrentTerm())
-			barriers.Go(func() { t.establish(r, claim) })
+			barriers.Go(func() { t.establish(run, claim) })
 		}
 	}
 }
 
-func (t *throne) establish(r *raft.Raft, claim uint64) {
+func (t *throne) establish(run *running, claim uint64) {
+	r := run.raft
 	for {
 		term := r.CurrentTerm()
 		err := t.c.barrier(r)
@@ -74,6 +76,7 @@ func (t *throne) establish(r *raft.Raft, claim uint64) {
 		if err == nil {
 			t.reign = &reign{term: term, since: time.Now()}
 			t.mu.Unlock()
+			run.tellBarrier(term)
 			t.c.log.Info("leadership established, writes are accepted", "term", term)
 			return
 		}
@@ -84,6 +87,16 @@ func (t *throne) establish(r *raft.Raft, claim uint64) {
 		case <-t.c.stopping:
 			return
 		}
+	}
+}
+
+// tellBarrier lets followers know at once that the new leader has committed: until then they can't
+// tell whether they are up to date. The entry's term is read from the log, see nudger.
+func (r *running) tellBarrier(term uint64) {
+	index := r.raft.CommitIndex()
+	var l raft.Log
+	if err := r.logs.GetLog(index, &l); err == nil && l.Term == term {
+		r.nudger.committed(index, term)
 	}
 }
 

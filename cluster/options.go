@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/palisade/palisade/fsm"
@@ -67,6 +68,14 @@ type Options struct {
 	Registry prometheus.Registerer // nil registers nothing
 
 	Timing Timing
+
+	seams seams
+}
+
+// seams are what tests change.
+type seams struct {
+	raft    func(*raft.Config)
+	noNudge bool
 }
 
 // Timing holds the cluster's times. The zero value of a field means its default.

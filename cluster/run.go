@@ -93,7 +93,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRaft()
-	loops.Go(func() { r.throne.run(raftCtx, r.raft) })
+	loops.Go(func() { r.throne.run(raftCtx, r) })
 	loops.Go(func() { r.throne.watch(raftCtx, r.raft, r.tap) })
 	loops.Go(func() { r.nudger.run(raftCtx) })
 	loops.Go(func() { c.openGate(raftCtx, r) })
@@ -146,43 +146,31 @@ func (c *Cluster) raftConfig(t *throne) *raft.Config {
 	conf.NotifyCh = t.notify
 	conf.NoLegacyTelemetry = true
 	conf.Logger = hclogslog.New(c.log.With("part", "raft"), raftLevel)
+	if c.seams.raft != nil {
+		c.seams.raft(conf)
+	}
 	return conf
 }
 
 // startRaft bootstraps if that was decided, and starts raft.
-func (c *Cluster) startRaft(d *disk, how start) (r *running, err error) {
+func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	inner, err := c.world.transport(c)
 	if err != nil {
 		return nil, err
 	}
-	r = &running{disk: d, throne: newThrone(c), began: time.Now()}
+	r := &running{disk: d, throne: newThrone(c), began: time.Now()}
 	r.tap = newTap(inner, c.ears.hear)
 	r.tap.gated.Store(how.gated)
 	r.nudger = newNudger(r.tap, c.peers, c.id, c.metrics.nudges.Inc)
-	r.applier = newApplier(c.store, r.nudger.committed)
-	defer func() {
-		// Raft panics on a log it can't read.
-		if p := recover(); p != nil {
-			err = fmt.Errorf("raft could not start on this store: %v", p)
-		}
-		if err != nil {
-			_ = r.tap.Close()
-			r.tap.stop()
-			err = errors.Join(err, d.guard.err())
-		}
-	}()
-	if r.logs, err = raft.NewLogCache(logCacheEntries, d.logs); err != nil {
-		return nil, err
+	committed := r.nudger.committed
+	if c.seams.noNudge {
+		committed = func(uint64, uint64) {}
 	}
-	conf := c.raftConfig(r.throne)
-	if how.bootstrap {
-		if err := raft.BootstrapCluster(conf, d.logs, d.stable, d.snaps, r.tap, c.configuration()); err != nil {
-			return nil, fmt.Errorf("bootstrap: %w", err)
-		}
-	}
-	r.raft, err = raft.NewRaft(conf, r.applier, r.logs, d.stable, d.snaps, r.tap)
-	if err != nil {
-		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, err)
+	r.applier = newApplier(c.store, committed)
+	if err := c.newRaft(r, how); err != nil {
+		_ = r.tap.Close()
+		r.tap.stop()
+		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, errors.Join(err, d.guard.err()))
 	}
 	d.guard.quiet.Store(false)
 	if err := d.guard.err(); err != nil { // failed between the last check and now
@@ -191,6 +179,26 @@ func (c *Cluster) startRaft(d *disk, how start) (r *running, err error) {
 	c.compareMembers(r.raft)
 	c.running.Store(r)
 	return r, nil
+}
+
+func (c *Cluster) newRaft(r *running, how start) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // raft panics on a log that it can't read
+			err = fmt.Errorf("raft gave up: %v", p)
+		}
+	}()
+	d := r.disk
+	if r.logs, err = raft.NewLogCache(logCacheEntries, d.logs); err != nil {
+		return err
+	}
+	conf := c.raftConfig(r.throne)
+	if how.bootstrap {
+		if err := raft.BootstrapCluster(conf, d.logs, d.stable, d.snaps, r.tap, c.configuration()); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	r.raft, err = raft.NewRaft(conf, r.applier, r.logs, d.stable, d.snaps, r.tap)
+	return err
 }
 
 // compareMembers warns if the list of peers is not what the fleet was formed with: until members can

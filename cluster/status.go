@@ -44,9 +44,6 @@ func (t *throne) endedAt() time.Time {
 	return t.ended
 }
 
-// maxTail bounds the walk of caughtUp.
-const maxTail = 64
-
 // caughtUp says that a follower's store holds everything its leader had committed at the last
 // contact. It is false until the current leader has proven a commit of its own, so that a node that
 // has just started, whose raft knows of no commit, is never taken for up to date.
@@ -55,18 +52,20 @@ func (r *running) caughtUp(store *fsm.Store) bool {
 	if !proven || store.Halted() != nil || r.raft.AppliedIndex() < commit {
 		return false
 	}
-	// Raft has handed everything over. Entries without a command never reach the store, so the
-	// last ones are looked at.
-	applied := r.applier.last.Load()
-	for i := commit; i > applied; i-- {
+	// Raft has handed everything over. Entries without a command never reach the store (an idle
+	// leader's barriers, mostly), so what lies behind the store's last one is looked at, once.
+	seen := max(r.applier.last.Load(), r.bare.Load())
+	for i := commit; i > seen; i-- {
 		var l raft.Log
-		switch err := r.logs.GetLog(i, &l); {
-		case errors.Is(err, raft.ErrLogNotFound):
-			return true // compacted: it went into a snapshot, taken from this store or restored to it
-		case err != nil, l.Type == raft.LogCommand, l.Type == raft.LogConfiguration, commit-i > maxTail:
+		err := r.logs.GetLog(i, &l)
+		if errors.Is(err, raft.ErrLogNotFound) {
+			break // compacted: it went into a snapshot, taken from this store or restored to it
+		}
+		if err != nil || l.Type == raft.LogCommand || l.Type == raft.LogConfiguration {
 			return false
 		}
 	}
+	r.bare.Store(max(commit, seen))
 	return true
 }
 

@@ -1,0 +1,419 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/cluster/internal/peerpb"
+	"github.com/palisade/palisade/fsm"
+)
+
+// memNet is a network without a network: raft's in-memory transports, direct calls, and cuts.
+type memNet struct {
+	mu     sync.Mutex
+	worlds map[string]*memWorld // those that are up
+	cuts   map[[2]string]bool   // one-way: from, to
+}
+
+// memStore is a disk that outlives its node.
+type memStore struct {
+	logs  *raft.InmemStore
+	snaps raft.SnapshotStore
+}
+
+func newMemStore() *memStore {
+	return &memStore{logs: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+}
+
+// memWorld is one life of a node on a memNet.
+type memWorld struct {
+	net   *memNet
+	id    string
+	store *memStore
+	wrap  func(*disk) // changes the disk before it is used
+	c     *Cluster
+	trans *raft.InmemTransport
+}
+
+var (
+	_ world    = (*memWorld)(nil)
+	_ peers    = (*memWorld)(nil)
+	_ gossiper = (*memWorld)(nil)
+)
+
+func (w *memWorld) connect(c *Cluster) error {
+	w.c = c
+	c.rpc, c.gossip = w, w
+	return nil
+}
+
+func (w *memWorld) open(c *Cluster) (*disk, error) {
+	g := newGuard("in memory", c.timing.StuckIO, c.fatal)
+	d := &disk{
+		guard: g,
+		logs:  &guardedLogs{g, w.store.logs}, stable: &guardedStable{g, w.store.logs}, snaps: &guardedSnaps{g, w.store.snaps},
+		close: func() error { return nil },
+	}
+	if w.wrap != nil {
+		w.wrap(d)
+	}
+	return d, nil
+}
+
+func (w *memWorld) serve(*Cluster, func(func(context.Context) error)) error {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	w.net.worlds[w.id] = w
+	return nil
+}
+
+func (w *memWorld) transport(c *Cluster) (raft.Transport, error) {
+	_, w.trans = raft.NewInmemTransport(raft.ServerAddress(c.peers[w.id].Address))
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for _, other := range w.net.worlds {
+		if other != w && other.trans != nil {
+			w.net.wire(w, other)
+			w.net.wire(other, w)
+		}
+	}
+	return w.trans, nil
+}
+
+func (w *memWorld) stop(bool) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	if w.net.worlds[w.id] != w {
+		return
+	}
+	delete(w.net.worlds, w.id)
+	if w.trans == nil {
+		return
+	}
+	w.trans.DisconnectAll()
+	for _, other := range w.net.worlds {
+		if other.trans != nil {
+			other.trans.Disconnect(w.trans.LocalAddr())
+		}
+	}
+}
+
+// wire lets from reach to, unless that is cut. The caller holds mu.
+func (n *memNet) wire(from, to *memWorld) {
+	if n.cuts[[2]string{from.id, to.id}] {
+		from.trans.Disconnect(to.trans.LocalAddr())
+	} else {
+		from.trans.Connect(to.trans.LocalAddr(), to.trans)
+	}
+}
+
+// cut separates one node from the others, both ways, or heals that.
+func (n *memNet) cut(id string, on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range 9 {
+		other := fmt.Sprintf("n%d", i+1)
+		if other == id {
+			continue
+		}
+		n.cuts[[2]string{id, other}], n.cuts[[2]string{other, id}] = on, on
+		a, b := n.worlds[id], n.worlds[other]
+		if a != nil && b != nil && a.trans != nil && b.trans != nil {
+			n.wire(a, b)
+			n.wire(b, a)
+		}
+	}
+}
+
+func (n *memNet) reach(from, to string) *memWorld {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cuts[[2]string{from, to}] {
+		return nil
+	}
+	return n.worlds[to]
+}
+
+// memCall calls a peer directly. An answer does not come back through a cut.
+func memCall[Q, R any](ctx context.Context, w *memWorld, id string, req Q, serve func(*Cluster) func(context.Context, Q) (R, error)) (R, error) {
+	var none R
+	to := w.net.reach(w.id, id)
+	if to == nil {
+		return none, errNotSent
+	}
+	type answer struct {
+		resp R
+		err  error
+	}
+	ch := make(chan answer, 1)
+	go func() {
+		resp, err := serve(to.c)(ctx, req)
+		ch <- answer{resp, err}
+	}()
+	select {
+	case a := <-ch:
+		if w.net.reach(id, w.id) == nil || w.net.reach(w.id, id) != to {
+			return none, errors.New("connection lost")
+		}
+		return a.resp, a.err
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
+
+func (w *memWorld) hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
+	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
+		return c.onHello
+	})
+}
+
+func (w *memWorld) propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+		return c.onPropose
+	})
+}
+
+func (w *memWorld) readIndex(ctx context.Context, id string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
+	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
+		return c.onReadIndex
+	})
+}
+
+func (w *memWorld) ask(ctx context.Context, id string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
+	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.AskRequest) (*peerpb.AskResponse, error) {
+		return c.onAsk
+	})
+}
+
+func (w *memWorld) run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (w *memWorld) alive(id string) bool          { return id == w.id || w.net.reach(id, w.id) != nil }
+
+func (w *memWorld) announce(msg []byte) {
+	for i := range 9 {
+		if to := w.net.reach(w.id, fmt.Sprintf("n%d", i+1)); to != nil && to != w {
+			to.c.sightings.take(msg)
+		}
+	}
+}
+
+// memFleet is n nodes on a memNet, not started.
+func memFleet(t testing.TB, n int, tune ...func(w *memWorld, o *Options)) (*fleet, *memNet) {
+	net := &memNet{worlds: map[string]*memWorld{}, cuts: map[[2]string]bool{}}
+	var list []Peer
+	for i := range n {
+		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: fmt.Sprintf("10.0.0.%d:1", i+1), GossipAddress: fmt.Sprintf("10.0.0.%d:2", i+1), Voter: true})
+	}
+	f := &fleet{t: t}
+	stores := map[string]*memStore{}
+	for _, p := range list {
+		stores[p.ID] = newMemStore()
+		f.nodes = append(f.nodes, newNode(t, p.ID, func(*node) (Options, world) {
+			o := Options{ID: p.ID, Peers: list, Logger: logger(t).With("node", p.ID)}
+			w := &memWorld{net: net, id: p.ID, store: stores[p.ID]}
+			for _, f := range tune {
+				f(w, &o)
+			}
+			return o, w
+		}))
+	}
+	return f, net
+}
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestElectionAndFailoverInVirtualTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := memFleet(t, 5)
+		f.start().ready()
+		acked := map[string]string{}
+		for round := range 4 {
+			l := f.leader()
+			for i := range 5 {
+				vm, who := fmt.Sprintf("vm%d", i), fmt.Sprintf("r%d", round)
+				f.follower().propose(declare(vm, who))
+				acked[vm] = who
+			}
+			begin := time.Now()
+			l.crash()
+			next := f.leader()
+			if took := time.Since(begin); took > 4*time.Second {
+				t.Errorf("a dead leader was replaced after %s", took)
+			}
+			if next == l {
+				t.Fatal("the dead node leads")
+			}
+			// Nothing that was acknowledged is lost, as read linearizably anywhere.
+			n := f.follower()
+			if _, err := n.c.ReadIndex(within(t, 5*time.Second)); err != nil {
+				t.Fatalf("ReadIndex after failover: %v", err)
+			}
+			for vm, who := range acked {
+				if got := owner(n.store, vm); got != who {
+					t.Errorf("%s is owned by %q, acknowledged was %q", vm, got, who)
+				}
+			}
+			l.start()
+			f.ready()
+		}
+		f.agree(f.leader().store.View().Index())
+		f.stop()
+	})
+}
+
+func TestIsolatedLeaderStepsDownAndHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := memFleet(t, 3)
+		f.start().ready()
+		old := f.leader()
+		old.propose(declare("vm", "before"))
+		net.cut(old.id, true)
+
+		_, err := old.c.Propose(within(t, 5*time.Second), declare("vm", "lost"))
+		if !errors.Is(err, fsm.ErrUnknown) {
+			t.Errorf("a leader without followers answered %v, want unknown: it had appended the write", err)
+		}
+		f.await("a new leader", func() bool {
+			for _, n := range f.nodes {
+				if n != old && n.leads() {
+					return true
+				}
+			}
+			return false
+		})
+		if old.leads() || old.c.Status().Quorum {
+			t.Errorf("the isolated node still claims to lead: %+v", old.c.Status())
+		}
+		begin := time.Now()
+		_, err = old.c.Propose(within(t, 20*time.Second), declare("vm", "refused"))
+		if !errors.Is(err, fsm.ErrUnavailable) {
+			t.Errorf("a node without a leader answered %v, want unavailable", err)
+		}
+		if took := time.Since(begin); took > 4*time.Second {
+			t.Errorf("unavailable was said after %s", took)
+		}
+		time.Sleep(10 * time.Second) // virtual
+		begin = time.Now()
+		if _, err = old.c.Propose(within(t, 20*time.Second), declare("vm", "refused")); !errors.Is(err, fsm.ErrUnavailable) || time.Since(begin) > time.Second {
+			t.Errorf("a node long without a leader answered %v after %s", err, time.Since(begin))
+		}
+		if _, err := old.c.ReadIndex(within(t, 20*time.Second)); !errors.Is(err, fsm.ErrUnavailable) {
+			t.Errorf("a linearizable read in the minority: %v", err)
+		}
+
+		net.cut(old.id, false)
+		f.ready()
+		res := old.propose(declare("vm", "after"))
+		f.agree(res.Index)
+		for _, n := range f.nodes {
+			if owner(n.store, "vm") != "after" {
+				t.Errorf("%s has %q", n.id, owner(n.store, "vm"))
+			}
+		}
+		f.stop()
+	})
+}
+
+func TestRetryWithAKeyHasOneEffect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := memFleet(t, 3)
+		f.start().ready()
+		old := f.leader()
+		// The leader is cut off in the middle of the proposal: it appends and can't commit. With a
+		// key, Propose tries on until the fleet is healed and has one effect.
+		net.cut(old.id, true)
+		cmd := fsm.Command{Actor: "token:test", Key: "k1", Op: fsm.AddBlock{Target: target(t, "203.0.113.7"), Reason: "abuse"}}
+		type answer struct {
+			res fsm.Result
+			err error
+		}
+		ch := make(chan answer, 1)
+		go func() {
+			res, err := old.c.Propose(within(t, time.Minute), cmd)
+			ch <- answer{res, err}
+		}()
+		time.Sleep(8 * time.Second) // virtual
+		net.cut(old.id, false)
+		a := <-ch
+		if a.err != nil || a.res.Block == nil {
+			t.Fatalf("the retried proposal: %+v, %v", a.res, a.err)
+		}
+		again, err := f.follower().c.Propose(within(t, time.Minute), cmd)
+		if err != nil || !again.Replayed || again.Index != a.res.Index || again.Block.ID != a.res.Block.ID {
+			t.Errorf("again: %+v, %v; first was %+v", again, err, a.res)
+		}
+		f.agree(again.Index)
+		for _, n := range f.nodes {
+			if got := n.store.View().CountBlocks(); got != 1 {
+				t.Errorf("%s has %d blocks", n.id, got)
+			}
+		}
+		f.stop()
+	})
+}
+
+func TestReignsComeInPairs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := memFleet(t, 3)
+		f.start().ready()
+		for range 5 {
+			l := f.leader()
+			net.cut(l.id, true)
+			f.await("the reign to end", func() bool { return !l.leads() })
+			time.Sleep(3 * time.Second) // virtual
+			net.cut(l.id, false)
+			f.ready()
+			leading := 0
+			for _, n := range f.nodes {
+				if n.leads() {
+					leading++
+				}
+				// A reign of this package never outlives raft's.
+				if n.leads() && n.c.running.Load().raft.State() != raft.Leader {
+					t.Errorf("%s has a reign without leading", n.id)
+				}
+			}
+			if leading != 1 {
+				t.Errorf("%d leaders", leading)
+			}
+		}
+		f.stop()
+	})
+}
+
+func TestTenQuietMinutesKeepOneLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := memFleet(t, 5)
+		f.start().ready()
+		l, term := f.leader(), f.leader().c.Status().Term
+		time.Sleep(10 * time.Minute) // virtual
+		if !l.leads() || l.c.Status().Term != term {
+			t.Errorf("leadership moved in an idle fleet: %+v", l.c.Status())
+		}
+		for _, n := range f.nodes {
+			if s := n.c.Status(); !s.Quorum || !s.CaughtUp {
+				t.Errorf("%s after ten minutes: %+v", n.id, s)
+			}
+		}
+		f.stop()
+	})
+}
+
+func target(t testing.TB, prefix string) fsm.Target {
+	t.Helper()
+	p, err := fsm.ParsePrefix("target.prefix", prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsm.Target{Prefix: p}
+}
