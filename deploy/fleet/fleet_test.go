@@ -195,7 +195,13 @@ func TestMigrationKeepsConnections(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		learned := f.must(t, Outside, "bridge", "fdb", "show", "br", "br0")
 		t.Logf("%s to %s: detached for %v, first words after %v", g.Name, to, m.Attached.Sub(m.Detached), talks[0].say(t, "after"))
+		// The bridge outside learned the new place before the guest itself had a word to say.
+		want := g.MAC + " dev up" + strings.TrimPrefix(to, "node-") + " "
+		if table := learned; !strings.Contains(table, want) {
+			t.Errorf("%q is not in the table of the bridge:\n%s", want, table)
+		}
 		for _, c := range talks {
 			c.say(t, fmt.Sprint("migration ", i))
 		}

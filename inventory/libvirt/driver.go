@@ -62,8 +62,9 @@ func (o Options) withDefaults() Options {
 
 // Driver watches one libvirt daemon. It meets inventory.Driver; Run may be called once.
 type Driver struct {
-	opt Options
-	log *slog.Logger
+	opt   Options
+	log   *slog.Logger
+	watch func() *links // watchLinks, but in tests
 
 	// Owned by Run's goroutine. They outlive a connection, so that its loss makes nothing disappear.
 	known    map[string]domain
@@ -80,7 +81,7 @@ func New(o Options) (*Driver, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
-	return &Driver{opt: o, log: o.Logger.With("socket", o.Socket), known: map[string]domain{}, odd: map[string]string{}}, nil
+	return &Driver{opt: o, watch: watchLinks, log: o.Logger.With("socket", o.Socket), known: map[string]domain{}, odd: map[string]string{}}, nil
 }
 
 // Run meets inventory.Driver.
@@ -116,7 +117,7 @@ func (d *Driver) session(ctx context.Context, report func(inventory.Report)) (li
 		return false, err
 	}
 	defer c.close()
-	links := watchLinks()
+	links := d.watch()
 	defer links.close()
 
 	// Subscribed before listing: what happens after the list was taken is an event, what happened

@@ -35,6 +35,7 @@ type bed struct {
 	*fake
 	reports chan inventory.Report
 	logs    *logText
+	link    chan struct{} // a network interface appeared
 }
 
 type logText struct {
@@ -56,7 +57,7 @@ func (l *logText) count(s string) int {
 
 func start(t *testing.T, f *fake, change func(*Options)) *bed {
 	t.Helper()
-	bd := &bed{fake: f, reports: make(chan inventory.Report, 100), logs: &logText{}}
+	bd := &bed{fake: f, reports: make(chan inventory.Report, 100), logs: &logText{}, link: make(chan struct{}, 1)}
 	o := Options{Socket: f.path, MaxBackoff: 20 * time.Millisecond, Rescan: time.Hour, Logger: slog.New(slog.NewTextHandler(bd.logs, nil))}
 	if change != nil {
 		change(&o)
@@ -65,6 +66,7 @@ func start(t *testing.T, f *fake, change func(*Options)) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.watch = func() *links { return &links{changed: bd.link} }
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- d.Run(ctx, func(r inventory.Report) { bd.reports <- r }) }()
@@ -250,33 +252,43 @@ func TestDomainThatCannotBeReadStays(t *testing.T) {
 	}
 }
 
-// A guest that arrives is seen by its tap, before libvirt sends the first event about it.
+// A guest that arrives is seen by its tap, before libvirt sends the first event about it, also when
+// libvirt lists it only some milliseconds after the tap exists.
 func TestNewcomersAreSeenByTheirTap(t *testing.T) {
-	f := newFake(t)
-	d, err := New(Options{Socket: f.path})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.set(a, running())
-	c, err := dial(t.Context(), d.opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	if err := d.list(c); err != nil {
-		t.Fatal(err)
-	}
 	starting := receiving()
 	starting.reason = int32(golibvirt.DomainPausedStartingUp)
-	f.set(b, starting)
-	if err := d.newcomers(c); err != nil {
-		t.Fatal(err)
+	for name, steps := range map[string]func(*bed){
+		"listed first": func(bd *bed) { bd.set(b, starting); bd.link <- struct{}{} },
+		"tap first": func(bd *bed) {
+			listed := bd.lists()
+			bd.link <- struct{}{}
+			for deadline := time.Now().Add(10 * time.Second); bd.lists() == listed && time.Now().Before(deadline); {
+				<-time.After(time.Millisecond)
+			}
+			bd.set(b, starting)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.set(a, running())
+			bd := start(t, f, nil)
+			bd.next("a running", "+a")
+			steps(bd)
+			bd.next("a running", "b incoming", "+b")
+		})
 	}
-	var got inventory.Report
-	d.publish(func(r inventory.Report) { got = r }, false)
-	if len(got.VMs) != 2 || got.VMs[1].Phase != "incoming" || got.VMs[1].NICs[0].Tap != "vnet0" {
-		t.Errorf("%+v", got)
-	}
+}
+
+// A VM that ran here, left while libvirt was away, and is on its way back when libvirt is found again.
+func TestReconnectWhileReturning(t *testing.T) {
+	f := newFake(t)
+	f.set(a, running())
+	bd := start(t, f, nil)
+	bd.next("a running", "+a")
+	f.cut()
+	f.set(a, receiving())
+	f.listen()
+	bd.next("a incoming", "+a")
 }
 
 func TestRetriesAreSpent(t *testing.T) {

@@ -26,6 +26,7 @@ type fake struct {
 	domains  map[string]*fakeDomain // by UUID
 	conns    map[net.Conn]bool
 	hung     bool // takes requests, answers none
+	listed   int  // times that domains were listed
 	group    sync.WaitGroup
 }
 
@@ -84,6 +85,12 @@ func (f *fake) cut() {
 		_ = c.Close()
 		delete(f.conns, c)
 	}
+}
+
+func (f *fake) lists() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.listed
 }
 
 func (f *fake) hang(yes bool) {
@@ -170,6 +177,7 @@ func (f *fake) answer(proc, serial uint32, payload []byte) []byte {
 		active := binary.BigEndian.Uint32(payload[4:]) == uint32(golibvirt.ConnectListDomainsActive)
 		var list bytes.Buffer
 		n := uint32(0)
+		f.listed++
 		for id, d := range f.domains {
 			if active && d.state == golibvirt.DomainShutoff {
 				continue
