@@ -33,8 +33,9 @@ deps: ## install the Debian packages that the tests need
 test: deps build ## run the whole suite: unit, race, generated files, fleets in namespaces, real QEMU guests
 	@test/run.sh
 
-bench: deps build ## measure latency, throughput and scale, as ratios to this disk and to etcd
-	@test/bench.sh
+bench: build ## measure latency, throughput and scale, as ratios to this disk and to etcd
+	@deploy/install-deps.sh bench
+	@test/bench.sh --palisade $(BIN)/palisade
 
 lint: ## golangci-lint with the strict configuration, gofmt, generated files
 	@test/lint.sh $(GOLANGCI)

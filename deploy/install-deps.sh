@@ -4,17 +4,20 @@
 #   install-deps.sh netns   light guests (the demo)
 #   install-deps.sh qemu    also QEMU guests under libvirt
 #   install-deps.sh test    what the whole test suite needs
+#   install-deps.sh bench   light guests, and etcd to compare with
 set -eu
 
 netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
 qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base busybox-static linux-image-cloud-amd64 cpio gzip"
-tests="$qemu netcat-openbsd conntrack ca-certificates git"
+tests="$qemu netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev"
+bench="$netns etcd-server etcd-client"
 
 case ${1:-} in
   netns) want=$netns ;;
   qemu) want=$qemu ;;
   test) want=$tests ;;
-  *) sed -n '2,6p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+  bench) want=$bench ;;
+  *) sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
 esac
 
 missing=
