@@ -27,8 +27,11 @@ type demoState struct {
 
 func (s demoState) load() (*fleet.Fleet, error) {
 	f, err := fleet.Load(s.State)
-	if errors.Is(err, fleet.ErrNotUp) {
+	switch {
+	case errors.Is(err, fleet.ErrNotUp):
 		return nil, fmt.Errorf("%w (start it with: palisade demo up --state %s)", err, s.State)
+	case errors.Is(err, fleet.ErrHalf):
+		return nil, fmt.Errorf("%w: palisade demo down --state %s", err, s.State)
 	}
 	return f, err
 }
@@ -66,8 +69,11 @@ func (c *demoUpCmd) Run(ctx context.Context, g *Globals) error {
 	switch {
 	case errors.Is(err, fleet.ErrUp):
 		return fmt.Errorf("%w (palisade demo status --state %s shows it; %s removes it)", err, c.State, down)
+	case errors.Is(err, fleet.ErrHalf):
+		return fmt.Errorf("%w: %s", err, down)
 	case err != nil && f != nil:
-		return fmt.Errorf("%w\nWhat was built stays for a look; remove it with: %s", err, down)
+		fmt.Fprintf(g.Stderr, "What was built stays for a look; remove it with: %s\n", down)
+		return err
 	case err != nil:
 		return err
 	}

@@ -284,7 +284,7 @@ func TestCutAndHeal(t *testing.T) {
 		_, err := f.Exec(ctx, "node-2", "nc", "-z", "-w", "1", "10.90.0.1", "7420")
 		return err
 	}
-	if err := until(5*time.Second, 20*time.Millisecond, nil, reach); err != nil {
+	if err := until(t.Context(), 5*time.Second, 20*time.Millisecond, reach); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // cutting twice is one cut
@@ -357,10 +357,10 @@ func TestDownAfterAnInterruptedUp(t *testing.T) {
 		if _, err := Up(ctx, o); !errors.Is(err, context.Canceled) {
 			t.Fatalf("up after %d lines: %v", after, err)
 		}
-		if _, err := Load(o.Dir); !errors.Is(err, ErrNotUp) {
+		if _, err := Load(o.Dir); !errors.Is(err, ErrHalf) {
 			t.Errorf("load of half a fleet: %v", err)
 		}
-		if _, err := Up(t.Context(), o); !errors.Is(err, ErrUp) {
+		if _, err := Up(t.Context(), o); !errors.Is(err, ErrHalf) {
 			t.Errorf("up over half a fleet: %v", err)
 		}
 		if err := Down(t.Context(), o.Dir, nil); err != nil {

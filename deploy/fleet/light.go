@@ -270,7 +270,7 @@ func rarp(g Guest) error {
 
 // forwards waits until a bridge port forwards: what is sent before is lost.
 func forwards(ctx context.Context, ns, port string) error {
-	return until(5*time.Second, time.Millisecond, ctx.Done(), func() error {
+	return until(ctx, 5*time.Second, time.Millisecond, func() error {
 		out, err := tool(ctx, "", "ip", "-n", ns, "-d", "link", "show", port)
 		if err != nil {
 			return err

@@ -30,7 +30,7 @@ const (
 )
 
 // hold starts the process that keeps a node's mount and UTS namespaces.
-func (f *Fleet) hold(n Node, o Options) error {
+func (f *Fleet) hold(ctx context.Context, n Node, o Options) error {
 	ready := filepath.Join(n.Dir, "held")
 	lines := []string{"set -eu", "mount --make-rprivate /", "mount -t tmpfs -o mode=0755 tmpfs /run", "mkdir -p /run/lock"}
 	if o.Guests == GuestsQEMU {
@@ -53,12 +53,12 @@ func (f *Fleet) hold(n Node, o Options) error {
 	if err := f.update(func(s *state) { s.node(n.Name).Holder = p }); err != nil {
 		return err
 	}
-	return until(10*time.Second, 5*time.Millisecond, nil, func() error {
+	return until(ctx, 10*time.Second, 5*time.Millisecond, func() error {
 		if _, err := os.Stat(ready); err == nil {
 			return nil
 		}
 		if !p.Alive() {
-			return fmt.Errorf("%s: its namespaces could not be made: %s", n.Name, tail(logPath, 5))
+			return permanent{fmt.Errorf("%s: its namespaces could not be made: %s", n.Name, tail(logPath, 5))}
 		}
 		return fmt.Errorf("%s: its namespaces are not there yet", n.Name)
 	})

@@ -106,7 +106,7 @@ func (f *Fleet) await(p Process, limit time.Duration) error {
 			return fmt.Errorf("process %d did not end within %v", p.PID, limit)
 		}
 	}
-	return until(limit, 5*time.Millisecond, nil, func() error {
+	return until(context.Background(), limit, 5*time.Millisecond, func() error {
 		if p.Alive() {
 			return fmt.Errorf("process %d did not end", p.PID)
 		}

@@ -139,10 +139,10 @@ func (f *Fleet) startLibvirtd(ctx context.Context, node string) error {
 	if err := f.update(func(s *state) { s.node(node).Libvirtd = p }); err != nil {
 		return err
 	}
-	return until(30*time.Second, 50*time.Millisecond, ctx.Done(), func() error {
+	return until(ctx, 30*time.Second, 50*time.Millisecond, func() error {
 		_, err := f.virsh(ctx, n, "list")
 		if err != nil && !p.Alive() {
-			return fmt.Errorf("libvirtd of %s ended: %s", node, tail(logPath, 5))
+			return permanent{fmt.Errorf("libvirtd of %s ended: %s", node, tail(logPath, 5))}
 		}
 		return err
 	})
@@ -260,7 +260,7 @@ func (f *Fleet) addQEMU(ctx context.Context, g Guest) error {
 // answers waits until a guest serves on all of its addresses.
 func (f *Fleet) answers(ctx context.Context, g Guest, limit time.Duration) error {
 	for _, a := range g.Addresses {
-		err := until(limit, 100*time.Millisecond, ctx.Done(), func() error {
+		err := until(ctx, limit, 100*time.Millisecond, func() error {
 			return inside(f.snapshot().Prefix+"-n0", func() error {
 				c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "7"), time.Second)
 				if err == nil {

@@ -91,7 +91,7 @@ func (f *Fleet) observation(t *testing.T, node string) *observation {
 func (o *observation) await(t *testing.T, want ...string) sighting {
 	t.Helper()
 	var got sighting
-	err := until(30*time.Second, 5*time.Millisecond, nil, func() error {
+	err := until(t.Context(), 30*time.Second, 5*time.Millisecond, func() error {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if len(o.seen) == 0 {
@@ -191,7 +191,7 @@ func TestQEMUGuestUnderLibvirt(t *testing.T) {
 	if _, err := f.virsh(ctx, n, "attach-interface", g.VM, "bridge", "br0", "--mac", "52:54:00:5a:ff:01", "--target", "tap0extra", "--model", "virtio", "--live"); err != nil {
 		t.Fatal(err)
 	}
-	if err := until(10*time.Second, 5*time.Millisecond, nil, func() error {
+	if err := until(t.Context(), 10*time.Second, 5*time.Millisecond, func() error {
 		nics := dst.await(t, "guest1 running, guest2 running").Report.VMs[0].NICs
 		if len(nics) != 2 || nics[1].Tap != "tap0extra" {
 			return fmt.Errorf("NICs %+v", nics)
@@ -209,7 +209,7 @@ func TestQEMUGuestUnderLibvirt(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := dst.await(t, "guest1 running, guest2 running")
-	if err := until(20*time.Second, 5*time.Millisecond, nil, func() error {
+	if err := until(t.Context(), 20*time.Second, 5*time.Millisecond, func() error {
 		if back = dst.await(t, "guest1 running, guest2 running"); back.At.Before(lost) {
 			return fmt.Errorf("nothing reported since libvirtd came back")
 		}

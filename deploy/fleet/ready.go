@@ -64,7 +64,9 @@ func (f *Fleet) AwaitReady(ctx context.Context) error {
 		if n.Agent.PID == 0 {
 			continue
 		}
-		if err := f.awaitAgent(ctx, n); err != nil {
+		if err := f.awaitAgent(ctx, n); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			return fmt.Errorf("the agent of %s is not ready: %w; %s", n.Name, err, tail(f.AgentLog(n.Name), 8))
 		}
 	}
@@ -72,13 +74,10 @@ func (f *Fleet) AwaitReady(ctx context.Context) error {
 }
 
 func (f *Fleet) awaitAgent(ctx context.Context, n Node) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	return until(readyLimit, 20*time.Millisecond, ctx.Done(), func() error {
+	return until(ctx, readyLimit, 20*time.Millisecond, func() error {
 		err := f.Call(ctx, n.Name, http.MethodGet, "/readyz", nil, nil)
 		if err != nil && !n.Agent.Alive() {
-			cancel()
-			return errors.New("it has ended")
+			return permanent{errors.New("it has ended")}
 		}
 		return err
 	})
@@ -101,7 +100,7 @@ func (f *Fleet) AwaitGuests(ctx context.Context) error {
 	}
 	for _, n := range s.Nodes {
 		for _, g := range s.VMs {
-			err := until(readyLimit, 20*time.Millisecond, ctx.Done(), func() error {
+			err := until(ctx, readyLimit, 20*time.Millisecond, func() error {
 				var got vm
 				if err := f.Call(ctx, n.Name, http.MethodGet, "/v1/vms/"+g.VM, nil, &got); err != nil {
 					return err

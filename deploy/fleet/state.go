@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ const (
 var (
 	ErrUp    = errors.New("the fleet is up already")
 	ErrNotUp = errors.New("no fleet is up")
+	// ErrHalf: an earlier Up did not come to its end; only Down helps.
+	ErrHalf = errors.New("a fleet is half built")
 )
 
 // Node is one virtualization node of the fleet.
@@ -79,17 +82,17 @@ type Fleet struct {
 }
 
 // Load opens a fleet that an earlier Up built in dir. It returns ErrNotUp if there is none, also
-// after a reboot of the machine.
+// after a reboot of the machine, and ErrHalf if that Up did not come to its end.
 func Load(dir string) (*Fleet, error) {
 	f, err := load(dir)
 	if err != nil {
 		return nil, err
 	}
-	if !f.state.Ready {
-		return nil, fmt.Errorf("%w in %s: an earlier attempt did not come to its end; take it down first", ErrNotUp, f.dir)
-	}
 	if f.state.Boot != bootID() {
 		return nil, fmt.Errorf("%w in %s: the machine was rebooted since", ErrNotUp, f.dir)
+	}
+	if !f.state.Ready {
+		return nil, fmt.Errorf("%w in %s: take it down first", ErrHalf, f.dir)
 	}
 	return f, nil
 }
@@ -222,21 +225,28 @@ func (f *Fleet) Guest(ref string) (Guest, error) {
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
 
-// until calls f every step until it gives nil, the deadline passes or stop says why to give up.
-func until(limit, step time.Duration, stop <-chan struct{}, f func() error) error {
+// until calls f every step until it gives nil. It gives up when the limit has passed, when f returns a
+// permanent error, or with the context's error when ctx ends.
+func until(ctx context.Context, limit, step time.Duration, f func() error) error {
 	deadline := time.Now().Add(limit)
 	for {
 		err := f()
-		if err == nil {
+		var p permanent
+		switch {
+		case err == nil:
 			return nil
-		}
-		if time.Now().After(deadline) {
+		case errors.As(err, &p):
+			return p.error
+		case time.Now().After(deadline):
 			return fmt.Errorf("%w (waited %v)", err, limit)
 		}
 		select {
-		case <-stop:
-			return err
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(step):
 		}
 	}
 }
+
+// permanent is an error that waiting does not mend.
+type permanent struct{ error }

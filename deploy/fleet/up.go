@@ -16,7 +16,7 @@ import (
 )
 
 // Up builds a fleet and returns when every agent is ready and knows its guests. It needs root. If it
-// fails or ctx ends, what was built stays for Down to remove. ErrUp says that dir holds a fleet.
+// fails or ctx ends, what was built stays for Down to remove. ErrUp and ErrHalf say that dir holds one already.
 func Up(ctx context.Context, o Options) (*Fleet, error) {
 	o, err := o.complete()
 	if err != nil {
@@ -69,7 +69,7 @@ func (f *Fleet) claim(o Options) error {
 			taken = fmt.Errorf("%w in %s", ErrUp, f.dir)
 			return
 		default:
-			taken = fmt.Errorf("%w in %s, half built: take it down first", ErrUp, f.dir)
+			taken = fmt.Errorf("%w in %s: take it down first", ErrHalf, f.dir)
 			return
 		}
 		*s = state{
@@ -96,7 +96,7 @@ func (f *Fleet) build(ctx context.Context, o Options) error {
 		if err := f.update(func(s *state) { s.Nodes = append(s.Nodes, n) }); err != nil {
 			return err
 		}
-		if err := f.hold(n, o); err != nil {
+		if err := f.hold(ctx, n, o); err != nil {
 			return err
 		}
 	}
@@ -295,7 +295,7 @@ func (f *Fleet) remove(ctx context.Context, ns string) error {
 	if _, err := os.Stat(nsPath(ns)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	err := until(10*time.Second, 20*time.Millisecond, ctx.Done(), func() error {
+	err := until(ctx, 10*time.Second, 20*time.Millisecond, func() error {
 		pids, err := f.inNamespace(ctx, ns)
 		if err != nil || len(pids) == 0 {
 			return err
