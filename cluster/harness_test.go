@@ -25,8 +25,7 @@ type node struct {
 	c         *Cluster
 	kill      context.CancelCauseFunc
 	ended     chan error
-	mu        sync.Mutex
-	fatals    []error
+	mu        sync.Mutex // guards c and store where clients run beside the test
 	fatal     chan error
 	sightings chan fsm.Sighting
 }
@@ -38,15 +37,18 @@ func newNode(t testing.TB, id string, opts func(n *node) (Options, world)) *node
 // start begins a life with an empty fsm.Store.
 func (n *node) start() *node {
 	n.t.Helper()
-	n.store = fsm.NewStore()
+	store := fsm.NewStore()
+	n.mu.Lock()
+	n.store = store
+	n.mu.Unlock()
 	o, w := n.opts(n)
 	o.ID = n.id
-	o.Store = n.store
+	o.Store = store
 	o.Fatal = func(err error) { n.fatal <- err }
 	o.OnSighting = func(s fsm.Sighting) { n.sightings <- s }
 	if o.Answer == nil {
 		o.Answer = func(context.Context, fsm.Query) (fsm.Report, error) {
-			return fsm.Report{Node: n.id, Applied: n.store.View().Index(), Hash: n.store.View().Hash()}, nil
+			return fsm.Report{Node: n.id, Applied: store.View().Index(), Hash: store.View().Hash()}, nil
 		}
 	}
 	c, err := newCluster(o, w)
@@ -54,7 +56,9 @@ func (n *node) start() *node {
 		n.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
+	n.mu.Lock()
 	n.c, n.kill, n.ended = c, cancel, make(chan error, 1)
+	n.mu.Unlock()
 	go func(ended chan error) { ended <- c.Run(ctx) }(n.ended)
 	return n
 }
@@ -74,7 +78,16 @@ func (n *node) end(cause error) {
 	if err := <-n.ended; err != nil {
 		n.t.Errorf("Run of %s: %v", n.id, err)
 	}
+	n.mu.Lock()
 	n.c = nil
+	n.mu.Unlock()
+}
+
+// now is what a client that comes to the node at this moment finds; c is nil if it is down.
+func (n *node) now() (c *Cluster, store *fsm.Store) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.c, n.store
 }
 
 func (n *node) alive() bool { return n.c != nil }

@@ -120,7 +120,7 @@ func (t *throne) current() *reign {
 }
 
 // watch ends the process if this node leads, or believes it does, and nothing gets committed: a
-// barrier is proposed when nothing else was committed for half of the time. Followers answer
+// barrier is proposed when nothing else was committed for some seconds. Followers answer
 // heartbeats also when their disks hang, so nobody else would depose this leader.
 func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
 	limit := t.c.timing.StuckLead
@@ -153,7 +153,7 @@ func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
 			t.c.fatal(fmt.Errorf("this node leads in term %d but has committed nothing for %s", r.CurrentTerm(), idle.Round(time.Second)))
 			return
 		}
-		if idle >= limit/2 {
+		if idle >= 2*limit/5 {
 			select {
 			case probing <- struct{}{}:
 				probes.Go(func() {

@@ -169,7 +169,7 @@ func (o *Options) validate() error {
 			bad("GossipKey has %d bytes, want 32", len(o.GossipKey))
 		}
 	}
-	t := o.Timing
+	t := o.Timing.withDefaults()
 	if t.Lease > t.Heartbeat || t.Election < t.Heartbeat {
 		bad("Timing: want Lease <= Heartbeat <= Election")
 	}

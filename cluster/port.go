@@ -126,12 +126,14 @@ func (p *port) admit(raw net.Conn, host string, server *tls.Config) {
 		}
 		return
 	}
-	queue := p.rpc
-	var deliver net.Conn = conn
-	if conn.ConnectionState().NegotiatedProtocol == alpnRaft {
-		queue, deliver = p.raft, &closeHook{Conn: conn, hook: func() { p.forget(conn) }}
+	taken := false
+	switch conn.ConnectionState().NegotiatedProtocol {
+	case alpnRaft:
+		taken = p.raft.push(&closeHook{Conn: conn, hook: func() { p.forget(conn) }})
+	case alpnRPC:
+		taken = p.rpc.push(conn) // net/http needs the bare TLS connection
 	}
-	if !queue.push(deliver) {
+	if !taken {
 		p.forget(conn)
 		_ = conn.Close()
 	}

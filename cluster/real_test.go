@@ -229,6 +229,7 @@ func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
 	}
 	f.await("the filled node to vote again", func() bool { return !wiped.c.running.Load().tap.gated.Load() })
 	a.crash()
+	f.leader()
 	f.ready()
 	wiped.propose(declare("vm", "three"))
 	wiped.crash()

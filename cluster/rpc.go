@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -119,21 +118,21 @@ func call[R proto.Message](ctx context.Context, h *httpPeers, id, verb string, r
 	if err != nil {
 		return none, fmt.Errorf("%w: encode %s: %w", errNotSent, verb, err)
 	}
-	// Without a connection nothing can have been sent.
-	var connected atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
-	})
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://peer/v1/"+verb, bytes.NewReader(body))
+	// The peer acts on a whole body only: as long as the last byte was not taken from here, nothing
+	// has happened.
+	var left atomic.Bool
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://peer/v1/"+verb, &sentBody{*bytes.NewReader(body), &left})
 	if err != nil {
 		return none, fmt.Errorf("%w: %w", errNotSent, err)
 	}
+	hr.ContentLength = int64(len(body))
+	hr.GetBody = func() (io.ReadCloser, error) { return &sentBody{*bytes.NewReader(body), &left}, nil }
 	if deadline, ok := ctx.Deadline(); ok {
 		hr.Header.Set(timeoutHeader, strconv.FormatInt(budget(time.Until(deadline)).Milliseconds(), 10))
 	}
 	res, err := client.Do(hr)
 	if err != nil {
-		if !connected.Load() {
+		if !left.Load() {
 			err = fmt.Errorf("%w: %w", errNotSent, err)
 		}
 		return none, fmt.Errorf("%s of peer %s: %w", verb, id, err)
@@ -158,6 +157,25 @@ func call[R proto.Message](ctx context.Context, h *httpPeers, id, verb string, r
 	}
 	return resp, nil
 }
+
+// sentBody notes when the last byte of a request's body is taken to be sent.
+type sentBody struct {
+	bytes.Reader
+	left *atomic.Bool
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if b.Len() == 0 {
+		b.left.Store(true)
+	}
+	return n, err
+}
+
+// WriteTo hides the Reader's, which would pass Read by.
+func (b *sentBody) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, struct{ io.Reader }{b}) }
+
+func (*sentBody) Close() error { return nil }
 
 // budget leaves a part of the time for the way back, so that what a peer knows when its time is up
 // still arrives.

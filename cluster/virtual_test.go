@@ -279,6 +279,10 @@ func TestIsolatedLeaderStepsDownAndHeals(t *testing.T) {
 		old.propose(declare("vm", "before"))
 		net.cut(old.id, true)
 
+		// It still believes that it leads, but it can't prove it: a read must not be answered.
+		if index, err := old.c.ReadIndex(within(t, 200*time.Millisecond)); err == nil || !old.leads() {
+			t.Errorf("a leader without followers answered a linearizable read with %d, %v", index, err)
+		}
 		_, err := old.c.Propose(within(t, 5*time.Second), declare("vm", "lost"))
 		if !errors.Is(err, fsm.ErrUnknown) {
 			t.Errorf("a leader without followers answered %v, want unknown: it had appended the write", err)
