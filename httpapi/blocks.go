@@ -202,7 +202,6 @@ func (s *Server) blockResult(ctx context.Context, res fsm.Result, status int, wa
 	}
 	q := fsm.Query{WaitIndex: res.Index, Blocks: []string{b.ID}}
 	replies := s.gather(ctx, q, wait, true, func(r *fsm.Report) bool { _, ok := confirms(r, b); return ok })
-	s.hurry(callOf(ctx).w)
 	if now, ok := s.opts.Backend.View().Block(b.ID); res.Replayed && ok && now.Index > b.Index {
 		// The answer is that of the first time, but what it tells has ended since: the members now
 		// vouch for the state that came after it.

@@ -171,6 +171,27 @@ func TestGetBlockSumsCountersAndNamesTheSilent(t *testing.T) {
 	}
 }
 
+// A receipt from before the block's last change says nothing of the change.
+func TestReceiptsCoverTheLastChange(t *testing.T) {
+	b := &fsm.Block{ID: "b1", Index: 10}
+	for name, c := range map[string]struct {
+		report fsm.BlockReport
+		want   bool
+	}{
+		"at the change":     {fsm.BlockReport{Enforced: true, Index: 10}, true},
+		"after it":          {fsm.BlockReport{Enforced: true, Index: 11}, true},
+		"before it":         {fsm.BlockReport{Enforced: true, Index: 9}, false},
+		"not in the kernel": {fsm.BlockReport{Enforced: false, Index: 11}, false},
+	} {
+		if _, got := confirms(&fsm.Report{Blocks: map[string]fsm.BlockReport{"b1": c.report}}, b); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if _, got := confirms(&fsm.Report{Enforced: 99}, b); got {
+		t.Error("a report without the block confirms it")
+	}
+}
+
 func TestSince(t *testing.T) {
 	changed := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	min := func(m int) time.Time { return changed.Add(time.Duration(m) * time.Minute) }

@@ -89,10 +89,8 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 		case <-ctx.Done():
 		}
 	}()
-	s.unhurry(w)
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
-	h.Set("Connection", "close") // what is left of the request is not read
 	h.Set("X-Accel-Buffering", "no")
 	out := sseWriter{w: w, rc: http.NewResponseController(w), limit: s.opts.StreamWriteTimeout}
 	view := s.opts.Backend.View()
@@ -233,5 +231,12 @@ func (o *sseWriter) flush() error {
 		return err
 	}
 	o.buf = o.buf[:0]
-	return o.rc.Flush()
+	if err := o.rc.Flush(); err != nil {
+		return err
+	}
+	// In HTTP/2 a deadline that passes ends the stream even while nothing is written.
+	if err := o.rc.SetWriteDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }

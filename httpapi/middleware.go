@@ -81,7 +81,7 @@ func (s *Server) guarded(needed Scope, rm *routeMetrics, next http.HandlerFunc) 
 			writeProblem(rec, fieldProblem("path", nil, "the path is not valid UTF-8"))
 			return
 		}
-		ctx := context.WithValue(r.Context(), callKey{}, &call{caller: c, w: rec})
+		ctx := context.WithValue(r.Context(), callerKey{}, &c)
 		next(rec, r.WithContext(ctx))
 	}
 }

@@ -52,6 +52,7 @@ func TestBadInput(t *testing.T) {
 		"note with an escape":     {post("{\"target\":{\"prefix\":\"10.0.0.1\"},\"note\":\"\\u001b[2J\"}"), 422, wire.CodeInvalid, "body.note", "control"},
 		"unknown field":           {post(`{"target":{"prefix":"10.0.0.1"},"reson":"abuse"}`), 422, wire.CodeInvalid, "body.reson", "unknown field"},
 		"unknown nested field":    {post(`{"target":{"prefix":"10.0.0.1","cidr":"x"}}`), 422, wire.CodeInvalid, "body.target.cidr", "unknown field"},
+		"large unknown field":     {post(`{"target":{"prefix":"10.0.0.1"},"x":{"y":"` + strings.Repeat("a", 10_000) + `"}}`), 422, wire.CodeInvalid, "body.x", "unknown field"},
 		"wrong type":              {post(`{"target":{"prefix":7}}`), 422, wire.CodeInvalid, "body.target.prefix", "string"},
 		"no body":                 {post(""), 400, wire.CodeMalformedJSON, "", "JSON"},
 		"not JSON":                {post(`{"target":`), 400, wire.CodeMalformedJSON, "", "unexpected end"},

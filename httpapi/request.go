@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -110,17 +109,15 @@ func (s *Server) age(st fsm.Status) int64 {
 
 // propose commits one op for the caller of ctx. The error is a problem.
 func (s *Server) propose(ctx context.Context, key string, op fsm.Op, fields sent) (fsm.Result, error) {
-	c := callOf(ctx)
 	if key == "" {
 		// Even without a retry by the caller, the way to the leader may have to be tried twice.
 		key = "auto-" + rand.Text()
 	} else if i := strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
 		return fsm.Result{}, fieldProblem("header.Idempotency-Key", key, "byte %d is not printable ASCII", i)
 	}
-	s.unhurry(c.w)
 	pctx, cancel := context.WithTimeout(ctx, s.opts.ProposeTimeout)
 	defer cancel()
-	res, err := s.opts.Backend.Propose(pctx, fsm.Command{Actor: c.caller.actor, Key: key, Op: op})
+	res, err := s.opts.Backend.Propose(pctx, fsm.Command{Actor: callerOf(ctx).actor, Key: key, Op: op})
 	if err != nil {
 		return fsm.Result{}, s.outcomeProblem(err, key)
 	}
@@ -129,17 +126,6 @@ func (s *Server) propose(ctx context.Context, key string, op fsm.Op, fields sent
 		return fsm.Result{}, refusalProblem(res.Err, fields)
 	}
 	return res, nil
-}
-
-// unhurry lifts the deadline for reading the request, which is read by now: when it passed, the
-// server would take the caller for gone and cancel a write or a wait that goes on.
-func (s *Server) unhurry(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a recorder in a test has none
-}
-
-// hurry sets it again, for what may be left of the request.
-func (s *Server) hurry(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.opts.ReadTimeout))
 }
 
 func etag(revision uint64) string { return `"` + strconv.FormatUint(revision, 10) + `"` }

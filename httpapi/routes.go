@@ -83,15 +83,10 @@ func (rt route) register(s *Server, api huma.API) {
 	rt.add(s, api, op)
 }
 
-// call is what a handler knows of the request beyond its input.
-type call struct {
-	caller caller
-	w      http.ResponseWriter
-}
+type callerKey struct{}
 
-type callKey struct{}
-
-func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
+// callerOf returns who sent the request of a handler's context.
+func callerOf(ctx context.Context) *caller { return ctx.Value(callerKey{}).(*caller) }
 
 // humaConfig leaves out everything that huma would serve by itself: only the table adds routes.
 func (s *Server) humaConfig() huma.Config {

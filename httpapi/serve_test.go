@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -170,24 +172,35 @@ func TestUnixSocketRefusesOtherUsers(t *testing.T) {
 // A wait outlasts the time that a caller has to send its request.
 func TestWaitOutlastsReadTimeout(t *testing.T) {
 	f := newFleet(t, "n2")
-	f.Set(func() { f.Peers["n2"].Hangs = true })
 	s := serve(t, f, func(o *Options) { o.ReadTimeout = 100 * time.Millisecond })
-	b := decode[wire.Block](t, s.send(t, "POST", "/v1/blocks?wait=enforced&timeout=600ms", `{"target":{"prefix":"203.0.113.5"}}`), 202)
-	if nodes(b.Receipts) != "n1" || nodes(b.Unconfirmed) != "n2" {
-		t.Errorf("got %+v", b)
+	for _, q := range []struct {
+		method, path, body string
+		status             int
+	}{
+		{"POST", "/v1/blocks", `{"target":{"prefix":"203.0.113.5"}}`, 201},
+		{"DELETE", "/v1/blocks/b1", "", 200},
+	} {
+		f.Set(func() { f.Peers["n2"].Hangs = true })
+		heal := time.AfterFunc(400*time.Millisecond, func() { f.Set(func() { f.Peers["n2"].Hangs = false }) })
+		b := decode[wire.Block](t, s.send(t, q.method, q.path+"?wait=enforced&timeout=30s", q.body), q.status)
+		if nodes(b.Receipts) != "n1 n2" {
+			t.Errorf("%s: %+v", q.method, b)
+		}
+		heal.Stop()
 	}
-	f.Set(func() { f.Peers["n2"].Hangs = false })
-	decode[wire.Block](t, s.send(t, "DELETE", "/v1/blocks/b1?wait=enforced", ""), 200)
 }
 
 // A caller that sends slowly loses its connection, and another one is served meanwhile.
 func TestSlowCallers(t *testing.T) {
-	s := serve(t, newFleet(t), func(o *Options) {
+	f := newFleet(t)
+	f.Apply(fsm.AddBlock{Target: fsm.Target{Prefix: mustPrefix(t, "203.0.113.1")}})
+	s := serve(t, f, func(o *Options) {
 		o.ReadHeaderTimeout, o.ReadTimeout = 100*time.Millisecond, 200*time.Millisecond
 	})
 	addr := strings.TrimPrefix(s.url, "http://")
 	head := "POST /v1/blocks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + adminToken + "\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-	for name, sent := range map[string]string{"headers": "GET /v1/blocks HTTP/1.1\r\nHost: x\r\nX-Slow: ", "body": head, "unread body": strings.Replace(head, "POST /v1/blocks", "GET /v1/status", 1)} {
+	for name, sent := range map[string]string{"headers": "GET /v1/blocks HTTP/1.1\r\nHost: x\r\nX-Slow: ", "body": head, "unread body": strings.Replace(head, "POST /v1/blocks", "GET /v1/status", 1),
+		"unread body after a wait": strings.Replace(head, "POST /v1/blocks", "DELETE /v1/blocks/b1?wait=enforced", 1)} {
 		t.Run(name, func(t *testing.T) {
 			c, err := net.Dial("tcp", addr)
 			if err != nil {
@@ -491,6 +504,62 @@ func TestEventsReset(t *testing.T) {
 		t.Errorf("got %+v, want a reset at index %s", m, now)
 	}
 	e.close()
+}
+
+// Over TLS the API speaks HTTP/2, where deadlines are timers of a stream: neither an idle stream nor a
+// wait may run into one.
+func TestHTTP2(t *testing.T) {
+	cert := httptest.NewUnstartedServer(nil)
+	cert.EnableHTTP2 = true
+	cert.StartTLS()
+	defer cert.Close()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFleet(t, "n2")
+	s := newServer(t, f, func(o *Options) {
+		o.ReadTimeout, o.StreamWriteTimeout, o.Heartbeat = 100*time.Millisecond, 50*time.Millisecond, time.Minute
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Serve(ctx, []net.Listener{tls.NewListener(inner, &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}})}, nil)
+	}()
+	c := cert.Client()
+	defer func() { c.CloseIdleConnections(); cancel(); <-done }()
+	call := func(method, path, body string) *http.Response {
+		r, err := http.NewRequest(method, "https://"+inner.Addr().String()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+adminToken)
+		r.Header.Set("Content-Type", "application/json")
+		res, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = res.Body.Close() })
+		if res.ProtoMajor != 2 {
+			t.Fatalf("answered with %s", res.Proto)
+		}
+		return res
+	}
+	stream := &sse{res: call("GET", "/v1/events", "")}
+	stream.lines = bufio.NewScanner(stream.res.Body)
+	f.Set(func() { f.Peers["n2"].Hangs = true })
+	heal := time.AfterFunc(300*time.Millisecond, func() { f.Set(func() { f.Peers["n2"].Hangs = false }) })
+	defer heal.Stop()
+	b := decode[wire.Block](t, call("POST", "/v1/blocks?wait=enforced&timeout=30s", `{"target":{"prefix":"203.0.113.5"}}`), 201)
+	if nodes(b.Receipts) != "n1 n2" {
+		t.Errorf("got %+v", b)
+	}
+	decode[wire.Block](t, call("DELETE", "/v1/blocks/b1", ""), 200)
+	for _, want := range []string{"block.added", "block.lifted"} { // the second long after the first was written
+		if m, _ := stream.next(t); m.event != want {
+			t.Errorf("got %+v, want %s", m, want)
+		}
+	}
 }
 
 // A client that does not read loses its stream; nobody waits for it.

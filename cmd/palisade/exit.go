@@ -88,6 +88,10 @@ func message(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
 	}
+	var connect *client.ConnectError
+	if errors.As(err, &connect) {
+		return err.Error() + "\nIs the agent running there? --socket and --server say which one is called."
+	}
 	var problem *client.Problem
 	if !errors.As(err, &problem) {
 		return err.Error()

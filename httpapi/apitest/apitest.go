@@ -23,15 +23,18 @@ type Fleet struct {
 	t     testing.TB
 	store *fsm.Store
 
-	mu         sync.Mutex // also the single writer of the store
-	index      uint64
-	proposed   []fsm.Command
-	FailWith   func(fsm.Command) error // before the command is applied
-	FailAfter  error                   // the command is applied and the answer lost
-	Peers      map[string]*Member
-	Sightings  map[string]fsm.Sighting
+	mu       sync.Mutex // also the single writer of the store
+	index    uint64
+	proposed []fsm.Command
+
+	// The script. While the fleet is in use it is changed within Set.
+
+	FailWith   func(fsm.Command) error // called before a command is applied; its error is Propose's
+	FailAfter  error                   // Propose's error after the command was applied: a lost answer
+	Peers      map[string]*Member      // by id; "n1" is the node itself
+	Sightings  map[string]fsm.Sighting // by VM
 	Standing   fsm.Status
-	StrongRead func(context.Context) (uint64, error)
+	StrongRead func(context.Context) (uint64, error) // ReadIndex, if not nil
 }
 
 // Member is one scripted peer.
@@ -42,12 +45,13 @@ type Member struct {
 	Fails    error             // of every call
 	Stuck    uint64            // the kernel does not get past this index, if not zero
 	Held     map[string]uint64 // block id to packets
-	Problem  string
-	Asked    int
+	Problem  string            // of its kernel
+	FailOnce error             // of the next call
+	Asked    int               // calls so far
 	LastAsk  fsm.Query
-	FailOnce error
 }
 
+// New returns a fleet of the leader n1 and the other members named, all alive.
 func New(t testing.TB, others ...string) *Fleet {
 	f := &Fleet{t: t, store: fsm.NewStore(), Peers: map[string]*Member{}, Sightings: map[string]fsm.Sighting{}}
 	f.Standing = fsm.Status{Node: "n1", Leader: "n1", Quorum: true, Term: 3, CaughtUp: true}
@@ -58,9 +62,13 @@ func New(t testing.TB, others ...string) *Fleet {
 	return f
 }
 
-func (f *Fleet) View() *fsm.View                { return f.store.View() }
+// View returns the state.
+func (f *Fleet) View() *fsm.View { return f.store.View() }
+
+// Watch watches the state.
 func (f *Fleet) Watch(from uint64) *fsm.Watcher { return f.store.Watch(from) }
 
+// Propose applies the command at once, unless the script says otherwise.
 func (f *Fleet) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -86,6 +94,7 @@ func (f *Fleet) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) 
 	return res[0], nil
 }
 
+// Ask answers for a member as its script says.
 func (f *Fleet) Ask(ctx context.Context, node string, q fsm.Query) (fsm.Report, error) {
 	for {
 		f.mu.Lock()
@@ -137,6 +146,7 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 	return r, true, nil
 }
 
+// Members lists the members by id.
 func (f *Fleet) Members() []fsm.Member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -147,6 +157,7 @@ func (f *Fleet) Members() []fsm.Member {
 	return out
 }
 
+// Status returns Standing with the present indexes.
 func (f *Fleet) Status() fsm.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -158,6 +169,7 @@ func (f *Fleet) Status() fsm.Status {
 	return st
 }
 
+// ReadIndex is StrongRead, or the present index.
 func (f *Fleet) ReadIndex(ctx context.Context) (uint64, error) {
 	if f.StrongRead != nil {
 		return f.StrongRead(ctx)
@@ -165,6 +177,7 @@ func (f *Fleet) ReadIndex(ctx context.Context) (uint64, error) {
 	return f.View().Index(), nil
 }
 
+// Sighting looks into Sightings.
 func (f *Fleet) Sighting(vm string) (fsm.Sighting, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -179,6 +192,7 @@ func (f *Fleet) Set(change func()) {
 	change()
 }
 
+// Proposals returns every command proposed so far.
 func (f *Fleet) Proposals() []fsm.Command {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -198,7 +198,7 @@ func (c *Client) attempt(ctx context.Context, q call, body []byte) (a answer, se
 	res, err := c.send(ctx, q, body)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-			return a, false, &ConnectError{err}
+			return a, false, &ConnectError{op}
 		}
 		return a, true, err
 	}

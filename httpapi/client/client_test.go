@@ -347,11 +347,13 @@ func TestNoRedirect(t *testing.T) {
 // of those that share an index.
 func TestEventsResume(t *testing.T) {
 	f := apitest.New(t)
+	var n atomic.Int32
 	breaks := func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			after := 300 + int(n.Add(1))*97%900 // bytes: anywhere in the three events of an index
 			x, cancel := context.WithCancel(r.Context())
 			defer cancel()
-			next.ServeHTTP(&leaky{ResponseWriter: w, left: 900, cut: cancel}, r.WithContext(x))
+			next.ServeHTTP(&leaky{ResponseWriter: w, left: after, cut: cancel}, r.WithContext(x))
 		})
 	}
 	c := over(t, f, breaks, client.Options{})

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -81,7 +82,10 @@ func (s *stream) connect(ctx context.Context) error {
 	}
 	res, err := s.c.send(ctx, q, nil)
 	if err != nil {
-		return &ConnectError{err}
+		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
+			return &ConnectError{op}
+		}
+		return err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -137,7 +141,8 @@ func (s *stream) dispatch(id string, data []byte) error {
 			s.stopped = true
 		}
 	}
-	if id != "" {
+	// An id without data is where the stream starts: after a reconnect that is nothing new.
+	if id != "" && (len(data) > 0 || id != s.id) {
 		s.id, s.done = id, 0
 	}
 	return nil
