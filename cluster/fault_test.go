@@ -66,7 +66,7 @@ func TestFailingStoreEndsTheProcess(t *testing.T) {
 		l.crash()
 		f.ready()
 		f.follower().propose(declare("vm", "two"))
-		f.stop()
+		f.stopVirtual()
 	})
 }
 
@@ -89,7 +89,7 @@ func TestHangingStoreEndsTheProcess(t *testing.T) {
 		close(release)
 		l.crash()
 		f.leader()
-		f.stop()
+		f.stopVirtual()
 	})
 }
 
@@ -120,7 +120,7 @@ func TestLeaderThatCannotCommitEndsTheProcess(t *testing.T) {
 			}
 		}
 		close(release)
-		f.stop()
+		f.stopVirtual()
 	})
 }
 
@@ -164,7 +164,7 @@ func TestHaltedStateStaysAMember(t *testing.T) {
 				t.Errorf("%s took a snapshot of a halted state", n.id)
 			}
 		}
-		f.stop()
+		f.stopVirtual()
 	})
 }
 
@@ -253,6 +253,6 @@ func TestProposeHonoursTheContext(t *testing.T) {
 		if took := time.Since(begin); err == nil || took > 10*time.Second+time.Second {
 			t.Errorf("%v after %s", err, took)
 		}
-		f.stop()
+		f.stopVirtual()
 	})
 }

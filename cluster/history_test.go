@@ -156,7 +156,7 @@ func linearizable(t *testing.T, seed uint64) {
 	if !porcupine.CheckOperations(registers, history) {
 		t.Error("the history is not linearizable")
 	}
-	f.stop()
+	f.stopVirtual()
 }
 
 func run(ctx context.Context, c *Cluster, store *fsm.Store, in registerOp, cmd fsm.Command) (out, kind string) {

@@ -31,7 +31,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 		return errors.New("cluster: Run was called before")
 	}
 	defer c.metrics.unregister()
-	c.started = time.Now()
 
 	d, err := c.world.open(c)
 	if err != nil {
