@@ -10,7 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"runtime/debug"
+	"runtime"
 	"sync"
 	"time"
 
@@ -57,6 +57,8 @@ type rooms struct {
 	caughtUp  chan struct{}
 }
 
+const ballastBytes = 16 << 20
+
 // errFatal ends Run when going on would risk the log. The kernel goes on enforcing.
 var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on enforcing")
 
@@ -64,8 +66,11 @@ var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on e
 // order of start: what the kernel holds is adopted before raft may vote or apply, the enforcer runs before the
 // first entry arrives, and the API answers last. Stop is the reverse.
 func (a *Agent) Run(ctx context.Context) error {
-	// The soft limit keeps an idle agent small; the state itself may grow beyond it.
-	debug.SetGCPercent(50)
+	// A small heap would be collected hundreds of times a second under load. Pages that are never
+	// touched take no memory, and let the collector wait for this much garbage at least.
+	ballast := make([]byte, ballastBytes)
+	defer runtime.KeepAlive(ballast)
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r, held, err := a.wire(ctx, func(err error) { cancel(fmt.Errorf("%w: %w", errFatal, err)) })

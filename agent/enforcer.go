@@ -248,18 +248,19 @@ func (e *enforcer) merge(want map[enforce.Element]bool, d enforce.Delta) {
 	}
 }
 
-// compare plans the removal of what an earlier life left in the kernel and the state no longer wants.
+// compare settles what the kernel was found to hold with what the state wants: what is there already
+// needs no writing and was read just now, and what an earlier life left behind is to be removed.
 func (e *enforcer) compare(p *pending) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	wanted := make(map[enforce.Element]struct{}, e.compiler.Len())
 	for el := range e.compiler.Elements() {
-		wanted[el] = struct{}{}
+		if _, held := p.leftover[el]; held {
+			delete(p.want, el)
+			delete(p.leftover, el)
+		}
 	}
 	for el := range p.leftover {
-		if _, ok := wanted[el]; !ok {
-			p.want[el] = false
-		}
+		p.want[el] = false
 	}
 	p.leftover = nil
 }

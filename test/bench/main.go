@@ -28,6 +28,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the fleet and etcd keep their data (default: a new directory in /var/tmp)")
 	flag.IntVar(&o.blocks, "blocks", 100_000, "blocks in the scale part; 0 leaves it out")
 	flag.IntVar(&o.vms, "vms", 10_000, "VMs in the scale part")
+	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput or scale")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -39,6 +40,7 @@ func main() {
 type options struct {
 	binary, etcdload, dir string
 	blocks, vms           int
+	only                  string
 	json                  bool
 }
 
@@ -116,8 +118,14 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		b.clients = append(b.clients, c)
 	}
-	for _, part := range []func(context.Context) error{b.idle, b.latency, b.throughput, b.scale} {
-		if err := part(ctx); err != nil {
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"idle", b.idle}, {"latency", b.latency}, {"throughput", b.throughput}, {"scale", b.scale}} {
+		if o.only != "" && o.only != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 	}
