@@ -38,7 +38,7 @@ func (a *applier) entry(e Entry) (Result, error) {
 		checkText("actor", cmd.Actor, MaxNameBytes),
 		checkText("key", cmd.Key, MaxKeyBytes),
 	); refused != nil {
-		return Result{Index: e.Index, Err: refused}, nil
+		return Result{Index: e.Index, Err: refused}, nil //nolint:nilerr // a refusal is the result of an entry; the error stops the log
 	}
 	if cmd.Key == "" {
 		return a.op(cmd.Op), nil

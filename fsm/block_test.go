@@ -72,10 +72,7 @@ func TestBlockFollowsTheIDNotTheName(t *testing.T) {
 		t.Errorf("target is %+v, want v2", b.Target)
 	}
 	log.ok(t, DeclareVM{ID: "v4", Name: "web"})
-	refused := log.refused(t, onVM("web"), CodeAmbiguous, "target.vm")
-	if !strings.Contains(refused.Detail, "v2, v4") {
-		t.Errorf("the refusal does not name the VMs: %s", refused)
-	}
+	log.refusedSaying(t, onVM("web"), CodeAmbiguous, "target.vm", "v2, v4")
 }
 
 func TestBlockRefusals(t *testing.T) {
@@ -119,9 +116,7 @@ func TestBlockRefusals(t *testing.T) {
 		{"long note", AddBlock{Target: Target{VM: "v"}, Note: strings.Repeat("a", 4097)}, CodeInvalid, "note", "4096"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if refused := log.refused(t, c.op, c.code, c.field); !strings.Contains(refused.Detail, c.says) {
-				t.Errorf("the refusal says %q, want %q in it", refused.Detail, c.says)
-			}
+			log.refusedSaying(t, c.op, c.code, c.field, c.says)
 		})
 	}
 	if s.View().CountBlocks() != 0 {

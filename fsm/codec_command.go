@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/palisade/palisade/fsm/internal/fsmpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
 )
 
 // commandVersion is the format of commands that this build writes, and the highest it can apply.
@@ -76,7 +77,7 @@ func decodeCommand(b []byte) (Command, *fsmpb.Op, error) {
 		d.fail("has no version")
 	}
 	op := d.op(m.Op, false)
-	if _, ok := d.err.(*UnsupportedError); ok {
+	if _, ok := errors.AsType[*UnsupportedError](d.err); ok {
 		return Command{}, nil, d.err
 	}
 	if d.err != nil {

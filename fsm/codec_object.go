@@ -1,12 +1,14 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"unique"
 
-	"github.com/palisade/palisade/fsm/internal/fsmpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
 )
 
 // kinds and the like list every value that this build knows. They are functions because a package
@@ -57,7 +59,7 @@ func (d *decoder) fail(format string, args ...any) {
 }
 
 func (d *decoder) unsupported(format string, args ...any) {
-	if _, already := d.err.(*UnsupportedError); !already {
+	if _, already := errors.AsType[*UnsupportedError](d.err); !already {
 		d.err = &UnsupportedError{Version: d.version, Reads: d.reads, Detail: fmt.Sprintf(format, args...)}
 	}
 }

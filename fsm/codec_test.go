@@ -115,7 +115,7 @@ func TestParsePrefix(t *testing.T) {
 		"198.51.100":          "no IPv4 or IPv6",
 		"198.51.100.7/33":     "no IPv4 or IPv6",
 		"198.51.100.07":       "no IPv4 or IPv6",
-		" 198.51.100.7":       "no IPv4 or IPv6",
+		" 198.51.100.7":       "no IPv4 or IPv6", //nolint:gocritic // the space is the case
 		"198.51.100.7-9":      "no IPv4 or IPv6",
 		"198.51.100.7/24":     "198.51.100.0/24",
 		"2001:db8::1/64":      "2001:db8::/64",

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 )
@@ -50,15 +51,21 @@ func (l *log) ok(tb testing.TB, op Op) Result {
 }
 
 // refused is do for an op that must be refused, and must change nothing but the index.
-func (l *log) refused(tb testing.TB, op Op, code Code, field string) *Error {
+func (l *log) refused(tb testing.TB, op Op, code Code, field string) {
+	tb.Helper()
+	l.refusedSaying(tb, op, code, field, "")
+}
+
+// refusedSaying is refused for an op whose refusal must have a text in its detail.
+func (l *log) refusedSaying(tb testing.TB, op Op, code Code, field, says string) {
 	tb.Helper()
 	before := l.stores[0].View()
 	r := l.do(tb, op)
 	if r.Err == nil || r.Err.Code != code || r.Err.Field != field {
 		tb.Fatalf("%+v gave %+v, want a refusal with %s of %q", op, r.Err, code, field)
 	}
-	if r.Err.Detail == "" {
-		tb.Errorf("%+v was refused without a reason", op)
+	if r.Err.Detail == "" || !strings.Contains(r.Err.Detail, says) {
+		tb.Errorf("%+v was refused with the reason %q, want %q in it", op, r.Err.Detail, says)
 	}
 	if r.Block != nil || r.VM != nil || r.Node != nil || r.Guard != nil {
 		tb.Errorf("a refusal came with an object: %+v", r)
@@ -67,7 +74,6 @@ func (l *log) refused(tb testing.TB, op Op, code Code, field string) *Error {
 	if after.sum != before.sum || len(after.events) != len(before.events) {
 		tb.Errorf("%+v was refused and changed the state", op)
 	}
-	return r.Err
 }
 
 func encode(tb testing.TB, c Command) []byte {

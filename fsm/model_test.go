@@ -19,7 +19,6 @@ type model struct {
 	guards  map[netip.Prefix]Guard
 	blocks  []Block // by number; forgotten ones are gone
 	created int
-	lifts   []string // ids in the order of forgetting
 	events  []Event
 	after   uint64
 	results map[[2]string]modelResult

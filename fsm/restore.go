@@ -10,8 +10,9 @@ import (
 	"hash"
 	"io"
 
-	"github.com/palisade/palisade/fsm/internal/fsmpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
 )
 
 // ErrSnapshot is wrapped by the error of a Restore from what is no intact snapshot.
@@ -255,7 +256,7 @@ func (b *rebuild) share(r Result) Result {
 
 func (b *rebuild) shareBlock(block *Block) *Block {
 	if block != nil {
-		if now, ok := b.applier.state.block(block.ID); ok && *now == *block {
+		if now, ok := b.applier.block(block.ID); ok && *now == *block {
 			return now
 		}
 	}
@@ -368,7 +369,7 @@ func damage(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(*UnsupportedError); ok {
+	if _, ok := errors.AsType[*UnsupportedError](err); ok {
 		return err
 	}
 	return damaged("%v", err)

@@ -8,8 +8,9 @@ import (
 	"hash"
 	"io"
 
-	"github.com/palisade/palisade/fsm/internal/fsmpb"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/palisade/palisade/fsm/internal/fsmpb"
 )
 
 const (

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"sync/atomic"
 )
 
@@ -61,7 +62,7 @@ func (s *Store) ApplyBatch(entries []Entry) ([]Result, error) {
 	if a.index != was.index {
 		s.publish(a.state, was.restored)
 	}
-	if unsupported, ok := halt.(*UnsupportedError); ok {
+	if unsupported, ok := errors.AsType[*UnsupportedError](halt); ok {
 		s.halted.Store(unsupported)
 	}
 	return results, halt

@@ -74,7 +74,7 @@ func (v *View) VMs(after string) iter.Seq[*VM] {
 // VMsOn walks the VMs whose Node or Destination is the node.
 func (v *View) VMsOn(node string) iter.Seq[*VM] { return v.places.under(groupKey(node)) }
 
-// CountVMs, CountBlocks and CountActive cost nothing.
+// CountVMs counts the VMs, declared or observed. Like the other counts it walks nothing.
 func (v *View) CountVMs() int { return v.vms.n }
 
 // CountBlocks counts the retained blocks, active and lifted.

@@ -90,7 +90,7 @@ func TestWhereAVMIs(t *testing.T) {
 				op := running("v1", step.node, step.epoch, "203.0.113.5")
 				op.Phase = step.phase
 				r := log.do(t, op)
-				got := ""
+				var got string
 				if r.Err != nil {
 					got = string(r.Err.Code)
 				} else {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -82,9 +83,9 @@ func TestWatchersSeeEveryEventOnce(t *testing.T) {
 		case 1:
 			op = LiftBlock{ID: FormatBlockID(uint64(i/4 + 1))}
 		case 3:
-			op = PutGuard{prefix("192.0.2.0/24"), fmt.Sprint(i)}
+			op = PutGuard{prefix("192.0.2.0/24"), strconv.Itoa(i)}
 		}
-		batch = append(batch, Entry{uint64(i + 1), encode(t, Command{Time: log.time, Key: fmt.Sprint(i), Op: op})})
+		batch = append(batch, Entry{uint64(i + 1), encode(t, Command{Time: log.time, Key: strconv.Itoa(i), Op: op})})
 		if len(batch) > i%17 {
 			if _, err := s.ApplyBatch(batch); err != nil {
 				t.Fatal(err)
