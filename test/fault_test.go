@@ -96,7 +96,7 @@ func (l *lab) kill(t *testing.T, nodes ...string) {
 	var wg sync.WaitGroup
 	for _, n := range nodes {
 		wg.Go(func() {
-			if err := l.KillAgent(n, syscall.SIGKILL); err != nil {
+			if err := l.KillAgent(t.Context(), n, syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
 		})
@@ -107,7 +107,7 @@ func (l *lab) kill(t *testing.T, nodes ...string) {
 func (l *lab) start(t *testing.T, nodes ...string) {
 	t.Helper()
 	for _, n := range nodes {
-		if err := l.StartAgent(n); err != nil {
+		if err := l.StartAgent(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -154,7 +154,7 @@ func (l *lab) heal(t *testing.T) {
 			t.Error(err)
 		}
 		if !n.Agent.Alive() {
-			if err := l.StartAgent(n.Name); err != nil {
+			if err := l.StartAgent(ctx, n.Name); err != nil {
 				t.Error(err)
 			}
 		}

@@ -19,32 +19,34 @@ import (
 // TestMain lets the test binary stand in for palisade: as what light guests run, and as an agent that
 // only shows how it was started.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "demo" && os.Args[2] == "guest" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := ServeGuest(ctx, os.Args[len(os.Args)-1]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	var err error
+	switch {
+	case len(os.Args) > 2 && os.Args[1] == "demo" && os.Args[2] == "guest":
+		err = untilTerminated(func(ctx context.Context) error { return ServeGuest(ctx, os.Args[len(os.Args)-1]) })
+	case len(os.Args) > 1 && os.Args[1] == "agent":
+		err = mimicAgent()
+	case len(os.Args) > 1 && os.Args[1] == "observe":
+		err = untilTerminated(observe)
+	default:
+		os.Exit(m.Run())
 	}
-	if len(os.Args) > 1 && os.Args[1] == "agent" {
-		mimicAgent()
-		return
-	}
-	if len(os.Args) > 1 && os.Args[1] == "observe" {
-		observe()
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// mimicAgent answers every connection to the inherited API socket with where it runs.
-func mimicAgent() {
-	l, err := net.FileListener(os.NewFile(3, "api"))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+}
+
+func untilTerminated(f func(context.Context) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return f(ctx)
+}
+
+// mimicAgent answers every connection to the inherited API socket with where it runs.
+func mimicAgent() error {
+	l, err := net.FileListener(os.NewFile(3, "api"))
+	if err != nil {
+		return err
 	}
 	host, _ := os.Hostname()
 	br0, _ := net.InterfaceByName("br0")
@@ -52,7 +54,7 @@ func mimicAgent() {
 	for {
 		c, err := l.Accept()
 		if err != nil {
-			return
+			return err
 		}
 		fmt.Fprintf(c, "%s bridge=%v run=%d fds=%s names=%s pid=%q\n", host, br0 != nil, len(run), os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_FDNAMES"), os.Getenv("LISTEN_PID"))
 		_ = c.Close()
@@ -236,14 +238,14 @@ func TestAgentsRunInTheirNodeAndAnswerOutsideOfIt(t *testing.T) {
 	}
 	for round := range 2 { // the second time on the same ports
 		for _, n := range f.Nodes() {
-			if err := f.StartAgent(n.Name); err != nil {
+			if err := f.StartAgent(t.Context(), n.Name); err != nil {
 				t.Fatal(err)
 			}
 			want := n.Name + " bridge=true run=1 fds=1 names=api pid=\"\"\n"
 			if got := ask(n); got != want {
 				t.Errorf("round %d: %q, want %q", round, got, want)
 			}
-			if err := f.StartAgent(n.Name); err == nil {
+			if err := f.StartAgent(t.Context(), n.Name); err == nil {
 				t.Error("a second agent was started")
 			}
 			if f.Status().Nodes[0].PID == 0 {
@@ -251,7 +253,7 @@ func TestAgentsRunInTheirNodeAndAnswerOutsideOfIt(t *testing.T) {
 			}
 		}
 		for _, n := range f.Nodes() {
-			if err := f.KillAgent(n.Name, syscall.SIGKILL); err != nil {
+			if err := f.KillAgent(t.Context(), n.Name, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := net.Dial("tcp", strings.TrimPrefix(n.API, "http://")); err == nil {
@@ -313,7 +315,7 @@ func TestTwoFleetsAndASecondUp(t *testing.T) {
 		f.must(t, Outside, "ping", "-q", "-c", "1", "-W", "2", "10.90.1.1")
 	}
 	for _, f := range []*Fleet{a, b} {
-		if err := f.StartAgent("node-1"); err != nil {
+		if err := f.StartAgent(t.Context(), "node-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -386,7 +388,7 @@ func TestProcessIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = f.end(p, time.Second) }()
+	defer func() { _ = f.end(t.Context(), p, time.Second) }()
 	if !p.Alive() {
 		t.Error("not alive")
 	}
@@ -397,10 +399,10 @@ func TestProcessIdentity(t *testing.T) {
 	if err := other.signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signal: %v", err)
 	}
-	if err := f.end(other, time.Second); err != nil || !p.Alive() {
+	if err := f.end(t.Context(), other, time.Second); err != nil || !p.Alive() {
 		t.Errorf("end of another: %v, alive %v", err, p.Alive())
 	}
-	if err := f.end(p, time.Second); err != nil || p.Alive() {
+	if err := f.end(t.Context(), p, time.Second); err != nil || p.Alive() {
 		t.Errorf("end: %v, alive %v", err, p.Alive())
 	}
 }

@@ -36,7 +36,7 @@ func (f *Fleet) addLight(ctx context.Context, g Guest) error {
 		err = f.route(ctx, n, g, addrs)
 	} else {
 		err = ip(ctx, n.Netns, fmt.Sprintf("link set %s master br0 up", g.Tap))
-		lines := append([]string{"link set eth0 up"}, assign("eth0", addrs, 16, 64)...)
+		lines := append([]string{"link set eth0 up"}, assign("eth0", addrs)...)
 		err = errors.Join(err, ip(ctx, g.Netns, append(lines, defaultRoutes()...)...))
 	}
 	if err != nil {
@@ -60,7 +60,7 @@ func (f *Fleet) route(ctx context.Context, n Node, g Guest, addrs []netip.Addr) 
 		fmt.Sprintf("addr add %s/32 dev eth0", addrs[0]),
 		fmt.Sprintf("addr add %s/128 dev eth0 nodad", addrs[1]),
 		fmt.Sprintf("route add %s dev eth0", node[0]),
-		fmt.Sprintf("route add default via %s", node[0]),
+		"route add default via "+node[0],
 		"route add default via fe80::1 dev eth0",
 	); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (f *Fleet) unmanaged(ctx context.Context) error {
 		"link set unmanaged0 master br0 up"); err != nil {
 		return err
 	}
-	lines := append([]string{"link set eth0 up"}, assign("eth0", unmanagedAddrs(), 16, 64)...)
+	lines := append([]string{"link set eth0 up"}, assign("eth0", unmanagedAddrs())...)
 	if err := ip(ctx, ns, append(lines, defaultRoutes()...)...); err != nil {
 		return err
 	}

@@ -15,24 +15,28 @@ import (
 
 // sysctls are set in every namespace before it has an interface: addresses are usable at once,
 // nothing is learned from routers, and a packet may go back another way than it came.
-var sysctls = map[string]string{
-	"net/ipv6/conf/all/accept_dad":         "0",
-	"net/ipv6/conf/default/accept_dad":     "0",
-	"net/ipv6/conf/all/accept_ra":          "0",
-	"net/ipv6/conf/default/accept_ra":      "0",
-	"net/ipv6/conf/all/accept_redirects":   "0",
-	"net/ipv4/conf/all/accept_redirects":   "0",
-	"net/ipv4/conf/all/send_redirects":     "0",
-	"net/ipv4/conf/default/send_redirects": "0",
-	"net/ipv4/conf/all/rp_filter":          "0",
-	"net/ipv4/conf/default/rp_filter":      "0",
-	"net/ipv4/icmp_ratelimit":              "0",
-	"net/ipv6/icmp/ratelimit":              "0",
+func sysctls() map[string]string {
+	return map[string]string{
+		"net/ipv6/conf/all/accept_dad":         "0",
+		"net/ipv6/conf/default/accept_dad":     "0",
+		"net/ipv6/conf/all/accept_ra":          "0",
+		"net/ipv6/conf/default/accept_ra":      "0",
+		"net/ipv6/conf/all/accept_redirects":   "0",
+		"net/ipv4/conf/all/accept_redirects":   "0",
+		"net/ipv4/conf/all/send_redirects":     "0",
+		"net/ipv4/conf/default/send_redirects": "0",
+		"net/ipv4/conf/all/rp_filter":          "0",
+		"net/ipv4/conf/default/rp_filter":      "0",
+		"net/ipv4/icmp_ratelimit":              "0",
+		"net/ipv6/icmp/ratelimit":              "0",
+	}
 }
 
-var forwarding = map[string]string{
-	"net/ipv4/ip_forward":          "1",
-	"net/ipv6/conf/all/forwarding": "1",
+func forwarding() map[string]string {
+	return map[string]string{
+		"net/ipv4/ip_forward":          "1",
+		"net/ipv6/conf/all/forwarding": "1",
+	}
 }
 
 // addNamespace makes a network namespace; it is recorded first, so that Down finds it.
@@ -50,7 +54,7 @@ func (f *Fleet) addNamespace(ctx context.Context, name string) error {
 		})
 		return err
 	}
-	if err := setSysctls(name, sysctls); err != nil {
+	if err := setSysctls(name, sysctls()); err != nil {
 		return err
 	}
 	return ip(ctx, name, "link set lo up")
@@ -121,10 +125,10 @@ func (f *Fleet) outsideNetwork(ctx context.Context, ns string) error {
 	if err := f.addNamespace(ctx, ns); err != nil {
 		return err
 	}
-	if err := setSysctls(ns, forwarding); err != nil {
+	if err := setSysctls(ns, forwarding()); err != nil {
 		return err
 	}
-	return ip(ctx, ns, append(bridge(bridgeMAC(0xfe)), assign("br0", outsideAddrs(), 16, 64)...)...)
+	return ip(ctx, ns, append(bridge(bridgeMAC(0xfe)), assign("br0", outsideAddrs())...)...)
 }
 
 // nodeNetwork makes a node's bridge, with an uplink to the outside's.
@@ -132,7 +136,7 @@ func (f *Fleet) nodeNetwork(ctx context.Context, ns, outside string, i int) erro
 	if err := f.addNamespace(ctx, ns); err != nil {
 		return err
 	}
-	if err := setSysctls(ns, forwarding); err != nil {
+	if err := setSysctls(ns, forwarding()); err != nil {
 		return err
 	}
 	up := "up" + strconv.Itoa(i)
@@ -146,7 +150,7 @@ func (f *Fleet) nodeNetwork(ctx context.Context, ns, outside string, i int) erro
 	lines := append(bridge(bridgeMAC(i)),
 		"link set eth0 addrgenmode none",
 		"link set eth0 master br0 up")
-	lines = append(lines, assign("br0", nodeAddrs(i), 16, 64)...)
+	lines = append(lines, assign("br0", nodeAddrs(i))...)
 	lines = append(lines, defaultRoutes()...)
 	return ip(ctx, ns, lines...)
 }
@@ -159,13 +163,14 @@ func bridge(mac string) []string {
 	}
 }
 
-func assign(dev string, addrs []netip.Addr, len4, len6 int) []string {
+// assign gives a device addresses of the segment that joins the nodes.
+func assign(dev string, addrs []netip.Addr) []string {
 	var lines []string
 	for _, a := range addrs {
 		if a.Is4() {
-			lines = append(lines, fmt.Sprintf("addr add %s/%d dev %s", a, len4, dev))
+			lines = append(lines, fmt.Sprintf("addr add %s/16 dev %s", a, dev))
 		} else {
-			lines = append(lines, fmt.Sprintf("addr add %s/%d dev %s nodad", a, len6, dev))
+			lines = append(lines, fmt.Sprintf("addr add %s/64 dev %s nodad", a, dev))
 		}
 	}
 	return lines

@@ -90,8 +90,8 @@ func (n Node) enter(argv ...string) []string {
 }
 
 // StartAgent starts the agent of a node and returns without waiting until it is ready. The agent
-// outlives this process. It is an error if it runs already.
-func (f *Fleet) StartAgent(node string) error {
+// outlives this process, and ctx. It is an error if it runs already.
+func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	n, err := f.Node(node)
 	if err != nil {
 		return err
@@ -113,10 +113,11 @@ func (f *Fleet) StartAgent(node string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", u.Host)
+	var listen net.ListenConfig
+	listener, err := listen.Listen(ctx, "tcp", u.Host)
 	if err != nil && n.Agent.PID == 0 {
 		// Another program took the port since it was planned. Nobody was told of it yet.
-		if listener, err = net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		if listener, err = listen.Listen(ctx, "tcp", "127.0.0.1:0"); err == nil {
 			err = f.update(func(s *state) { s.node(node).API = "http://" + listener.Addr().String() })
 		}
 	}
@@ -139,8 +140,8 @@ func (f *Fleet) StartAgent(node string) error {
 }
 
 // KillAgent sends a signal to the agent of a node. After a signal that ends a process it returns when
-// the process has ended.
-func (f *Fleet) KillAgent(node string, sig syscall.Signal) error {
+// the process has ended, or ctx.
+func (f *Fleet) KillAgent(ctx context.Context, node string, sig syscall.Signal) error {
 	n, err := f.Node(node)
 	if err != nil {
 		return err
@@ -150,9 +151,10 @@ func (f *Fleet) KillAgent(node string, sig syscall.Signal) error {
 	}
 	switch sig {
 	case syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT:
-		return f.await(n.Agent, 30*time.Second)
+		return f.await(ctx, n.Agent, 30*time.Second)
+	default:
+		return nil
 	}
-	return nil
 }
 
 // AgentLog is the path of the log of a node's agent.
@@ -194,9 +196,10 @@ func firstPort(prefix string) int {
 }
 
 // freePort finds a TCP port on loopback, from the given one on.
-func freePort(from int) int {
+func freePort(ctx context.Context, from int) int {
+	var listen net.ListenConfig
 	for port := from; port < 65536; port++ {
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		l, err := listen.Listen(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err == nil {
 			_ = l.Close()
 			return port

@@ -116,8 +116,8 @@ func cleanDir(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("state directory: %w", err)
 	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = resolved
 	}
 	// The kernel takes 107 bytes for the path of a Unix socket.
 	if longest := len(filepath.Join(dir, "node-32", socketName)); longest > 107 {

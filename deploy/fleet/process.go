@@ -68,7 +68,7 @@ func (f *Fleet) launch(argv, env []string, logPath string, extra ...*os.File) (P
 		return Process{}, err
 	}
 	defer func() { _ = out.Close() }()
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it outlives every context of its start
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = extra
@@ -93,8 +93,8 @@ func (f *Fleet) launch(argv, env []string, logPath string, extra ...*os.File) (P
 	return p, err
 }
 
-// await blocks until the process has ended.
-func (f *Fleet) await(p Process, limit time.Duration) error {
+// await blocks until the process or ctx has ended.
+func (f *Fleet) await(ctx context.Context, p Process, limit time.Duration) error {
 	f.mu.Lock()
 	ended := f.children[p.PID]
 	f.mu.Unlock()
@@ -102,11 +102,13 @@ func (f *Fleet) await(p Process, limit time.Duration) error {
 		select {
 		case <-ended:
 			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(limit):
 			return fmt.Errorf("process %d did not end within %v", p.PID, limit)
 		}
 	}
-	return until(context.Background(), limit, 5*time.Millisecond, func() error {
+	return until(ctx, limit, 5*time.Millisecond, func() error {
 		if p.Alive() {
 			return fmt.Errorf("process %d did not end", p.PID)
 		}
@@ -115,17 +117,17 @@ func (f *Fleet) await(p Process, limit time.Duration) error {
 }
 
 // end terminates a process, by force if it does not listen.
-func (f *Fleet) end(p Process, grace time.Duration) error {
+func (f *Fleet) end(ctx context.Context, p Process, grace time.Duration) error {
 	if err := p.signal(syscall.SIGTERM); errors.Is(err, os.ErrProcessDone) || p.PID <= 0 {
 		return nil
 	}
-	if f.await(p, grace) == nil {
-		return nil
+	if err := f.await(ctx, p, grace); err == nil || ctx.Err() != nil {
+		return err
 	}
 	if err := p.signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	return f.await(p, 10*time.Second)
+	return f.await(ctx, p, 10*time.Second)
 }
 
 // tool runs a program to its end; its error holds what the program said.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	_ "embed"
@@ -23,7 +24,7 @@ var guestInit []byte
 
 // guestModules are what the guest's network needs, in the order of loading: the Debian cloud kernel
 // has them as modules, and modprobe is not in the image.
-var guestModules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net"}
+const guestModules = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net"
 
 // cloudKernel is the newest kernel of the package linux-image-cloud-amd64, "" if there is none.
 func cloudKernel() string {
@@ -73,11 +74,11 @@ func libvirtFiles(n Node, o Options) ([]string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	text := string(hosts) + "\n"
+	text := bytes.NewBuffer(append(hosts, '\n'))
 	for j := 1; j <= o.Nodes; j++ {
-		text += fmt.Sprintf("%s %s\n", nodeAddrs(j)[0], nodeName(j))
+		fmt.Fprintf(text, "%s %s\n", nodeAddrs(j)[0], nodeName(j))
 	}
-	files["hosts"] = text
+	files["hosts"] = text.String()
 	for name, content := range files {
 		if err := writeFile(filepath.Join(n.Dir, name), []byte(content)); err != nil {
 			return nil, err
@@ -182,7 +183,7 @@ func (f *Fleet) image(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range guestModules {
+	for _, m := range strings.Fields(guestModules) {
 		path, found := modules[m+".ko"]
 		if !found {
 			return fmt.Errorf("kernel %s has no module %s", version, m)
@@ -202,7 +203,7 @@ func (f *Fleet) image(ctx context.Context) error {
 			return err
 		}
 	}
-	init := strings.ReplaceAll(string(guestInit), "@MODULES@", strings.Join(guestModules, " "))
+	init := strings.ReplaceAll(string(guestInit), "@MODULES@", guestModules)
 	if err := os.WriteFile(filepath.Join(root, "init"), []byte(init), 0o755); err != nil {
 		return err
 	}
@@ -262,7 +263,8 @@ func (f *Fleet) answers(ctx context.Context, g Guest, limit time.Duration) error
 	for _, a := range g.Addresses {
 		err := until(ctx, limit, 100*time.Millisecond, func() error {
 			return inside(f.snapshot().Prefix+"-n0", func() error {
-				c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "7"), time.Second)
+				d := net.Dialer{Timeout: time.Second}
+				c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, "7"))
 				if err == nil {
 					_ = c.Close()
 				}

@@ -3,10 +3,10 @@ package fleet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,19 +23,14 @@ type sighting struct {
 	Report inventory.Report
 }
 
-// observe runs the libvirt driver inside a node and prints what it reports, until it is ended.
-func observe() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
+// observe runs the libvirt driver inside a node and prints what it reports, until ctx ends.
+func observe(ctx context.Context) error {
 	d, err := libvirt.New(libvirt.Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
-	if err == nil {
-		out := json.NewEncoder(os.Stdout)
-		err = d.Run(ctx, func(r inventory.Report) { _ = out.Encode(sighting{time.Now(), r}) })
-	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
+	out := json.NewEncoder(os.Stdout)
+	return d.Run(ctx, func(r inventory.Report) { _ = out.Encode(sighting{time.Now(), r}) })
 }
 
 // observation is what a driver on one node has reported so far.
@@ -201,7 +196,7 @@ func TestQEMUGuestUnderLibvirt(t *testing.T) {
 		t.Error(err)
 	}
 
-	if err := f.end(n.Libvirtd, 10*time.Second); err != nil {
+	if err := f.end(ctx, n.Libvirtd, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	lost := time.Now()
@@ -211,7 +206,7 @@ func TestQEMUGuestUnderLibvirt(t *testing.T) {
 	back := dst.await(t, "guest1 running, guest2 running")
 	if err := until(t.Context(), 20*time.Second, 5*time.Millisecond, func() error {
 		if back = dst.await(t, "guest1 running, guest2 running"); back.At.Before(lost) {
-			return fmt.Errorf("nothing reported since libvirtd came back")
+			return errors.New("nothing reported since libvirtd came back")
 		}
 		return nil
 	}); err != nil {

@@ -22,12 +22,13 @@ func ServeGuest(ctx context.Context, name string) error {
 	if err := packets.SetReadBuffer(8 << 20); err != nil {
 		return err
 	}
-	echo, err := net.Listen("tcp", ":7")
+	var listen net.ListenConfig
+	echo, err := listen.Listen(ctx, "tcp", ":7")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = echo.Close() }()
-	web, err := net.Listen("tcp", ":80")
+	web, err := listen.Listen(ctx, "tcp", ":80")
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func (f *Fleet) claim(o Options) error {
 }
 
 func (f *Fleet) build(ctx context.Context, o Options) error {
-	plan := f.plan(o)
+	plan := f.plan(ctx, o)
 	f.progress(fmt.Sprintf("making %d nodes, each with its own network, mount and UTS namespace", o.Nodes))
 	if err := f.files(plan); err != nil {
 		return err
@@ -124,7 +124,7 @@ func (f *Fleet) build(ctx context.Context, o Options) error {
 	}
 	f.progress(fmt.Sprintf("starting %d agents", o.Nodes))
 	for _, n := range plan.Nodes {
-		if err := f.StartAgent(n.Name); err != nil {
+		if err := f.StartAgent(ctx, n.Name); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,7 @@ func (f *Fleet) build(ctx context.Context, o Options) error {
 }
 
 // plan names all nodes and guests.
-func (f *Fleet) plan(o Options) state {
+func (f *Fleet) plan(ctx context.Context, o Options) state {
 	var s state
 	port := firstPort(o.Prefix)
 	for i := 1; i <= o.Nodes; i++ {
@@ -147,7 +147,7 @@ func (f *Fleet) plan(o Options) state {
 		for _, a := range nodeAddrs(i) {
 			n.Addresses = append(n.Addresses, a.String())
 		}
-		port = freePort(port)
+		port = freePort(ctx, port)
 		n.API = "http://127.0.0.1:" + strconv.Itoa(port)
 		port++
 		s.Nodes = append(s.Nodes, n)
@@ -237,7 +237,7 @@ func (f *Fleet) Down(ctx context.Context) error {
 		}
 		for _, n := range s.Nodes {
 			for _, p := range []Process{n.Agent, n.Libvirtd, n.Holder} {
-				errs = append(errs, f.end(p, 3*time.Second))
+				errs = append(errs, f.end(ctx, p, 3*time.Second))
 			}
 		}
 		f.progress("removing namespaces")

@@ -394,7 +394,7 @@ func (b *bench) restarts(ctx context.Context) error {
 		flush bool
 	}{{"restart -> fully enforced, rules in the kernel", false}, {"restart -> fully enforced, empty kernel (reboot)", true}} {
 		b.say("%s", how.name)
-		if err := b.fleet.KillAgent(node, syscall.SIGKILL); err != nil {
+		if err := b.fleet.KillAgent(ctx, node, syscall.SIGKILL); err != nil {
 			return err
 		}
 		if how.flush {
@@ -403,7 +403,7 @@ func (b *bench) restarts(ctx context.Context) error {
 			}
 		}
 		begin := time.Now()
-		if err := b.fleet.StartAgent(node); err != nil {
+		if err := b.fleet.StartAgent(ctx, node); err != nil {
 			return err
 		}
 		if err := b.fleet.AwaitReady(ctx); err != nil {
