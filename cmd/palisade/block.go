@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -120,7 +121,7 @@ func (c *BlockLsCmd) Run(ctx context.Context, g *Globals) error {
 			dropped = b.Counters.Packets
 		}
 		return []string{b.ID, b.Target.String(), b.Reason, b.State, local(since), b.Actor,
-			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), fmt.Sprint(dropped)}
+			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), strconv.FormatUint(dropped, 10)}
 	})
 }
 

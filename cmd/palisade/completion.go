@@ -18,16 +18,18 @@ type CompletionCmd struct {
 // Run implements the command.
 func (c *CompletionCmd) Run(g *Globals, parser *kong.Kong) error {
 	nodes := completions(parser.Model.Node, "", nil)
+	var script strings.Builder
 	switch c.Shell {
 	case "fish":
-		fishCompletion(g.Stdout, nodes)
+		fishCompletion(&script, nodes)
 	case "zsh":
-		fmt.Fprintln(g.Stdout, "#compdef palisade\nautoload -U +X bashcompinit && bashcompinit")
-		bashCompletion(g.Stdout, nodes)
+		fmt.Fprintln(&script, "#compdef palisade\nautoload -U +X bashcompinit && bashcompinit")
+		bashCompletion(&script, nodes)
 	default:
-		bashCompletion(g.Stdout, nodes)
+		bashCompletion(&script, nodes)
 	}
-	return nil
+	_, err := io.WriteString(g.Stdout, script.String())
+	return err
 }
 
 // completion is what can follow one command.

@@ -49,7 +49,12 @@ func TestEventsUntilInterrupted(t *testing.T) {
 	sctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(sctx, nil, ln) }()
-	defer func() { stop(); <-served }()
+	defer func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
 	for _, form := range []string{"text", "json"} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		var out, errs syncBuffer

@@ -74,13 +74,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 		if r := recover(); r != nil {
 			e, ok := r.(exit)
 			if !ok {
-				panic(r)
+				panic(r) //nolint:forbidigo // it was none of ours
 			}
 			code = int(e)
 		}
 	}()
 	var c cli
-	c.Globals.Stdout, c.Globals.Stderr = stdout, stderr
+	c.Stdout, c.Stderr = stdout, stderr
 	parser, err := newParser(&c, stdout, stderr)
 	if err != nil {
 		fmt.Fprintln(stderr, "palisade:", err)
@@ -88,7 +88,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	}
 	kctx, err := parser.Parse(args)
 	if err != nil {
-		return c.fail(stderr, usageOf(err, args))
+		return c.fail(stderr, usageOf(err))
 	}
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	kctx.Bind(&c.Globals, parser)
@@ -103,7 +103,7 @@ func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
 		kong.Name("palisade"),
 		kong.Description(description),
 		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.Exit(func(code int) { panic(exit(code)) }), //nolint:forbidigo // kong goes on if this returns; run recovers it
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
 	)
 }
@@ -115,7 +115,7 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-func usageOf(err error, args []string) error {
+func usageOf(err error) error {
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.Context != nil {
 		path := "palisade"

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ func (c *NodeLsCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	head := []string{"ID", "NAME", "ROLE", "HEALTHY", "APPLIED", "ENFORCED", "ADDRESSES", "VERSION", "PROBLEM"}
 	return printList(g, api.Nodes(ctx), head, func(n client.Node) []string {
-		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), fmt.Sprint(n.AppliedIndex), fmt.Sprint(n.EnforcedIndex), some(n.Addresses, 2), n.Version, n.Problem}
+		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), strconv.FormatUint(n.AppliedIndex, 10), strconv.FormatUint(n.EnforcedIndex, 10), some(n.Addresses, 2), n.Version, n.Problem}
 	})
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -54,11 +53,7 @@ func setup(t *testing.T, e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "pal") // a socket's path is short
-	if err != nil {
-		return err
-	}
-	socket := filepath.Join(dir, "s")
+	socket := filepath.Join(t.TempDir(), "s")
 	sock, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
@@ -75,7 +70,6 @@ func setup(t *testing.T, e *testscript.Env) error {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		_ = os.RemoveAll(dir)
 	})
 	e.Values[fleetKey{}] = f
 	e.Setenv("PALISADE_SOCKET", socket)
