@@ -67,11 +67,11 @@ func genOp() *rapid.Generator[fsm.Op] {
 			}
 			return fsm.PutNode{Node: n}
 		default:
-			if p := genPrefix().Draw(t, "guard"); rapid.Bool().Draw(t, "put") {
+			p := genPrefix().Draw(t, "guard")
+			if rapid.Bool().Draw(t, "put") {
 				return fsm.PutGuard{Prefix: p}
-			} else {
-				return fsm.DeleteGuard{Prefix: p}
 			}
+			return fsm.DeleteGuard{Prefix: p}
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -329,7 +330,7 @@ table inet firewall {
 // TestLoad reads every element of large loads back with another program.
 func TestLoad(t *testing.T) {
 	for _, count := range []int{5_000, 100_000} {
-		t.Run(fmt.Sprint(count), func(t *testing.T) {
+		t.Run(strconv.Itoa(count), func(t *testing.T) {
 			n := newNetNS(t)
 			k := adopted(t, n)
 			list := addresses(count)

@@ -238,10 +238,6 @@ type liveSet struct {
 	count      int
 }
 
-func (s *liveSet) next(size uint32) *liveSet {
-	return &liveSet{generation: s.generation + 1, size: size}
-}
-
 // fit returns the smallest doubling of size that holds n elements.
 func fit(size uint32, n int) uint32 {
 	for uint64(size) < uint64(n) && size <= math.MaxUint32/2 {

@@ -97,18 +97,19 @@ func (b *testbed) plug(e *endpoint, tap string, n int, master, gateway4, gateway
 	}
 	host += fmt.Sprintf("neigh replace %[1]s lladdr %[2]s dev %[3]s nud permanent\nneigh replace %[4]s lladdr %[2]s dev %[3]s nud permanent\n", e.v4, mac, dev, e.v6)
 	b.host.ns.runInput(host, "ip", "-batch", "-")
-	guest := fmt.Sprintf("addr add %s dev eth0\naddr add %s dev eth0 nodad\nlink set eth0 up\n",
+	var guest strings.Builder
+	fmt.Fprintf(&guest, "addr add %s dev eth0\naddr add %s dev eth0 nodad\nlink set eth0 up\n",
 		netip.PrefixFrom(e.v4, gw4.Bits()), netip.PrefixFrom(e.v6, gw6.Bits()))
-	guest += fmt.Sprintf("route add default via %s\nroute add default via %s\n", gw4.Addr(), gw6.Addr())
-	guest += fmt.Sprintf("neigh replace %[1]s lladdr %[2]s dev eth0 nud permanent\nneigh replace %[3]s lladdr %[2]s dev eth0 nud permanent\n", gw4.Addr(), hostMAC, gw6.Addr())
+	fmt.Fprintf(&guest, "route add default via %s\nroute add default via %s\n", gw4.Addr(), gw6.Addr())
+	fmt.Fprintf(&guest, "neigh replace %[1]s lladdr %[2]s dev eth0 nud permanent\nneigh replace %[3]s lladdr %[2]s dev eth0 nud permanent\n", gw4.Addr(), hostMAC, gw6.Addr())
 	if master != "" { // the two guests of the bridge
 		for i, other := range []*endpoint{b.blocked, b.innocent} {
 			if other != e {
-				guest += fmt.Sprintf("neigh replace %[1]s lladdr 52:54:00:00:00:%02[2]x dev eth0 nud permanent\nneigh replace %[3]s lladdr 52:54:00:00:00:%02[2]x dev eth0 nud permanent\n", other.v4, i+2, other.v6)
+				fmt.Fprintf(&guest, "neigh replace %[1]s lladdr 52:54:00:00:00:%02[2]x dev eth0 nud permanent\nneigh replace %[3]s lladdr 52:54:00:00:00:%02[2]x dev eth0 nud permanent\n", other.v4, i+2, other.v6)
 			}
 		}
 	}
-	e.ns.runInput(guest, "ip", "-batch", "-")
+	e.ns.runInput(guest.String(), "ip", "-batch", "-")
 }
 
 func (e *endpoint) listen(t *testing.T) {
