@@ -15,7 +15,7 @@ const (
 	// maxForwards is how many calls with proposals are under way to one leader. What comes in the
 	// meantime shares the next call: under load many proposals cost one round trip, while one alone
 	// goes at once.
-	maxForwards = 4
+	maxForwards = 2
 	// maxBundle and maxBundleBytes bound what shares a call.
 	maxBundle      = 256
 	maxBundleBytes = 1 << 20

@@ -88,7 +88,6 @@ func (g *gossip) config() (*memberlist.Config, error) {
 	conf.GossipVerifyIncoming, conf.GossipVerifyOutgoing = true, true
 	conf.ProbeInterval, conf.ProbeTimeout = 700*time.Millisecond, 350*time.Millisecond
 	conf.SuspicionMult = 3
-	conf.GossipInterval = 100 * time.Millisecond
 	conf.TCPTimeout = 3 * time.Second
 	conf.RequireNodeNames = true
 	conf.EnableCompression = false // messages are small

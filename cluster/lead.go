@@ -185,6 +185,11 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	if !c.inflight.begin() {
 		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
 	}
+	with, err := c.convoy.join(ctx)
+	if err != nil {
+		c.inflight.end()
+		return fill(0, failed(notAppended, err))
+	}
 	futures := make([]raft.ApplyFuture, len(cmds))
 	now := time.Now().UTC()
 	for i, cmd := range cmds {
@@ -213,6 +218,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	go func() {
 		defer c.inflight.end()
 		defer close(finished)
+		defer c.convoy.arrive(with)
 		for i, f := range futures {
 			if f == nil {
 				continue

@@ -18,6 +18,7 @@ func raftLevel(msg string, level slog.Level) slog.Level {
 		"failed to start pipeline replication to",
 		"failed to pipeline appendEntries",
 		"failed to decode incoming command",
+		"failed to accept connection", // the port accepts, and says so
 		"failed to flush response",
 		"skipping application of old log",
 		"rejecting vote request",
@@ -37,12 +38,17 @@ func raftLevel(msg string, level slog.Level) slog.Level {
 	return level
 }
 
-// gossipLevel lowers what memberlist says about peers that are away or slow; the cluster says it once.
+// gossipLevel lowers what memberlist says about peers that are away or slow; the cluster says it
+// once. Gossip under another key is worth a warning.
 func gossipLevel(msg string, level slog.Level) slog.Level {
-	if level == slog.LevelError && !strings.Contains(msg, "Decrypt") && !strings.Contains(msg, "decrypt") {
+	switch {
+	case strings.Contains(strings.ToLower(msg), "decrypt"):
+		return slog.LevelWarn
+	case level == slog.LevelError:
 		return slog.LevelDebug
+	default:
+		return min(level, slog.LevelInfo)
 	}
-	return min(level, slog.LevelInfo)
 }
 
 // seldom lets a message through at most once per interval for each key and counts the others.

@@ -91,7 +91,7 @@ type Timing struct {
 	// peers may form it; 10 s.
 	FormGrace time.Duration
 	Handshake time.Duration // of a TLS connection; 5 s
-	Call      time.Duration // of a raft call to a peer, without the transfer of a snapshot; 5 s
+	Call      time.Duration // of a raft call to a peer, without the transfer of a snapshot; 3 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -108,7 +108,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.StuckLead, 10 * time.Second},
 		{&t.FormGrace, 10 * time.Second},
 		{&t.Handshake, 5 * time.Second},
-		{&t.Call, 5 * time.Second},
+		{&t.Call, 3 * time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.def

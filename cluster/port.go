@@ -35,6 +35,8 @@ type port struct {
 
 	raft *connQueue
 	rpc  *connQueue
+	ctx  context.Context //nolint:containedctx // of all dials; ends with close
+	end  context.CancelFunc
 
 	mu    sync.Mutex
 	hosts map[string]int // handshakes going on, by remote host
@@ -45,7 +47,9 @@ type port struct {
 }
 
 func newPort(identity Identity, peers map[string]Peer, advertise string, t Timing, logger *slog.Logger) *port {
+	ctx, end := context.WithCancel(context.Background())
 	return &port{
+		ctx: ctx, end: end,
 		identity: identity, peers: peers, advertise: advertise, handshake: t.Handshake, logger: logger,
 		refused: seldom{every: 10 * time.Second},
 		raft:    newConnQueue(peerAddr(advertise)),
@@ -73,7 +77,10 @@ func (p *port) run() error {
 		// Out of file descriptors, most likely: it passes.
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
 		p.logger.Warn("accept on the peer port failed", "err", err, "retry_in", delay)
-		time.Sleep(delay)
+		select {
+		case <-time.After(delay):
+		case <-p.ctx.Done():
+		}
 	}
 }
 
@@ -164,6 +171,7 @@ func (p *port) closed() bool {
 
 // close closes the listener and every connection, also those in a handshake.
 func (p *port) close() {
+	p.end()
 	p.mu.Lock()
 	p.done = true
 	conns := make([]net.Conn, 0, len(p.conns))
@@ -186,6 +194,9 @@ func (p *port) close() {
 
 // dial connects to a peer and shakes hands.
 func (p *port) dial(ctx context.Context, id, address, proto string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.handshake)
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)() // net/http dials on after its caller has gone
 	var d net.Dialer
 	raw, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -194,8 +205,6 @@ func (p *port) dial(ctx context.Context, id, address, proto string) (*tls.Conn, 
 	conf := p.identity.Client(id).Clone()
 	conf.NextProtos = []string{proto}
 	conn := tls.Client(raw, conf)
-	ctx, cancel := context.WithTimeout(ctx, p.handshake)
-	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		if errors.Is(err, errNotOfFleet) || strings.Contains(err.Error(), "where node") {
@@ -275,8 +284,6 @@ func (c *closeHook) Close() error {
 type streamLayer struct {
 	*connQueue
 	port *port
-	// ctx ends dials when the cluster stops.
-	ctx context.Context //nolint:containedctx // raft's Dial has none
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -290,7 +297,7 @@ func (a peerAddr) String() string { return string(a) }
 func (s *streamLayer) Addr() net.Addr { return peerAddr(s.port.advertise) }
 
 func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	ctx, cancel := context.WithTimeout(s.port.ctx, timeout)
 	defer cancel()
 	for id, p := range s.port.peers {
 		if p.Address != string(address) {

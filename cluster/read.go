@@ -23,11 +23,15 @@ func (c *Cluster) ReadIndex(ctx context.Context) (uint64, error) {
 	patience := time.Now().Add(c.patience())
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		index, err := c.readIndex(ctx)
-		if err == nil {
-			if err := c.running.Load().applier.wait(ctx, index); err != nil {
+		r := c.running.Load()
+		if err == nil && r != nil {
+			if err := r.applier.wait(ctx, index); err != nil {
 				return 0, fmt.Errorf("this node lags behind log index %d: %w", index, err)
 			}
 			return index, nil
+		}
+		if err == nil {
+			err = raft.ErrRaftShutdown
 		}
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("%w: %w", ctx.Err(), err)
@@ -39,7 +43,7 @@ func (c *Cluster) ReadIndex(ctx context.Context) (uint64, error) {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		case <-c.stopping:
-			return 0, fmt.Errorf("%w: this node stops", fsm.ErrUnavailable)
+			return 0, fmt.Errorf("%w: this node stops: %w", fsm.ErrUnavailable, err)
 		}
 	}
 }

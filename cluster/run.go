@@ -10,12 +10,17 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/internal/hclogslog"
 )
 
 // Settings of raft that follow from others, see DESIGN.md.
 const (
+	// commitTimeout is how soon followers learn of a commit without the nudge. Raft's own 50 ms cost
+	// as much as everything else an idle leader does.
+	commitTimeout     = 200 * time.Millisecond
 	maxAppendEntries  = 256
+	maxRounds         = 1 // of proposals, that a busy leader has on the way
 	logCacheEntries   = 256
 	snapshotInterval  = 20 * time.Second
 	snapshotThreshold = 16_384
@@ -97,6 +102,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	loops.Go(func() { r.nudger.run(raftCtx) })
 	loops.Go(func() { c.openGate(raftCtx, r) })
 	loops.Go(func() { c.awaitReady(raftCtx) })
+	loops.Go(func() { c.greetLeaders(raftCtx, r.raft) })
 
 	select {
 	case <-ctx.Done():
@@ -137,6 +143,7 @@ func (c *Cluster) raftConfig(t *throne) *raft.Config {
 	conf.HeartbeatTimeout = c.timing.Heartbeat
 	conf.ElectionTimeout = c.timing.Election
 	conf.LeaderLeaseTimeout = c.timing.Lease
+	conf.CommitTimeout = commitTimeout
 	conf.MaxAppendEntries = maxAppendEntries
 	conf.BatchApplyCh = true
 	conf.SnapshotInterval = snapshotInterval
@@ -158,7 +165,7 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 		return nil, err
 	}
 	r := &running{disk: d, throne: newThrone(c), began: time.Now()}
-	r.tap = newTap(inner, c.ears.hear)
+	r.tap = newTap(inner, c.ears)
 	r.tap.gated.Store(how.gated)
 	r.nudger = newNudger(r.tap, c.peers, c.id, c.metrics.nudges.Inc)
 	committed := r.nudger.committed
@@ -171,6 +178,7 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 		r.tap.stop()
 		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, errors.Join(err, d.guard.err()))
 	}
+	r.tap.raft.Store(r.raft)
 	d.guard.quiet.Store(false)
 	if err := d.guard.err(); err != nil { // failed between the last check and now
 		c.fatal(err)
@@ -261,6 +269,29 @@ func (c *Cluster) awaitReady(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// greetLeaders opens the connection to every new leader before the first write needs it.
+func (c *Cluster) greetLeaders(ctx context.Context, r *raft.Raft) {
+	news := make(chan raft.Observation, 1)
+	o := raft.NewObserver(news, false, func(o *raft.Observation) bool {
+		_, changed := o.Data.(raft.LeaderObservation)
+		return changed
+	})
+	r.RegisterObserver(o)
+	defer r.DeregisterObserver(o)
+	for {
+		if id := c.leader(); id != "" && id != c.id {
+			call, cancel := context.WithTimeout(ctx, helloTime)
+			_, _ = c.rpc.hello(call, id, &peerpb.HelloRequest{Node: c.id}) // the write tells if it can't be reached
+			cancel()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-news:
 		}
 	}
 }

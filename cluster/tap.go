@@ -19,8 +19,9 @@ var errNotVoting = errors.New("this node may lack what it once acknowledged and 
 // when.
 type tap struct {
 	inner raft.Transport
-	heard func(id string) // called often; must be quick
+	ears  *ears
 	gated atomic.Bool
+	raft  atomic.Pointer[raft.Raft] // set once raft runs
 
 	out  chan raft.RPC
 	done chan struct{}
@@ -60,9 +61,9 @@ var (
 	_ raft.WithClose   = (*tap)(nil)
 )
 
-func newTap(inner raft.Transport, heard func(id string)) *tap {
+func newTap(inner raft.Transport, ears *ears) *tap {
 	t := &tap{
-		inner: inner, heard: heard,
+		inner: inner, ears: ears,
 		out: make(chan raft.RPC), done: make(chan struct{}),
 		sent: map[raft.ServerID]*template{},
 	}
@@ -133,7 +134,7 @@ func (t *tap) accepted(req *raft.AppendEntriesRequest, resp raft.RPCResponse) {
 	if !ok || resp.Error != nil || r.Term > req.Term {
 		return
 	}
-	t.heard(string(req.ID))
+	t.ears.hear(string(req.ID))
 	if !r.Success {
 		return
 	}
@@ -241,10 +242,48 @@ func (t *tap) template(id raft.ServerID, term uint64) (template, bool) {
 func (t *tap) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	t.note(id, target, req)
 	err := t.inner.AppendEntries(id, target, req, resp)
+	heartbeat := req.PrevLogEntry == 0 && len(req.Entries) == 0 && req.LeaderCommitIndex == 0
+	if err != nil && !heartbeat {
+		err = t.hold(err, id, target, req, resp)
+	}
 	if err == nil {
-		t.heard(string(id))
+		t.ears.hear(string(id))
 	}
 	return err
+}
+
+// holdPoll is how often a held call looks whether its follower is back.
+const holdPoll = 100 * time.Millisecond
+
+// hold keeps a call to a follower that is away until raft's heartbeats reach it again, and then makes
+// it again. If raft saw the failures it would count them and wait up to ten seconds before it tries a
+// follower that came back; its heartbeats, which go on beside this, wait a fraction of their timeout.
+// A held call ends with the leadership.
+func (t *tap) hold(err error, id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	for failed := time.Now(); t.awaitBack(id, failed, req.Term); failed = time.Now() {
+		if err = t.inner.AppendEntries(id, target, req, resp); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// awaitBack waits until a follower was heard after a time; false once this node does not lead in the
+// term any more.
+func (t *tap) awaitBack(id raft.ServerID, after time.Time, term uint64) bool {
+	poll := time.NewTicker(holdPoll)
+	defer poll.Stop()
+	for !t.ears.last(string(id)).After(after) {
+		select {
+		case <-t.done:
+			return false
+		case <-poll.C:
+		}
+		if r := t.raft.Load(); r == nil || r.State() != raft.Leader || r.CurrentTerm() != term {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *tap) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
@@ -286,10 +325,17 @@ func (t *tap) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *r
 }
 
 func (t *tap) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if !t.awaitBack(id, time.Now().Add(-recently), req.Term) {
+		return errors.New("leadership ended")
+	}
 	t.installing.Add(1)
 	defer t.installing.Add(-1)
 	return t.inner.InstallSnapshot(id, target, req, resp, data)
 }
+
+// recently is within what a follower that is there was heard, at raft's heartbeat of a tenth of a
+// second.
+const recently = time.Second
 
 func (t *tap) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	return t.inner.TimeoutNow(id, target, req, resp)

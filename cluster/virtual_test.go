@@ -421,6 +421,73 @@ func TestTenQuietMinutesKeepOneLeader(t *testing.T) {
 	})
 }
 
+// TestReturningNodeIsFilledAtOnce: raft alone waits up to ten seconds before it tries a follower again
+// that was away for long.
+func TestReturningNodeIsFilledAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := memFleet(t, 3, func(_ *memWorld, o *Options) {
+			o.seams.raft = func(c *raft.Config) { c.TrailingLogs = 1 }
+		})
+		f.start().ready()
+		for name, away := range map[string]func(n *node) (back func()){
+			"crashed": func(n *node) func() { n.crash(); return func() { n.start() } },
+			"cut off": func(n *node) func() { net.cut(n.id, true); return func() { net.cut(n.id, false) } },
+		} {
+			for round := range 4 {
+				n := f.follower()
+				back := away(n)
+				for _, gap := range []time.Duration{0, 40 * time.Second, 9 * time.Second} {
+					time.Sleep(gap) // virtual
+					f.leader().propose(declare("vm", name))
+				}
+				last := f.leader().store.View().Index()
+				if round%2 == 1 { // it will need a snapshot
+					if err := f.leader().c.running.Load().raft.Snapshot().Error(); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(30 * time.Second) // virtual
+				}
+				begin := time.Now()
+				back()
+				f.agree(last)
+				if took := time.Since(begin); took > 3*time.Second {
+					t.Errorf("round %d: a node that was %s got the latest entry after %s", round, name, took)
+				}
+				f.ready()
+			}
+		}
+		f.stopVirtual()
+	})
+}
+
+func TestNonvoterFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := memFleet(t, 4, func(_ *memWorld, o *Options) {
+			peers := append([]Peer(nil), o.Peers...)
+			peers[3].Voter = false
+			o.Peers = peers
+		})
+		f.start().ready()
+		n := f.nodes[3]
+		res := n.propose(declare("vm", "one"))
+		f.agree(res.Index)
+		for _, m := range n.c.Members() {
+			if m.Voter != (m.ID != n.id) || !m.Alive || m.Self != (m.ID == n.id) || m.Leader != (m.ID == f.leader().id) {
+				t.Errorf("member %+v", m)
+			}
+		}
+		// It is no part of a majority.
+		f.nodes[0].crash()
+		f.nodes[1].crash()
+		f.await("the quorum to be lost", func() bool { return !n.c.Status().Quorum })
+		time.Sleep(10 * time.Second) // virtual
+		if _, err := n.c.Propose(within(t, 10*time.Second), declare("vm", "two")); !errors.Is(err, fsm.ErrUnavailable) {
+			t.Errorf("one voter and a nonvoter of three voters: %v", err)
+		}
+		f.stopVirtual()
+	})
+}
+
 func target(t testing.TB, prefix string) fsm.Target {
 	t.Helper()
 	p, err := fsm.ParsePrefix("target.prefix", prefix)

@@ -89,7 +89,7 @@ func (w *realWorld) transport(c *Cluster) (raft.Transport, error) {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: addressBook(c.peers),
 		Logger:                hclogslog.New(c.log.With("part", "raft"), raftLevel),
-		Stream:                &streamLayer{connQueue: w.port.raft, port: w.port, ctx: w.base},
+		Stream:                &streamLayer{connQueue: w.port.raft, port: w.port},
 		MaxPool:               4,
 		Timeout:               c.timing.Call,
 	}), nil
