@@ -48,6 +48,7 @@ type rooms struct {
 	kernel    *nft.Kernel
 	cluster   *cluster.Cluster
 	enforcer  *enforcer
+	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
 	sightings *sightings
@@ -83,7 +84,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	groups := [][]part{
 		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -166,6 +167,8 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	a.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
 	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
+	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
+	r.enforcer.freed = r.announcer.Freed
 	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}

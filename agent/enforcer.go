@@ -41,6 +41,7 @@ type enforcer struct {
 	kernel   kernel
 	caughtUp <-chan struct{} // closed once the state was as new as the leader's
 	localCh  chan struct{}   // signals that local changed
+	freed    func([]fsm.MAC) // told what has left the kernel; must not block; may be nil
 	metrics  enforcerMetrics
 
 	mu       sync.Mutex // guards all below
@@ -296,6 +297,7 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	for _, el := range d.Remove {
 		delete(p.want, el)
 	}
+	e.tellFreed(d.Remove)
 	if !p.caughtUp {
 		return nil
 	}
@@ -306,6 +308,19 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	e.record(p, problem)
 	p.events = nil
 	return nil
+}
+
+// tellFreed passes on the hardware addresses that the kernel no longer drops.
+func (e *enforcer) tellFreed(removed []enforce.Element) {
+	var macs []fsm.MAC
+	for _, el := range removed {
+		if el.MAC != (fsm.MAC{}) {
+			macs = append(macs, el.MAC)
+		}
+	}
+	if len(macs) > 0 && e.freed != nil {
+		e.freed(macs)
+	}
 }
 
 // covers says that an element drops packets of a guard. What else it drops stays blocked: the same

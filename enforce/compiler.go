@@ -203,6 +203,9 @@ func elementsOfVM(v *fsm.View, l Local, id string) []Element {
 // Elements walks everything that is held, in no order.
 func (c *Compiler) Elements() iter.Seq[Element] { return maps.Keys(c.refs) }
 
+// Holds says whether an element is held for any block.
+func (c *Compiler) Holds(e Element) bool { return c.refs[e] > 0 }
+
 // Len counts the elements that are held.
 func (c *Compiler) Len() int { return len(c.refs) }
 
