@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,7 +21,7 @@ func BenchmarkReach(b *testing.B) {
 	n := f.follower()
 	samples := make([]time.Duration, 0, b.N)
 	for i := 0; b.Loop(); i++ {
-		samples = append(samples, reach(f, n, fmt.Sprint(i)))
+		samples = append(samples, reach(f, n, strconv.Itoa(i)))
 	}
 	report(b, samples)
 }
@@ -84,7 +85,7 @@ func BenchmarkWriters(b *testing.B) {
 					break
 				}
 				at := time.Now()
-				if _, err := n.c.Propose(context.Background(), declare(fmt.Sprintf("vm%d", i%1000), fmt.Sprint(i))); err != nil {
+				if _, err := n.c.Propose(context.Background(), declare(fmt.Sprintf("vm%d", i%1000), strconv.FormatInt(i, 10))); err != nil {
 					b.Error(err)
 					return
 				}

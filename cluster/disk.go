@@ -26,10 +26,10 @@ const (
 )
 
 // Keys of ours in raft's stable store.
-var (
-	keyNode = []byte("palisade/node") // id of the node the store belongs to
+const (
+	keyNode = "palisade/node" // id of the node the store belongs to
 	// keyRejoin is 1 while the store may lack what this node once acknowledged, see form.go.
-	keyRejoin = []byte("palisade/rejoin")
+	keyRejoin = "palisade/rejoin"
 )
 
 // disk is what raft keeps, behind a guard.
@@ -100,7 +100,7 @@ func checkLog(path string) (first, last uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	tx, err := db.Begin(false)
 	if err != nil {
 		return 0, 0, err
@@ -200,12 +200,12 @@ func (d *disk) lastIndex() (uint64, error) {
 
 // claim binds the store to a node id, so that a store copied to another node is refused.
 func (d *disk) claim(id string) error {
-	owner, err := d.stable.Get(keyNode)
+	owner, err := d.stable.Get([]byte(keyNode))
 	switch {
 	case err != nil && !notFound(err):
 		return err
 	case len(owner) == 0:
-		return d.stable.Set(keyNode, []byte(id))
+		return d.stable.Set([]byte(keyNode), []byte(id))
 	case string(owner) != id:
 		return fmt.Errorf("the store %s belongs to node %q, this is node %q", d.guard.where, owner, id)
 	}
@@ -214,7 +214,7 @@ func (d *disk) claim(id string) error {
 
 // mustRejoin tells whether this node still has to be brought up to date before it may vote.
 func (d *disk) mustRejoin() (bool, error) {
-	v, err := d.stable.GetUint64(keyRejoin)
+	v, err := d.stable.GetUint64([]byte(keyRejoin))
 	if err != nil && !notFound(err) {
 		return false, err
 	}
@@ -226,5 +226,5 @@ func (d *disk) setRejoin(on bool) error {
 	if on {
 		v = 1
 	}
-	return d.stable.SetUint64(keyRejoin, v)
+	return d.stable.SetUint64([]byte(keyRejoin), v)
 }

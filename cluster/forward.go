@@ -46,7 +46,7 @@ func (f *forwarder) do(ctx context.Context, data []byte) outcome {
 	p.deadline, _ = ctx.Deadline() // Propose has set one
 	f.mu.Lock()
 	f.queue = append(f.queue, p)
-	f.kick()
+	f.kick() //nolint:contextcheck // a call outlives the proposal that began it
 	f.mu.Unlock()
 	select {
 	case o := <-p.done:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -42,8 +43,10 @@ func (s *slowLeader) propose(ctx context.Context, _ string, req *peerpb.ProposeR
 	}
 	resp := &peerpb.ProposeResponse{}
 	for _, c := range req.GetCommands() {
-		var i uint64
-		fmt.Sscan(string(c), &i)
+		i, err := strconv.ParseUint(string(c), 10, 64)
+		if err != nil {
+			return nil, err
+		}
 		resp.Outcomes = append(resp.Outcomes, outcome{kind: done, result: fsm.Result{Index: i}}.encode())
 	}
 	return resp, nil
@@ -60,7 +63,7 @@ func TestConcurrentProposalsShareCalls(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 500 {
 			wg.Go(func() {
-				o := f.do(within(t, time.Minute), []byte(fmt.Sprint(i)))
+				o := f.do(within(t, time.Minute), []byte(strconv.Itoa(i)))
 				if o.kind != done || o.result.Index != uint64(i) {
 					t.Errorf("proposal %d got %+v", i, o)
 				}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // memberlist wants one
 	"log/slog"
 	"net/netip"
 	"sync"

@@ -68,15 +68,15 @@ func (g *guard) fail(err error) error {
 	return err
 }
 
-// do runs one call. What the store says when it merely does not have a thing is passed through.
-func (g *guard) do(what string, scale time.Duration, call func() error) error {
+// do runs one call, which may take times the limit. What the store says when it merely does not have a thing is passed through.
+func (g *guard) do(what string, times int, call func() error) error {
 	if err := g.err(); err != nil {
 		return err
 	}
 	g.mu.Lock()
 	id := g.next
 	g.next++
-	g.ops[id] = op{what: what, since: time.Now(), limit: g.limit * scale}
+	g.ops[id] = op{what: what, since: time.Now(), limit: time.Duration(times) * g.limit}
 	g.mu.Unlock()
 
 	err := call()

@@ -90,6 +90,14 @@ func (n *node) now() (c *Cluster, store *fsm.Store) {
 	return n.c, n.store
 }
 
+// status is the node's, and that of a node without a complaint if it is down.
+func (n *node) status() fsm.Status {
+	if !n.alive() {
+		return fsm.Status{Quorum: true, CaughtUp: true}
+	}
+	return n.c.Status()
+}
+
 func (n *node) alive() bool { return n.c != nil }
 
 type fleet struct {
@@ -163,7 +171,7 @@ func (f *fleet) ready() *fleet {
 	f.t.Helper()
 	f.await("every node to be up to date", func() bool {
 		for _, n := range f.nodes {
-			if n.alive() && !(n.c.Status().CaughtUp && n.c.Status().Quorum) {
+			if s := n.status(); !s.CaughtUp || !s.Quorum {
 				return false
 			}
 		}
@@ -197,7 +205,7 @@ func (f *fleet) agree(index uint64) {
 }
 
 func logger(t testing.TB) *slog.Logger {
-	var w io.Writer = io.Discard
+	w := io.Discard
 	if os.Getenv("CLUSTER_TEST_LOG") != "" {
 		w = os.Stderr
 	}
@@ -207,7 +215,7 @@ func logger(t testing.TB) *slog.Logger {
 // realFleet is nodes on loopback TCP with stores on a real disk, not started.
 func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet {
 	t.Helper()
-	base, err := os.MkdirTemp("/var/tmp", "palisade-cluster-") // /tmp may be a tmpfs
+	base, err := os.MkdirTemp("/var/tmp", "palisade-cluster-") //nolint:usetesting // /tmp may be a tmpfs
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +243,9 @@ func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet 
 	}
 	t.Cleanup(func() {
 		f.stop()
-		os.RemoveAll(base)
+		if err := os.RemoveAll(base); err != nil {
+			t.Error(err)
+		}
 	})
 	return f
 }
@@ -265,7 +275,7 @@ func freePort(t testing.TB, _ string) string {
 		pc, err := net.ListenPacket("udp", addr)
 		ln.Close()
 		if err == nil {
-			pc.Close()
+			_ = pc.Close()
 			return addr
 		}
 	}

@@ -87,7 +87,7 @@ func (n *nudger) send(ctx context.Context, id raft.ServerID, w *nudgeWorker) {
 			return
 		}
 		req := raft.AppendEntriesRequest{
-			RPCHeader: s.header, Leader: s.leader, Term: term,
+			RPCHeader: s.header, Term: term,
 			PrevLogEntry: index, PrevLogTerm: term, LeaderCommitIndex: index,
 		}
 		var resp raft.AppendEntriesResponse

@@ -180,7 +180,7 @@ func (o *Options) validate() error {
 func (o *Options) validateReal() error {
 	var errs []error
 	if o.Dir == "" {
-		errs = append(errs, errors.New("Dir is missing"))
+		errs = append(errs, errors.New("option Dir is missing"))
 	}
 	if o.Identity == nil {
 		errs = append(errs, errors.New("Identity is missing"))

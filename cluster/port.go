@@ -196,7 +196,7 @@ func (p *port) close() {
 func (p *port) dial(ctx context.Context, id, address, proto string) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.handshake)
 	defer cancel()
-	defer context.AfterFunc(p.ctx, cancel)() // net/http dials on after its caller has gone
+	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // net/http dials on after its caller has gone
 	var d net.Dialer
 	raw, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {

@@ -131,7 +131,7 @@ func TestOneProtocolOfTwoMustBeAgreed(t *testing.T) {
 		if len(answer) > 0 || isTimeout(err) {
 			t.Errorf("with ALPN %q the port answered %q, %v", protos, answer, err)
 		}
-		conn.Close()
+		_ = conn.Close()
 	}
 	n.propose(declare("vm", "one"))
 }

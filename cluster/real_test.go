@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -319,7 +320,7 @@ func TestNudge(t *testing.T) {
 		l := f.leader()
 		var all []time.Duration
 		for i := range 15 {
-			all = append(all, reach(f, l, fmt.Sprint(i)))
+			all = append(all, reach(f, l, strconv.Itoa(i)))
 		}
 		return p50(all)
 	}
@@ -408,7 +409,7 @@ func TestDamagedStoreIsNamed(t *testing.T) {
 					err = nil
 				}
 			}
-			d.close()
+			err = errors.Join(err, d.close())
 		}
 		return err
 	}
@@ -455,7 +456,9 @@ func TestDamagedStoreIsNamed(t *testing.T) {
 	if err := open(); err == nil || !strings.Contains(err.Error(), "begins at entry") {
 		t.Errorf("a log without its snapshot: %v", err)
 	}
-	os.RemoveAll(snaps)
+	if err := os.RemoveAll(snaps); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(snaps+".away", snaps); err != nil {
 		t.Fatal(err)
 	}
@@ -465,7 +468,9 @@ func TestDamagedStoreIsNamed(t *testing.T) {
 	if err := open(); err == nil || !strings.Contains(err.Error(), "votes") {
 		t.Errorf("a snapshot without its log: %v", err)
 	}
-	os.Remove(db)
+	if err := os.Remove(db); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
 	if err := os.Rename(db+".away", db); err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,6 @@ type tap struct {
 type template struct {
 	target raft.ServerAddress
 	header raft.RPCHeader
-	leader []byte
 	term   uint64
 	commit uint64 // highest LeaderCommitIndex sent in the term
 }
@@ -220,7 +219,7 @@ func (t *tap) note(id raft.ServerID, target raft.ServerAddress, req *raft.Append
 	defer t.mu.Unlock()
 	s := t.sent[id]
 	if s == nil || s.term < req.Term || s.target != target {
-		s = &template{target: target, header: req.RPCHeader, leader: req.Leader, term: req.Term}
+		s = &template{target: target, header: req.RPCHeader, term: req.Term}
 		t.sent[id] = s
 	}
 	if s.term == req.Term {

@@ -68,13 +68,13 @@ func (w *realWorld) open(c *Cluster) (*disk, error) {
 
 func (w *realWorld) serve(c *Cluster, spawn func(func(context.Context) error)) error {
 	if w.opts.Listen == nil {
-		ln, err := net.Listen("tcp", w.opts.Bind)
+		ln, err := (&net.ListenConfig{}).Listen(w.base, "tcp", w.opts.Bind)
 		if err != nil {
 			return fmt.Errorf("peer port: %w", err)
 		}
 		w.port.ln = ln
 	}
-	spawn(func(context.Context) error { return w.port.run() })
+	spawn(func(context.Context) error { return w.port.run() }) //nolint:contextcheck // ends with close, after the context
 	spawn(func(context.Context) error {
 		if err := w.server.Serve(w.port.rpc); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("peer RPC: %w", err)

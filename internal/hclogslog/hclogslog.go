@@ -7,7 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // what this package is there to take over
 	"log/slog"
 	"strings"
 
