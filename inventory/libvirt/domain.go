@@ -40,28 +40,28 @@ func (s state) ambiguous() bool {
 	case golibvirt.DomainPausedMigration, golibvirt.DomainPausedStartingUp,
 		golibvirt.DomainPausedPostcopy, golibvirt.DomainPausedPostcopyFailed:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // phase translates. A transient domain that is shut off is about to vanish, without a further event.
 func (s state) phase() (p fsm.Phase, leaving bool) {
-	switch golibvirt.DomainState(s.state) {
-	case golibvirt.DomainCrashed: // kept for a look at its memory
-		return fsm.PhaseStopped, false
-	case golibvirt.DomainShutoff:
-		if s.persistent {
-			return fsm.PhaseStopped, false
-		}
-		return fsm.PhaseGone, false
-	}
+	is := golibvirt.DomainState(s.state)
 	switch {
+	case is == golibvirt.DomainCrashed: // kept for a look at its memory
+		return fsm.PhaseStopped, false
+	case is == golibvirt.DomainShutoff && s.persistent:
+		return fsm.PhaseStopped, false
+	case is == golibvirt.DomainShutoff:
+		return fsm.PhaseGone, false
 	case !s.ambiguous():
 		return fsm.PhaseRunning, false
 	case s.receiving:
 		return fsm.PhaseIncoming, false
+	default:
+		return fsm.PhaseRunning, golibvirt.DomainPausedReason(s.reason) != golibvirt.DomainPausedStartingUp
 	}
-	return fsm.PhaseRunning, golibvirt.DomainPausedReason(s.reason) != golibvirt.DomainPausedStartingUp
 }
 
 // read makes a VM of a domain's XML. NICs that can't be read (no MAC, a wrong one) are left out and

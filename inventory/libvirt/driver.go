@@ -91,7 +91,7 @@ func (d *Driver) Run(ctx context.Context, report func(inventory.Report)) error {
 	for {
 		listed, err := d.session(ctx, report)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the session ended because it was told to
 		}
 		if listed {
 			backoff, quiet = first, false
