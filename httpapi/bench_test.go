@@ -49,7 +49,7 @@ func BenchmarkPostBlockHandler(b *testing.B) {
 	h := s.Handler()
 	b.ReportAllocs()
 	for b.Loop() {
-		r := httptest.NewRequest("POST", "/v1/blocks", strings.NewReader(benchBody))
+		r := httptest.NewRequest(http.MethodPost, "/v1/blocks", strings.NewReader(benchBody))
 		r.Header.Set("Authorization", "Bearer "+adminToken)
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Idempotency-Key", "k")
@@ -80,7 +80,7 @@ func BenchmarkPostBlock64(b *testing.B) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			r, _ := http.NewRequest("POST", url, bytes.NewReader([]byte(benchBody)))
+			r, _ := http.NewRequest(http.MethodPost, url, bytes.NewReader([]byte(benchBody)))
 			r.Header.Set("Authorization", "Bearer "+adminToken)
 			r.Header.Set("Content-Type", "application/json")
 			res, err := c.Do(r)

@@ -151,7 +151,7 @@ func TestWaitGivesUpOnMemberThatDies(t *testing.T) {
 func TestGetBlockSumsCountersAndNamesTheSilent(t *testing.T) {
 	f := newFleet(t, "n2", "n3")
 	s := newServer(t, f)
-	b := decode[wire.Block](t, s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"prefix":"203.0.113.1"}}`}), 201)
+	decode[wire.Block](t, s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"prefix":"203.0.113.1"}}`}), 201)
 	f.Set(func() {
 		f.Peers["n1"].Held = map[string]uint64{"b1": 3}
 		f.Peers["n2"].Held = map[string]uint64{"b1": 4}
@@ -161,7 +161,7 @@ func TestGetBlockSumsCountersAndNamesTheSilent(t *testing.T) {
 	if got := res.Header.Get("ETag"); got != `"1"` {
 		t.Errorf("ETag %s", got)
 	}
-	b = decode[wire.Block](t, res, 200)
+	b := decode[wire.Block](t, res, 200)
 	if *b.Counters != (wire.Counters{Packets: 7, Bytes: 700}) || nodes(b.Receipts) != "n1 n2" || nodes(b.Unconfirmed) != "n3" {
 		t.Errorf("got %+v, %q, %q", *b.Counters, nodes(b.Receipts), nodes(b.Unconfirmed))
 	}
@@ -194,9 +194,9 @@ func TestReceiptsCoverTheLastChange(t *testing.T) {
 
 func TestSince(t *testing.T) {
 	changed := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	min := func(m int) time.Time { return changed.Add(time.Duration(m) * time.Minute) }
+	minute := func(m int) time.Time { return changed.Add(time.Duration(m) * time.Minute) }
 	b := &fsm.Block{ID: "b1", Index: 10, CreatedAt: changed, State: fsm.BlockActive}
-	lifted := &fsm.Block{ID: "b1", Index: 20, CreatedAt: changed, State: fsm.BlockLifted, LiftedAt: min(30)}
+	lifted := &fsm.Block{ID: "b1", Index: 20, CreatedAt: changed, State: fsm.BlockLifted, LiftedAt: minute(30)}
 	for name, c := range map[string]struct {
 		block     *fsm.Block
 		enforced  uint64 // of the last report, 0 if there was none
@@ -205,16 +205,16 @@ func TestSince(t *testing.T) {
 		lastHeard time.Time
 		want      time.Time
 	}{
-		"never answered, alive: in doubt from the start":                    {b, 0, time.Time{}, true, min(5), changed},
-		"never answered, down: it was fine while it was heard":              {b, 0, time.Time{}, false, min(5), min(5)},
-		"confirmed once, then silent: since the confirmation":               {b, 10, min(2), true, min(9), min(2)},
-		"confirmed once, then down: since the confirmation":                 {b, 11, min(2), false, min(9), min(2)},
-		"said that its kernel was behind, then died: from the start":        {b, 9, min(2), false, min(9), changed},
-		"said so before the block was made, then died: last sign of life":   {b, 9, min(-2), false, min(9), min(9)},
-		"dead before the block was made: since the block":                   {b, 9, min(-8), false, min(-3), changed},
-		"confirmed the block, not its lifting: since it was lifted":         {lifted, 10, min(2), true, min(40), min(30)},
-		"confirmed the lifting, then silent":                                {lifted, 20, min(31), true, min(40), min(31)},
-		"lifted while it was down: since it was lifted, not when last seen": {lifted, 10, min(2), false, min(3), min(30)},
+		"never answered, alive: in doubt from the start":                    {b, 0, time.Time{}, true, minute(5), changed},
+		"never answered, down: it was fine while it was heard":              {b, 0, time.Time{}, false, minute(5), minute(5)},
+		"confirmed once, then silent: since the confirmation":               {b, 10, minute(2), true, minute(9), minute(2)},
+		"confirmed once, then down: since the confirmation":                 {b, 11, minute(2), false, minute(9), minute(2)},
+		"said that its kernel was behind, then died: from the start":        {b, 9, minute(2), false, minute(9), changed},
+		"said so before the block was made, then died: last sign of life":   {b, 9, minute(-2), false, minute(9), minute(9)},
+		"dead before the block was made: since the block":                   {b, 9, minute(-8), false, minute(-3), changed},
+		"confirmed the block, not its lifting: since it was lifted":         {lifted, 10, minute(2), true, minute(40), minute(30)},
+		"confirmed the lifting, then silent":                                {lifted, 20, minute(31), true, minute(40), minute(31)},
+		"lifted while it was down: since it was lifted, not when last seen": {lifted, 10, minute(2), false, minute(3), minute(30)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, newFleet(t))

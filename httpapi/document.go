@@ -37,7 +37,7 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 	schema := schemas.Schema(reflect.TypeFor[wire.Problem](), true, "Problem")
 	byStatus := map[int][]string{}
 	for _, c := range codes {
-		st := kinds[c].status
+		st, _ := kindOf(c)
 		if !slices.Contains(byStatus[st], string(c)) {
 			byStatus[st] = append(byStatus[st], string(c))
 		}

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -25,8 +26,8 @@ func post(t *testing.T, s *Server, f *fleet, method, path string, body []byte, h
 	w := httptest.NewRecorder()
 	s.Handler().ServeHTTP(w, r)
 	res := w.Result()
-	switch {
-	case res.StatusCode/100 == 2:
+	switch res.StatusCode / 100 {
+	case 2:
 		if method != "GET" && len(f.Proposals()) != before+1 {
 			t.Fatalf("%d without a proposal", res.StatusCode)
 		}
@@ -38,7 +39,7 @@ func post(t *testing.T, s *Server, f *fleet, method, path string, body []byte, h
 		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
 			t.Fatalf("%v: %q", err, w.Body)
 		}
-		if k, ok := kinds[p.Code]; !ok || k.status != res.StatusCode || p.Code == wire.CodeInternal {
+		if status, _ := kindOf(p.Code); status != res.StatusCode || p.Code == wire.CodeInternal {
 			t.Fatalf("status %d, code %q: %s", res.StatusCode, p.Code, p.Detail)
 		}
 		if w.Body.Len() > 32<<10 {
@@ -60,7 +61,7 @@ func FuzzBlockBody(f *testing.F) {
 	s := newServer(f, fl)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		res := post(t, s, fl, "POST", "/v1/blocks", body)
-		if res.StatusCode != 201 {
+		if res.StatusCode != http.StatusCreated {
 			return
 		}
 		// What was accepted holds exactly one target, and never anything guarded.
@@ -121,7 +122,7 @@ func FuzzLastEventID(f *testing.F) {
 		index, given, err := in.after()
 		switch {
 		case err != nil:
-			if p, ok := err.(*wire.Problem); !ok || p.Code != wire.CodeInvalid {
+			if p, ok := errors.AsType[*wire.Problem](err); !ok || p.Code != wire.CodeInvalid {
 				t.Fatalf("%v", err)
 			}
 		case given != (header != "" || query != ""):
@@ -152,7 +153,7 @@ func FuzzRequest(f *testing.F) {
 			}
 			return r
 		}, query)
-		r := httptest.NewRequest("GET", "/v1/status", nil)
+		r := httptest.NewRequest(http.MethodGet, "/v1/status", nil)
 		r.URL = u
 		r.Header.Set("Authorization", "Bearer "+viewerToken)
 		w := httptest.NewRecorder()

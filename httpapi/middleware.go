@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -88,7 +89,8 @@ func (s *Server) guarded(needed Scope, rm *routeMetrics, next http.HandlerFunc) 
 
 func (s *Server) finish(rec *recorder, r *http.Request, rm *routeMetrics, start time.Time) {
 	v := recover()
-	if v != nil && v != http.ErrAbortHandler {
+	cause, _ := v.(error)
+	if v != nil && !errors.Is(cause, http.ErrAbortHandler) {
 		s.log.Error("request panicked", "method", r.Method, "route", rm.route, "panic", v, "stack", string(debug.Stack()))
 		if rec.status == 0 {
 			writeProblem(rec, problem(wire.CodeInternal, "the request could not be answered"))
@@ -101,7 +103,8 @@ func (s *Server) finish(rec *recorder, r *http.Request, rm *routeMetrics, start 
 	}
 	rm.observe(code, time.Since(start))
 	if v != nil {
-		panic(http.ErrAbortHandler) // the answer is cut: the caller must not take it for whole
+		// The answer is cut: the caller must not take it for whole.
+		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to cut it, and it recovers
 	}
 }
 

@@ -17,56 +17,91 @@ import (
 
 const maxEcho = 256 // bytes of a wrong value that are sent back
 
-// kinds is the one table of problems: what each code answers.
-var kinds = map[wire.Code]struct {
-	status int
-	title  string
-}{
-	wire.CodeInvalid:        {http.StatusUnprocessableEntity, "The request is not valid"},
-	wire.CodeTooWide:        {http.StatusUnprocessableEntity, "The prefix is too wide"},
-	wire.CodeKeyUsed:        {http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request"},
-	wire.CodeUnsupported:    {http.StatusUnprocessableEntity, "The value is not supported by this version"},
-	wire.CodeMalformedJSON:  {http.StatusBadRequest, "The body is not JSON"},
-	wire.CodeUnauthorized:   {http.StatusUnauthorized, "A valid token is needed"},
-	wire.CodeForbidden:      {http.StatusForbidden, "The caller may not do this"},
-	wire.CodeNotFound:       {http.StatusNotFound, "Not found"},
-	wire.CodeVMNotFound:     {http.StatusNotFound, "The VM does not exist"},
-	wire.CodeMethod:         {http.StatusMethodNotAllowed, "Method not allowed"},
-	wire.CodeRequestTimeout: {http.StatusRequestTimeout, "The body did not arrive in time"},
-	wire.CodeAmbiguous:      {http.StatusConflict, "The name is ambiguous"},
-	wire.CodeGuardConflict:  {http.StatusConflict, "The target must never be blocked"},
-	wire.CodeConflict:       {http.StatusConflict, "The state does not allow this"},
-	wire.CodeRevision:       {http.StatusPreconditionFailed, "The revision does not match"},
-	wire.CodeTooLarge:       {http.StatusRequestEntityTooLarge, "The body is too large"},
-	wire.CodeMediaType:      {http.StatusUnsupportedMediaType, "The media type is not supported"},
-	wire.CodeInternal:       {http.StatusInternalServerError, "Internal error"},
-	wire.CodeNoQuorum:       {http.StatusServiceUnavailable, "No quorum"},
-	wire.CodeNotReady:       {http.StatusServiceUnavailable, "Not ready"},
-	wire.CodeTooManyStreams: {http.StatusServiceUnavailable, "Too many event streams"},
-	wire.CodeShuttingDown:   {http.StatusServiceUnavailable, "Shutting down"},
-	wire.CodeUnknownOutcome: {http.StatusGatewayTimeout, "Outcome unknown"},
+// kindOf is the one table of problems: what each code answers. The status of no code is 0.
+func kindOf(code wire.Code) (status int, title string) {
+	switch code {
+	case wire.CodeInvalid:
+		return http.StatusUnprocessableEntity, "The request is not valid"
+	case wire.CodeTooWide:
+		return http.StatusUnprocessableEntity, "The prefix is too wide"
+	case wire.CodeKeyUsed:
+		return http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request"
+	case wire.CodeUnsupported:
+		return http.StatusUnprocessableEntity, "The value is not supported by this version"
+	case wire.CodeMalformedJSON:
+		return http.StatusBadRequest, "The body is not JSON"
+	case wire.CodeUnauthorized:
+		return http.StatusUnauthorized, "A valid token is needed"
+	case wire.CodeForbidden:
+		return http.StatusForbidden, "The caller may not do this"
+	case wire.CodeNotFound:
+		return http.StatusNotFound, "Not found"
+	case wire.CodeVMNotFound:
+		return http.StatusNotFound, "The VM does not exist"
+	case wire.CodeMethod:
+		return http.StatusMethodNotAllowed, "Method not allowed"
+	case wire.CodeRequestTimeout:
+		return http.StatusRequestTimeout, "The body did not arrive in time"
+	case wire.CodeAmbiguous:
+		return http.StatusConflict, "The name is ambiguous"
+	case wire.CodeGuardConflict:
+		return http.StatusConflict, "The target must never be blocked"
+	case wire.CodeConflict:
+		return http.StatusConflict, "The state does not allow this"
+	case wire.CodeRevision:
+		return http.StatusPreconditionFailed, "The revision does not match"
+	case wire.CodeTooLarge:
+		return http.StatusRequestEntityTooLarge, "The body is too large"
+	case wire.CodeMediaType:
+		return http.StatusUnsupportedMediaType, "The media type is not supported"
+	case wire.CodeInternal:
+		return http.StatusInternalServerError, "Internal error"
+	case wire.CodeNoQuorum:
+		return http.StatusServiceUnavailable, "No quorum"
+	case wire.CodeNotReady:
+		return http.StatusServiceUnavailable, "Not ready"
+	case wire.CodeTooManyStreams:
+		return http.StatusServiceUnavailable, "Too many event streams"
+	case wire.CodeShuttingDown:
+		return http.StatusServiceUnavailable, "Shutting down"
+	case wire.CodeUnknownOutcome:
+		return http.StatusGatewayTimeout, "Outcome unknown"
+	}
+	return 0, ""
 }
 
-// refusals maps the state machine's codes to those of the API.
-var refusals = map[fsm.Code]wire.Code{
-	fsm.CodeInvalid:       wire.CodeInvalid,
-	fsm.CodeTooWide:       wire.CodeTooWide,
-	fsm.CodeNotFound:      wire.CodeNotFound,
-	fsm.CodeAmbiguous:     wire.CodeAmbiguous,
-	fsm.CodeGuardConflict: wire.CodeGuardConflict,
-	fsm.CodeConflict:      wire.CodeConflict,
-	fsm.CodeRevision:      wire.CodeRevision,
-	fsm.CodeKeyReused:     wire.CodeKeyUsed,
-	fsm.CodeStale:         wire.CodeConflict,
-	fsm.CodeUnsupported:   wire.CodeUnsupported,
+// codeOf maps the state machine's codes to those of the API. It is false for one that this build does
+// not know.
+func codeOf(code fsm.Code) (wire.Code, bool) {
+	switch code {
+	case fsm.CodeInvalid:
+		return wire.CodeInvalid, true
+	case fsm.CodeTooWide:
+		return wire.CodeTooWide, true
+	case fsm.CodeNotFound:
+		return wire.CodeNotFound, true
+	case fsm.CodeAmbiguous:
+		return wire.CodeAmbiguous, true
+	case fsm.CodeGuardConflict:
+		return wire.CodeGuardConflict, true
+	case fsm.CodeConflict, fsm.CodeStale:
+		return wire.CodeConflict, true
+	case fsm.CodeRevision:
+		return wire.CodeRevision, true
+	case fsm.CodeKeyReused:
+		return wire.CodeKeyUsed, true
+	case fsm.CodeUnsupported:
+		return wire.CodeUnsupported, true
+	}
+	return "", false
 }
 
 func problem(code wire.Code, format string, args ...any) *wire.Problem {
-	k := kinds[code]
+	status, title := kindOf(code)
 	return &wire.Problem{
 		Type:   "urn:palisade:problem:" + string(code),
-		Title:  k.title,
-		Status: k.status,
+		Title:  title,
+		Status: status,
 		Detail: fmt.Sprintf(format, args...),
 		Code:   code,
 	}
@@ -90,9 +125,9 @@ func at(location string, value any) wire.FieldError {
 
 // refusalProblem turns a refusal of the state machine into a problem.
 func refusalProblem(e *fsm.Error, fields sent) *wire.Problem {
-	code, ok := refusals[e.Code]
+	code, ok := codeOf(e.Code)
 	if !ok {
-		code = wire.CodeInvalid // a code that this build does not know is still a refusal: nothing changed
+		code = wire.CodeInvalid // still a refusal: nothing changed
 	}
 	if code == wire.CodeNotFound && e.Field == "target.vm" {
 		code = wire.CodeVMNotFound

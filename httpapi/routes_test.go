@@ -57,12 +57,12 @@ func TestScopes(t *testing.T) {
 			}
 			got := "admitted"
 			switch {
-			case res.StatusCode == 401:
+			case res.StatusCode == http.StatusUnauthorized:
 				got = "unauthorized"
 				if res.Header.Get("WWW-Authenticate") == "" {
 					t.Errorf("%s %s: 401 without WWW-Authenticate", q.method, q.path)
 				}
-			case res.StatusCode == 403:
+			case res.StatusCode == http.StatusForbidden:
 				got = "forbidden"
 			case res.StatusCode/100 != 2 && !rt.stream:
 				b, _ := io.ReadAll(res.Body)

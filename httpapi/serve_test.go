@@ -139,11 +139,11 @@ func TestUnixSocketRefusesOtherUsers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root, to become another user")
 	}
-	dir, err := os.MkdirTemp("/tmp", "palisade") // t.TempDir is under a directory that others cannot enter
+	dir, err := os.MkdirTemp("/tmp", "palisade") //nolint:usetesting // t.TempDir is under a directory that others cannot enter
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,12 @@ func TestUnixSocketRefusesOtherUsers(t *testing.T) {
 	done := make(chan error, 1)
 	s := newServer(t, newFleet(t))
 	go func() { done <- s.Serve(ctx, nil, ln) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
 	cmd := exec.Command("/bin/sh", "-c", `exec perl -MIO::Socket::UNIX -e '
 		$s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "$!"; print $s "GET /v1/blocks HTTP/1.0\r\n\r\n"; print <$s>;' `+path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -234,7 +239,7 @@ func TestTooMuch(t *testing.T) {
 	if p := decode[wire.Problem](t, s.send(t, "POST", "/v1/blocks", exact), 422); len(exact) != 1<<20 || p.Code != wire.CodeInvalid {
 		t.Errorf("%d bytes: %+v", len(exact), p)
 	}
-	if res := s.get(t, "/healthz", "X-Long", strings.Repeat("a", 64<<10)); res.StatusCode != 431 {
+	if res := s.get(t, "/healthz", "X-Long", strings.Repeat("a", 64<<10)); res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("64 KiB of headers: %d", res.StatusCode)
 	}
 	s.client.CloseIdleConnections()
@@ -259,7 +264,7 @@ func TestTooMuch(t *testing.T) {
 	// The Unix socket is not counted.
 	uc := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", s.socket) }}}
 	res, err := uc.Get("http://x/v1/status")
-	if err != nil || res.StatusCode != 200 {
+	if err != nil || res.StatusCode != http.StatusOK {
 		t.Errorf("the Unix socket: %v, %v", res, err)
 	}
 	uc.CloseIdleConnections()
@@ -289,7 +294,7 @@ func TestShutdown(t *testing.T) {
 	stream := openEvents(t, s, "/v1/events", "")
 	answered := make(chan int, 1)
 	go func() {
-		r, _ := http.NewRequest("POST", s.url+"/v1/blocks", strings.NewReader(`{"target":{"prefix":"203.0.113.5"}}`))
+		r, _ := http.NewRequest(http.MethodPost, s.url+"/v1/blocks", strings.NewReader(`{"target":{"prefix":"203.0.113.5"}}`))
 		r.Header.Set("Authorization", "Bearer "+adminToken)
 		res, err := s.client.Do(r)
 		if err != nil {
@@ -335,7 +340,7 @@ func openEvents(t *testing.T, s *served, path, lastID string) *sse {
 		header = []string{"Last-Event-ID", lastID}
 	}
 	res := s.get(t, path, header...)
-	if res.StatusCode != 200 || res.Header.Get("Content-Type") != "text/event-stream" {
+	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" {
 		b, _ := io.ReadAll(res.Body)
 		t.Fatalf("%d %s", res.StatusCode, b)
 	}
@@ -360,11 +365,12 @@ func (e *sse) next(t *testing.T) (m message, comments int) {
 				t.Fatal(err)
 			}
 		case "":
-			if e.lines.Text() != "" {
+			switch {
+			case e.lines.Text() != "":
 				comments++
-			} else if m.event != "" {
+			case m.event != "":
 				return m, comments
-			} else {
+			default:
 				m = message{}
 			}
 		}
@@ -527,7 +533,13 @@ func TestHTTP2(t *testing.T) {
 		done <- s.Serve(ctx, []net.Listener{tls.NewListener(inner, &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}})}, nil)
 	}()
 	c := cert.Client()
-	defer func() { c.CloseIdleConnections(); cancel(); <-done }()
+	defer func() {
+		c.CloseIdleConnections()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
 	call := func(method, path, body string) *http.Response {
 		r, err := http.NewRequest(method, "https://"+inner.Addr().String()+path, strings.NewReader(body))
 		if err != nil {

@@ -1,3 +1,6 @@
+// Package httpapi serves the /v1 API of a node. Writes are proposed to the fleet; reads are answered
+// from the state that this node has; changes are streamed as they come. Over the Unix socket root is
+// admin, over TCP a token says what its holder may do. The node itself is seen only through Backend.
 package httpapi
 
 import (
@@ -136,5 +139,6 @@ func (s *Server) countConn(c net.Conn, st http.ConnState) {
 		}
 	case http.StateClosed, http.StateHijacked:
 		s.conns.Add(-1)
+	case http.StateActive, http.StateIdle: // counted since it was new
 	}
 }

@@ -283,7 +283,7 @@ func TestAge(t *testing.T) {
 		})
 		for _, path := range []string{"/v1/blocks", "/v1/vms", "/v1/nodes", "/v1/guards", "/v1/status"} {
 			res := s.do(t, request{method: "GET", path: path})
-			if got := res.Header.Get("Palisade-Age-Ms"); res.StatusCode != 200 || got != c.want {
+			if got := res.Header.Get("Palisade-Age-Ms"); res.StatusCode != http.StatusOK || got != c.want {
 				t.Errorf("%s, %s: %d, age %q, want %s", name, path, res.StatusCode, got, c.want)
 			}
 		}
@@ -295,8 +295,9 @@ func TestStrongRead(t *testing.T) {
 	s := newServer(t, f, func(o *Options) { o.ProposeTimeout = 5 * time.Second })
 	// The index is ahead of this node's state until a write arrives.
 	f.StrongRead = func(context.Context) (uint64, error) {
-		go f.Apply(fsm.DeclareVM{ID: "late"})
-		return f.View().Index() + 1, nil
+		index := f.View().Index() + 1
+		go f.Apply(fsm.DeclareVM{ID: "late"}) //nolint:contextcheck // the write is somebody else's
+		return index, nil
 	}
 	res := s.do(t, request{method: "GET", path: "/v1/vms/late?consistency=strong"})
 	decode[wire.VM](t, res, 200)

@@ -29,6 +29,8 @@ import (
 )
 
 // The documents of the API.
+//
+//nolint:revive // wire documents each of them
 type (
 	Block        = wire.Block
 	BlockRequest = wire.BlockRequest
@@ -41,7 +43,7 @@ type (
 	Status       = wire.Status
 	Event        = wire.Event
 	// Problem is the error of every answer that is not a success.
-	Problem = wire.Problem
+	Problem = wire.Problem //nolint:errname // RFC 9457 calls it a problem
 )
 
 const (
@@ -210,7 +212,7 @@ func (c *Client) attempt(ctx context.Context, q call, body []byte) (a answer, se
 	a = answer{status: res.StatusCode, replayed: res.Header.Get("Idempotency-Replayed") == "true"}
 	if res.StatusCode/100 != 2 {
 		p := problemOf(res, b)
-		return a, p.Status != http.StatusServiceUnavailable, &retryAfter{p, res.Header.Get("Retry-After")}
+		return a, p.Status != http.StatusServiceUnavailable, &retryAfterError{p, res.Header.Get("Retry-After")}
 	}
 	if q.out != nil && len(b) > 0 {
 		if err := json.Unmarshal(b, q.out); err != nil {
@@ -248,13 +250,13 @@ func (c *Client) send(ctx context.Context, q call, body []byte) (*http.Response,
 	return c.http.Do(req)
 }
 
-// retryAfter is a problem with the server's word on when to try again.
-type retryAfter struct {
+// retryAfterError is a problem with the server's word on when to try again.
+type retryAfterError struct {
 	*Problem
 	seconds string
 }
 
-func (e *retryAfter) Unwrap() error { return e.Problem }
+func (e *retryAfterError) Unwrap() error { return e.Problem }
 
 func problemOf(res *http.Response, body []byte) *Problem {
 	p := new(Problem)
@@ -269,7 +271,7 @@ func problemOf(res *http.Response, body []byte) *Problem {
 
 // retryable says whether trying again can help, and how long the server wants to be left alone.
 func retryable(err error) (again bool, pause time.Duration) {
-	if ra := (*retryAfter)(nil); errors.As(err, &ra) {
+	if ra := (*retryAfterError)(nil); errors.As(err, &ra) {
 		if ra.Status != http.StatusServiceUnavailable && ra.Status != http.StatusGatewayTimeout {
 			return false, 0
 		}

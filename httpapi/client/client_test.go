@@ -83,7 +83,12 @@ func TestEveryMethod(t *testing.T) {
 	sctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(sctx, nil, ln) }()
-	defer func() { stop(); <-done }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
 	c, err := client.New(client.Options{Socket: socket})
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +108,10 @@ func TestEveryMethod(t *testing.T) {
 		t.Errorf("%d VMs, want all pages", len(vms))
 	}
 	n := 0
-	for range c.VMs(x, client.VMFilter{}) {
+	for _, err := range c.VMs(x, client.VMFilter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if n++; n == 3 {
 			break
 		}
@@ -186,9 +194,11 @@ func TestWritesAreRetriedWithOneEffect(t *testing.T) {
 		"the answer is lost":           afterwards,
 		"the answer is 504": func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			next.ServeHTTP(httptest.NewRecorder(), r)
-			w.WriteHeader(504)
+			w.WriteHeader(http.StatusGatewayTimeout)
 		},
-		"the answer is 503": func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(503) },
+		"the answer is 503": func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := apitest.New(t)
@@ -212,7 +222,7 @@ func TestOutcomesAreHonest(t *testing.T) {
 	unavailable := func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/problem+json")
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, `{"code":"no_quorum","status":503,"detail":"no leader"}`)
 		})
 	}

@@ -6,12 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/wire"
@@ -32,7 +32,7 @@ func (c *Client) Events(ctx context.Context, after *uint64) iter.Seq2[Event, err
 	return func(yield func(Event, error) bool) {
 		s := stream{c: c, yield: yield}
 		if after != nil {
-			s.id = fmt.Sprint(*after)
+			s.id = strconv.FormatUint(*after, 10)
 		}
 		start, backoff := time.Now(), firstBackoff
 		for {
@@ -90,7 +90,7 @@ func (s *stream) connect(ctx context.Context) error {
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-		return &retryAfter{problemOf(res, b), res.Header.Get("Retry-After")}
+		return &retryAfterError{problemOf(res, b), res.Header.Get("Retry-After")}
 	}
 	s.alive, s.skip = true, s.done
 	lines := bufio.NewScanner(res.Body)

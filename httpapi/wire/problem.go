@@ -38,7 +38,7 @@ type FieldError struct {
 }
 
 // Problem is an RFC 9457 problem document, and an error.
-type Problem struct {
+type Problem struct { //nolint:errname // RFC 9457 calls it a problem
 	Type     string       `json:"type" example:"urn:palisade:problem:invalid"`
 	Title    string       `json:"title"`
 	Status   int          `json:"status"`
