@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 )
@@ -16,6 +17,7 @@ func TestConvoy(t *testing.T) {
 		}
 		// Three come while the first is on the way; one of them gives up.
 		impatient, giveUp := context.WithCancel(t.Context())
+		var mu sync.Mutex
 		var set, gone int
 		var groups []*group
 		for i := range 3 {
@@ -25,6 +27,8 @@ func TestConvoy(t *testing.T) {
 			}
 			go func() {
 				g, err := c.join(ctx)
+				mu.Lock()
+				defer mu.Unlock()
 				if err != nil {
 					gone++
 					return
