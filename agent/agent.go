@@ -58,7 +58,7 @@ type rooms struct {
 	caughtUp  chan struct{}
 }
 
-const ballastBytes = 16 << 20
+const ballastBytes = 24 << 20
 
 // errFatal ends Run when going on would risk the log. The kernel goes on enforcing.
 var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on enforcing")
