@@ -211,8 +211,8 @@ func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
 		case fsm.EventBlockLifted:
 			e.keepCounters(ctx, ev.Block.ID)
 		case fsm.EventBlockForgotten:
-			delete(e.since, ev.Block.ID)
 			delete(e.final, ev.Block.ID)
+		default: // counters are kept at the end of a block alone
 		}
 	}
 	if b.reset {
@@ -338,7 +338,11 @@ func (e *enforcer) record(p *pending, problem string) {
 		e.startAt = now
 	}
 	for _, ev := range p.events {
-		if ev.Block != nil && ev.Type != fsm.EventBlockForgotten {
+		switch {
+		case ev.Block == nil:
+		case ev.Type == fsm.EventBlockForgotten:
+			delete(e.since, ev.Block.ID)
+		default:
 			e.since[ev.Block.ID] = receipt{index: p.view.Index(), at: now}
 		}
 	}

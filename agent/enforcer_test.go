@@ -170,6 +170,21 @@ func TestABlockReachesTheKernelAndALiftLeavesIt(t *testing.T) {
 	}
 }
 
+// TestAForgottenBlockLeavesNothing lifts and forgets a block in one step of the feed, as a node that
+// catches up sees it.
+func TestAForgottenBlockLeavesNothing(t *testing.T) {
+	b := newBench(t, 0)
+	blk := b.block("198.51.100.7/32")
+	lifted := b.apply(fsm.LiftBlock{ID: blk.ID}).Block
+	events := []fsm.Event{{Type: fsm.EventBlockAdded, Block: blk}, {Type: fsm.EventBlockLifted, Block: lifted}, {Type: fsm.EventBlockForgotten, Block: lifted}}
+	view := b.store.View()
+	b.enforcer.compile(t.Context(), batch{view: view, events: events})
+	b.enforcer.record(&pending{view: view, events: events}, "")
+	if len(b.enforcer.since) != 0 || len(b.enforcer.final) != 0 {
+		t.Errorf("kept %v and %v", b.enforcer.since, b.enforcer.final)
+	}
+}
+
 func TestAStateOlderThanTheKernelChangesNothing(t *testing.T) {
 	// The kernel stands for index 5; the state was restored at index 1 and knows a block that index 3
 	// lifted and not the one that index 5 set.

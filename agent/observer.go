@@ -208,6 +208,7 @@ func shows(known *fsm.VM, vm inventory.VM, node string) bool {
 		place = known.State == fsm.VMMigrating && known.Destination == node
 	case fsm.PhaseStopped:
 		place = known.Node == node && known.State == fsm.VMStopped
+	case fsm.PhaseGone: // no driver reports it: what is gone is missing in the report
 	}
 	if !place {
 		return false
