@@ -31,7 +31,7 @@ func TestARetryHasOneEffect(t *testing.T) {
 		t.Errorf("the key of another request: %d %s", other.status, other.body)
 	}
 	n := 0
-	for b, err := range l.clients["node-2"].Blocks(t.Context(), client.BlockFilter{Reason: "unpaid"}) {
+	for b, err := range l.Clients["node-2"].Blocks(t.Context(), client.BlockFilter{Reason: "unpaid"}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +51,7 @@ func TestBadInputChangesNothing(t *testing.T) {
 	l := sharedLab(t)
 	// Two VMs of one name.
 	for _, id := range []string{"twin-a", "twin-b"} {
-		if _, err := l.clients["node-1"].PutVM(t.Context(), id, client.VMRequest{Name: "twin"}, client.Write{}); err != nil {
+		if _, err := l.Clients["node-1"].PutVM(t.Context(), id, client.VMRequest{Name: "twin"}, client.Write{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -86,7 +86,7 @@ func TestBadInputChangesNothing(t *testing.T) {
 		"no token":            {body: target("prefix", "203.0.113.1"), status: 401, header: []string{"Authorization", ""}, says: ""},
 	}
 	blocks := func() (n int) {
-		for _, err := range l.clients["node-1"].Blocks(t.Context(), client.BlockFilter{State: "all"}) {
+		for _, err := range l.Clients["node-1"].Blocks(t.Context(), client.BlockFilter{State: "all"}) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,7 +94,7 @@ func TestBadInputChangesNothing(t *testing.T) {
 		}
 		return n
 	}
-	rules, had := l.rulesets(t), blocks()
+	rules, had := l.Rulesets(t), blocks()
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			res := l.raw(t, "node-3", http.MethodPost, "/v1/blocks", tt.body, tt.header...)
@@ -123,13 +123,13 @@ func TestBadInputChangesNothing(t *testing.T) {
 // TestEventsResume reads the stream on one node, breaks off, and resumes on another by log index.
 func TestEventsResume(t *testing.T) {
 	l := sharedLab(t)
-	st, err := l.clients["node-1"].Status(t.Context())
+	st, err := l.Clients["node-1"].Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	from := st.Index
 	for i := range 5 {
-		l.block(t, "node-1", client.Target{Prefix: fmt.Sprintf("203.0.113.%d", 100+i)})
+		l.Block(t, "node-1", client.Target{Prefix: fmt.Sprintf("203.0.113.%d", 100+i)})
 	}
 	first := l.stream(t, "node-1", from, 3)
 	second := l.stream(t, "node-2", first[len(first)-1].index, 2)
@@ -207,9 +207,13 @@ func (l *lab) stream(t *testing.T, node string, after uint64, n int) (out []sse)
 func TestTheCommandLine(t *testing.T) {
 	l := sharedLab(t)
 	n := l.Nodes()[2]
+	b, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
 	palisade := func(wantCode int, args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), buildOnce().palisade, append([]string{"--socket", n.Socket}, args...)...)
+		cmd := exec.CommandContext(t.Context(), b.Palisade, append([]string{"--socket", n.Socket}, args...)...)
 		out, err := cmd.CombinedOutput()
 		if code := cmd.ProcessState.ExitCode(); code != wantCode {
 			t.Fatalf("palisade %v: exit %d (%v), want %d\n%s", args, code, err, wantCode, out)

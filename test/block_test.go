@@ -25,47 +25,47 @@ func TestBlockingAVMCutsEveryPath(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := sharedLab(t)
-			f := l.flows(t)
+			f := l.Flows(t)
 			var victims, innocents []*probe.Flow
 			for _, peer := range paths() {
 				if peer != tt.victim {
-					victims = append(victims, f.udp(tt.victim, peer)...)
+					victims = append(victims, f.UDP(tt.victim, peer)...)
 				}
 			}
-			innocents = append(innocents, f.udp(tt.neighbour, "guest3")...)
-			innocents = append(innocents, f.udp(tt.neighbour, "node-1")...)
-			innocents = append(innocents, f.udp("guest4", fleet.Outside)...)
-			innocents = append(innocents, f.udp(fleet.Unmanaged, tt.neighbour)...)
-			innocents = append(innocents, f.udp(fleet.Unmanaged, "node-1")...)
-			v4, v6 := l.ends(t, tt.victim)
-			p4, p6 := l.ends(t, "guest3")
+			innocents = append(innocents, f.UDP(tt.neighbour, "guest3")...)
+			innocents = append(innocents, f.UDP(tt.neighbour, "node-1")...)
+			innocents = append(innocents, f.UDP("guest4", fleet.Outside)...)
+			innocents = append(innocents, f.UDP(fleet.Unmanaged, tt.neighbour)...)
+			innocents = append(innocents, f.UDP(fleet.Unmanaged, "node-1")...)
+			v4, v6 := l.Ends(t, tt.victim)
+			p4, p6 := l.Ends(t, "guest3")
 			streams := []*probe.Flow{
-				f.tcp(tt.victim, "guest3", v4, p4), f.tcp("guest3", tt.victim, p4, v4), f.tcp(tt.victim, "guest3", v6, p6),
+				f.TCP(tt.victim, "guest3", v4, p4), f.TCP("guest3", tt.victim, p4, v4), f.TCP(tt.victim, "guest3", v6, p6),
 			}
-			f.passing(append(append(victims, innocents...), streams...))
+			f.Passing(append(append(victims, innocents...), streams...))
 
 			node, _ := l.follower(t)
 			g, err := l.Guest(tt.victim)
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, at := l.block(t, node, client.Target{VM: g.VM})
+			b, at := l.Block(t, node, client.Target{VM: g.VM})
 			checkReceipts(t, l, b)
 			rest(200 * time.Millisecond)
 			before := records(t, streams)
 			rest(800 * time.Millisecond)
-			f.silent(victims, at)
+			f.Silent(victims, at)
 			for i, n := range records(t, streams) {
 				if n != before[i] {
 					t.Errorf("%s: an established stream goes on: %d records, then %d", streams[i].Name, before[i], n)
 				}
 			}
-			if b, err = l.clients[node].Block(t.Context(), b.ID); err != nil || b.Counters == nil || b.Counters.Packets == 0 || b.Counters.Bytes == 0 {
+			if b, err = l.Clients[node].Block(t.Context(), b.ID); err != nil || b.Counters == nil || b.Counters.Packets == 0 || b.Counters.Bytes == 0 {
 				t.Errorf("the block counts nothing of what it dropped: %+v, %v", b, err)
 			}
-			l.lift(t, node, b.ID)
-			f.passing(victims)
-			f.lossless(innocents)
+			l.Lift(t, node, b.ID)
+			f.Passing(victims)
+			f.Lossless(innocents)
 		})
 	}
 }
@@ -74,8 +74,8 @@ func TestBlockingAVMCutsEveryPath(t *testing.T) {
 // family and the neighbours go on.
 func TestBlockingAnAddressOrAPrefix(t *testing.T) {
 	l := sharedLab(t)
-	v4, v6 := l.ends(t, "guest1")
-	o4, o6 := l.ends(t, "guest2")
+	v4, v6 := l.Ends(t, "guest1")
+	o4, o6 := l.Ends(t, "guest2")
 	wide := func(a netip.Addr, bits int) string { return netip.PrefixFrom(a, bits).Masked().String() }
 	covers := func(prefix string, a netip.Addr) bool {
 		p, err := netip.ParsePrefix(prefix)
@@ -87,7 +87,7 @@ func TestBlockingAnAddressOrAPrefix(t *testing.T) {
 	for _, target := range []string{v4.Addr.String(), v6.Addr.String(), wide(v4.Addr, 31), wide(v6.Addr, 126)} {
 		t.Run(target, func(t *testing.T) {
 			l := sharedLab(t)
-			f := l.flows(t)
+			f := l.Flows(t)
 			var victims, innocents []*probe.Flow
 			sort := func(addr netip.Addr, fl ...*probe.Flow) {
 				if covers(target, addr) {
@@ -97,22 +97,22 @@ func TestBlockingAnAddressOrAPrefix(t *testing.T) {
 				}
 			}
 			for _, peer := range []string{"guest3", "node-1", "guest7", fleet.Outside} {
-				p4, p6 := l.ends(t, peer)
-				sort(v4.Addr, f.one("guest1", peer, v4, p4), f.one(peer, "guest1", p4, v4))
-				sort(v6.Addr, f.one("guest1", peer, v6, p6), f.one(peer, "guest1", p6, v6))
-				sort(o4.Addr, f.one("guest2", peer, o4, p4))
-				sort(o6.Addr, f.one(peer, "guest2", p6, o6))
+				p4, p6 := l.Ends(t, peer)
+				sort(v4.Addr, f.One("guest1", peer, v4, p4), f.One(peer, "guest1", p4, v4))
+				sort(v6.Addr, f.One("guest1", peer, v6, p6), f.One(peer, "guest1", p6, v6))
+				sort(o4.Addr, f.One("guest2", peer, o4, p4))
+				sort(o6.Addr, f.One(peer, "guest2", p6, o6))
 			}
-			innocents = append(innocents, f.udp("guest4", "guest5")...)
-			f.passing(append(append([]*probe.Flow{}, victims...), innocents...))
+			innocents = append(innocents, f.UDP("guest4", "guest5")...)
+			f.Passing(append(append([]*probe.Flow{}, victims...), innocents...))
 			node, _ := l.follower(t)
-			b, at := l.block(t, node, client.Target{Prefix: target})
+			b, at := l.Block(t, node, client.Target{Prefix: target})
 			checkReceipts(t, l, b)
 			rest(time.Second)
-			f.silent(victims, at)
-			l.lift(t, node, b.ID)
-			f.passing(victims)
-			f.lossless(innocents)
+			f.Silent(victims, at)
+			l.Lift(t, node, b.ID)
+			f.Passing(victims)
+			f.Lossless(innocents)
 		})
 	}
 }
@@ -120,22 +120,22 @@ func TestBlockingAnAddressOrAPrefix(t *testing.T) {
 // TestBlocksOnOneTargetAreIndependent lifts one of two holds: the target stays blocked.
 func TestBlocksOnOneTargetAreIndependent(t *testing.T) {
 	l := sharedLab(t)
-	f := l.flows(t)
-	victims := f.udp("guest1", "guest3")
-	f.passing(victims)
-	first, _ := l.block(t, "node-1", client.Target{VM: "guest1"})
-	v4, _ := l.ends(t, "guest1")
-	second, at := l.block(t, "node-2", client.Target{Prefix: v4.Addr.String()})
-	third, _ := l.block(t, "node-3", client.Target{VM: "guest1"})
-	l.lift(t, "node-3", first.ID)
+	f := l.Flows(t)
+	victims := f.UDP("guest1", "guest3")
+	f.Passing(victims)
+	first, _ := l.Block(t, "node-1", client.Target{VM: "guest1"})
+	v4, _ := l.Ends(t, "guest1")
+	second, at := l.Block(t, "node-2", client.Target{Prefix: v4.Addr.String()})
+	third, _ := l.Block(t, "node-3", client.Target{VM: "guest1"})
+	l.Lift(t, "node-3", first.ID)
 	rest(500 * time.Millisecond)
-	f.silent(victims, at)
-	l.lift(t, "node-1", third.ID) // now only the IPv4 address is held
-	f.passing(victims[2:])
+	f.Silent(victims, at)
+	l.Lift(t, "node-1", third.ID) // now only the IPv4 address is held
+	f.Passing(victims[2:])
 	rest(300 * time.Millisecond)
-	f.silent(victims[:2], at)
-	l.lift(t, "node-2", second.ID)
-	f.passing(victims)
+	f.Silent(victims[:2], at)
+	l.Lift(t, "node-2", second.ID)
+	f.Passing(victims)
 }
 
 // checkReceipts checks that every node of the fleet confirmed, with an index that covers the block.
@@ -170,7 +170,7 @@ func TestAnIdleFleetIsQuiet(t *testing.T) {
 	l := sharedLab(t)
 	index := func() (out []string) {
 		for _, n := range l.Nodes() {
-			st, err := l.clients[n.Name].Status(t.Context())
+			st, err := l.Clients[n.Name].Status(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,7 +185,7 @@ func TestAnIdleFleetIsQuiet(t *testing.T) {
 	}
 	var hashes []string
 	for _, n := range l.Nodes() {
-		st, err := l.clients[n.Name].Status(t.Context())
+		st, err := l.Clients[n.Name].Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

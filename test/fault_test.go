@@ -14,11 +14,13 @@ import (
 	"github.com/palisade/palisade/deploy/fleet"
 	"github.com/palisade/palisade/httpapi/client"
 	"github.com/palisade/palisade/internal/probe"
+	"github.com/palisade/palisade/test/rig"
 )
 
 // watched is a blocked guest and its innocent neighbours, with flows that a fault must not change.
 type watched struct {
-	*flows
+	*rig.Flows
+	t         *testing.T
 	lab       *lab
 	victims   []*probe.Flow
 	innocents []*probe.Flow
@@ -29,41 +31,31 @@ type watched struct {
 // watch blocks guest1 and starts flows over all paths that a fault could open or cut.
 func watch(t *testing.T, l *lab) *watched {
 	t.Helper()
-	w := &watched{flows: l.flows(t), lab: l}
+	w := &watched{Flows: l.Flows(t), t: t, lab: l}
 	for _, peer := range []string{"guest2", "guest3", "node-1", fleet.Outside} {
-		w.victims = append(w.victims, w.udp("guest1", peer)...)
+		w.victims = append(w.victims, w.UDP("guest1", peer)...)
 	}
-	w.innocents = append(w.innocents, w.udp("guest2", "guest3")...)
-	w.innocents = append(w.innocents, w.udp("guest4", "node-2")...)
-	w.innocents = append(w.innocents, w.udp("guest6", fleet.Outside)...)
-	w.passing(append(append([]*probe.Flow{}, w.victims...), w.innocents...))
-	w.block, w.since = l.block(t, "node-2", client.Target{VM: "guest1"})
+	w.innocents = append(w.innocents, w.UDP("guest2", "guest3")...)
+	w.innocents = append(w.innocents, w.UDP("guest4", "node-2")...)
+	w.innocents = append(w.innocents, w.UDP("guest6", fleet.Outside)...)
+	w.Passing(append(append([]*probe.Flow{}, w.victims...), w.innocents...))
+	w.block, w.since = l.Block(t, "node-2", client.Target{VM: "guest1"})
 	return w
 }
 
 // held checks that nothing leaked so far.
 func (w *watched) held() {
 	w.t.Helper()
-	w.silent(w.victims, w.since)
+	w.Silent(w.victims, w.since)
 }
 
 // end checks the whole run: no leak, no loss, and that a lift restores traffic.
 func (w *watched) end() {
 	w.t.Helper()
 	w.held()
-	w.lab.lift(w.t, w.lab.alive(w.t), w.block.ID)
-	w.passing(w.victims)
-	w.lossless(w.innocents)
-}
-
-// rulesets lists every node's rules.
-func (l *lab) rulesets(t *testing.T) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for _, n := range l.Nodes() {
-		out[n.Name] = l.ruleset(t, n.Name)
-	}
-	return out
+	w.lab.Lift(w.t, w.lab.alive(w.t), w.block.ID)
+	w.Passing(w.victims)
+	w.Lossless(w.innocents)
 }
 
 // unchanged compares the rules, leaving out the marker of the log index when it may have moved.
@@ -85,7 +77,7 @@ func (l *lab) unchanged(t *testing.T, before map[string]string, markerToo bool) 
 		return strings.Join(kept, "")
 	}
 	for name, was := range before {
-		if is := l.ruleset(t, name); strip(is) != strip(was) {
+		if is := l.Ruleset(t, name); strip(is) != strip(was) {
 			t.Errorf("the rules of %s changed:\n--- before\n%s\n--- after\n%s", name, was, is)
 		}
 	}
@@ -127,7 +119,7 @@ func TestKillingAgentsOpensNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := sharedLab(t)
 			w := watch(t, l)
-			before := l.rulesets(t)
+			before := l.Rulesets(t)
 			nodes := pick(l)
 			l.kill(t, nodes...)
 			rest(500 * time.Millisecond)
@@ -154,7 +146,7 @@ func TestAFailoverKeepsWrites(t *testing.T) {
 			if i == 10 {
 				close(begun)
 			}
-			w, err := l.clients[node].AddBlock(t.Context(), client.BlockRequest{
+			w, err := l.Clients[node].AddBlock(t.Context(), client.BlockRequest{
 				Target: client.Target{Prefix: fmt.Sprintf("198.51.100.%d", i+1)}, Reason: "attack",
 			}, client.Write{})
 			if err != nil {
@@ -170,7 +162,7 @@ func TestAFailoverKeepsWrites(t *testing.T) {
 	l.start(t, leader)
 	for _, n := range l.Nodes() {
 		seen := map[string]string{}
-		for b, err := range l.clients[n.Name].Blocks(t.Context(), client.BlockFilter{Reason: "attack"}) {
+		for b, err := range l.Clients[n.Name].Blocks(t.Context(), client.BlockFilter{Reason: "attack"}) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -190,29 +182,29 @@ func TestAFailoverKeepsWrites(t *testing.T) {
 // TestANodeThatWasAwayCatchesUpByLog lifts and blocks while one agent is dead.
 func TestANodeThatWasAwayCatchesUpByLog(t *testing.T) {
 	l := sharedLab(t)
-	old, _ := l.block(t, "node-1", client.Target{Prefix: "203.0.113.1"})
+	old, _ := l.Block(t, "node-1", client.Target{Prefix: "203.0.113.1"})
 	l.kill(t, "node-3")
 	var missed client.Block
-	l.eventually(t, "a write with two nodes", func() error {
-		w, err := l.clients["node-1"].AddBlock(t.Context(), client.BlockRequest{Target: client.Target{Prefix: "203.0.113.2"}}, client.Write{Wait: true})
+	l.Eventually(t, "a write with two nodes", func() error {
+		w, err := l.Clients["node-1"].AddBlock(t.Context(), client.BlockRequest{Target: client.Target{Prefix: "203.0.113.2"}}, client.Write{Wait: true})
 		missed = w.Block
 		return err
 	})
 	if len(missed.Unconfirmed) != 1 || missed.Unconfirmed[0].Node != "node-3" || missed.Unconfirmed[0].Since.IsZero() {
 		t.Errorf("the answer hides that node-3 did not confirm: %+v", missed)
 	}
-	if _, err := l.clients["node-1"].LiftBlock(t.Context(), old.ID, client.Write{Wait: true}); err != nil {
+	if _, err := l.Clients["node-1"].LiftBlock(t.Context(), old.ID, client.Write{Wait: true}); err != nil {
 		t.Fatal(err)
 	}
-	if rules := l.ruleset(t, "node-3"); !strings.Contains(rules, "203.0.113.1") || strings.Contains(rules, "203.0.113.2") {
+	if rules := l.Ruleset(t, "node-3"); !strings.Contains(rules, "203.0.113.1") || strings.Contains(rules, "203.0.113.2") {
 		t.Errorf("a dead agent's kernel changed:\n%s", rules)
 	}
 	l.start(t, "node-3")
-	l.eventually(t, "node-3 enforces what it missed", func() error {
-		if rules := l.ruleset(t, "node-3"); strings.Contains(rules, "203.0.113.1,") || !strings.Contains(rules, "203.0.113.2") {
+	l.Eventually(t, "node-3 enforces what it missed", func() error {
+		if rules := l.Ruleset(t, "node-3"); strings.Contains(rules, "203.0.113.1,") || !strings.Contains(rules, "203.0.113.2") {
 			return errors.New(rules)
 		}
-		b, err := l.clients["node-1"].Block(t.Context(), missed.ID)
+		b, err := l.Clients["node-1"].Block(t.Context(), missed.ID)
 		if err != nil || len(b.Receipts) != 3 {
 			return fmt.Errorf("receipts %+v: %w", b.Receipts, err)
 		}
@@ -225,7 +217,7 @@ func TestANodeThatWasAwayCatchesUpByLog(t *testing.T) {
 func TestWithoutQuorum(t *testing.T) {
 	l := sharedLab(t)
 	w := watch(t, l)
-	before := l.rulesets(t)
+	before := l.Rulesets(t)
 	for _, n := range []string{"node-1", "node-2"} {
 		if err := l.CutNode(t.Context(), n); err != nil {
 			t.Fatal(err)
@@ -234,7 +226,7 @@ func TestWithoutQuorum(t *testing.T) {
 	// Three nodes, two of them cut off: no majority anywhere.
 	for _, n := range l.Nodes() {
 		var res response
-		l.eventually(t, n.Name+" refuses writes", func() error {
+		l.Eventually(t, n.Name+" refuses writes", func() error {
 			res = l.raw(t, n.Name, http.MethodPost, "/v1/blocks", `{"target":{"prefix":"203.0.113.9"}}`)
 			if res.status != http.StatusServiceUnavailable {
 				return fmt.Errorf("status %d: %s", res.status, res.body)
@@ -256,7 +248,7 @@ func TestWithoutQuorum(t *testing.T) {
 			return ms
 		}
 		first := age()
-		l.eventually(t, n.Name+" says that its picture ages", func() error {
+		l.Eventually(t, n.Name+" says that its picture ages", func() error {
 			if now := age(); now < first+300 {
 				return fmt.Errorf("age %d ms, then %d ms", first, now)
 			}
@@ -266,7 +258,7 @@ func TestWithoutQuorum(t *testing.T) {
 	w.held()
 	for name, was := range before {
 		// CutNode's own table stands beside ours.
-		if is := l.ruleset(t, name); !strings.Contains(is, firstTable(was)) {
+		if is := l.Ruleset(t, name); !strings.Contains(is, firstTable(was)) {
 			t.Errorf("%s: our rules changed without quorum", name)
 		}
 	}
@@ -279,7 +271,7 @@ func TestWithoutQuorum(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.unchanged(t, before, false)
-	for b, err := range l.clients["node-1"].Blocks(t.Context(), client.BlockFilter{}) {
+	for b, err := range l.Clients["node-1"].Blocks(t.Context(), client.BlockFilter{}) {
 		if err != nil || b.Target.Prefix == "203.0.113.9" {
 			t.Errorf("a refused write had an effect: %+v, %v", b, err)
 		}
@@ -299,15 +291,15 @@ func firstTable(ruleset string) string {
 func TestANodeThatWasAwayCatchesUpBySnapshot(t *testing.T) {
 	l := newLab(t, fleet.Options{GuestsPerNode: -1})
 	l.kill(t, "node-3")
-	l.eventually(t, "two nodes have a leader", func() error {
-		_, err := l.clients["node-1"].AddBlock(t.Context(), client.BlockRequest{Target: client.Target{Prefix: "203.0.113.1"}}, client.Write{})
+	l.Eventually(t, "two nodes have a leader", func() error {
+		_, err := l.Clients["node-1"].AddBlock(t.Context(), client.BlockRequest{Target: client.Target{Prefix: "203.0.113.1"}}, client.Write{})
 		return err
 	})
 	const writers, each = 64, 500 // 32,000: past the threshold of a snapshot and the log that is kept behind it
 	var wg sync.WaitGroup
 	for w := range writers {
 		wg.Go(func() {
-			c := l.clients[[]string{"node-1", "node-2"}[w%2]]
+			c := l.Clients[[]string{"node-1", "node-2"}[w%2]]
 			for i := range each {
 				target := fmt.Sprintf("100.%d.%d.%d", 64+w/32, (w%32)*8+i/250, i%250+1)
 				if _, err := c.AddBlock(t.Context(), client.BlockRequest{Target: client.Target{Prefix: target}}, client.Write{}); err != nil {
@@ -321,7 +313,7 @@ func TestANodeThatWasAwayCatchesUpBySnapshot(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	l.eventually(t, "the others have taken a snapshot", func() error {
+	l.Eventually(t, "the others have taken a snapshot", func() error {
 		for _, n := range []string{"node-1", "node-2"} {
 			out, err := l.Exec(t.Context(), n, "find", l.Dir()+"/"+n+"/data/raft", "-name", "state.bin")
 			if err != nil || len(out) == 0 {
@@ -331,18 +323,18 @@ func TestANodeThatWasAwayCatchesUpBySnapshot(t *testing.T) {
 		return nil
 	})
 	l.start(t, "node-3")
-	want, err := l.clients["node-1"].Status(t.Context())
+	want, err := l.Clients["node-1"].Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := l.clients["node-3"].Status(t.Context())
+	got, err := l.Clients["node-3"].Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got.Index != want.Index || got.StateHash != want.StateHash || got.NodeEnforcedIndex != want.Index {
 		t.Errorf("node-3 stands at %+v, node-1 at %+v", got, want)
 	}
-	if rules := l.ruleset(t, "node-3"); strings.Count(rules, "100.") < 2*writers*each {
+	if rules := l.Ruleset(t, "node-3"); strings.Count(rules, "100.") < 2*writers*each {
 		t.Errorf("node-3's kernel holds %d of %d addresses", strings.Count(rules, "100.")/2, writers*each)
 	}
 	log, err := l.Exec(t.Context(), "node-3", "cat", l.AgentLog("node-3"))
