@@ -78,7 +78,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer r.kernel.Close()
+	defer func() { _ = r.kernel.Close() }() // the connection alone: what the kernel holds stays
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
@@ -153,10 +153,10 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	if err != nil {
 		return r, held, fmt.Errorf("cluster.key_file: %w", err)
 	}
-	if r.socket, err = listenSocket(a.cfg.API.Socket); err != nil {
+	if r.socket, err = listenSocket(ctx, a.cfg.API.Socket); err != nil {
 		return r, held, err
 	}
-	if r.tcp, err = listenAPI(a.cfg.API); err != nil {
+	if r.tcp, err = listenAPI(ctx, a.cfg.API); err != nil {
 		return r, held, err
 	}
 	if r.kernel, err = nft.Open(nft.Options{Logger: a.log.With("room", "kernel")}); err != nil {

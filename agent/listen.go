@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // activated returns the listeners that a service manager passed (sd_listen_fds): those named "api",
@@ -50,14 +53,14 @@ func activated() ([]net.Listener, error) {
 	return out, nil
 }
 
-// listenAPI opens the TCP listeners of the API.
-func listenAPI(cfg APIConfig) ([]net.Listener, error) {
+// listenAPI opens the TCP listeners of the API. They outlive ctx.
+func listenAPI(ctx context.Context, cfg APIConfig) ([]net.Listener, error) {
 	lns, err := activated()
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Listen != "" {
-		ln, err := net.Listen("tcp", cfg.Listen)
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
 		if err != nil {
 			closeAll(lns)
 			return nil, fmt.Errorf("api.listen: %w", err)
@@ -86,19 +89,26 @@ func listenAPI(cfg APIConfig) ([]net.Listener, error) {
 }
 
 // listenSocket opens the Unix socket of the local command line, readable by root alone. A socket file
-// that a dead agent left is replaced; one that is answered is not.
-func listenSocket(path string) (net.Listener, error) {
+// that a dead agent left is replaced; one that is answered is not. The listener outlives ctx.
+func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("api.socket: %w", err)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
 		_ = c.Close()
 		return nil, fmt.Errorf("api.socket: another agent answers on %s", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, unix.ECONNREFUSED):
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("api.socket: %w", err)
+		}
+	default: // an agent too busy to answer, or ctx ended: it is not known to be dead
 		return nil, fmt.Errorf("api.socket: %w", err)
 	}
-	ln, err := net.Listen("unix", path)
+	ln, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("api.socket: %w", err)
 	}
