@@ -34,8 +34,10 @@ func Build() (b Binaries, err error) {
 	if b.Dir, err = os.MkdirTemp("/var/tmp", "palisade-test-"); err != nil {
 		return b, err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
 	build := func(out, pkg string) {
-		cmd := exec.Command("go", "build", "-tags", "hashicorpmetrics", "-o", out, pkg)
+		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "hashicorpmetrics", "-o", out, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, berr := cmd.CombinedOutput(); berr != nil {
 			err = errors.Join(err, fmt.Errorf("build %s: %w\n%s", pkg, berr, text))
