@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -106,7 +107,7 @@ func (f *Fleet) startQEMU(ctx context.Context, plan state) error {
 		if _, err := tool(ctx, "", n.enter("virtlogd", "-d")...); err != nil {
 			return err
 		}
-		if err := f.startLibvirtd(ctx, n.Name); err != nil {
+		if err := f.StartLibvirtd(ctx, n.Name); err != nil {
 			return err
 		}
 	}
@@ -127,10 +128,27 @@ func (f *Fleet) startQEMU(ctx context.Context, plan state) error {
 	return nil
 }
 
-func (f *Fleet) startLibvirtd(ctx context.Context, node string) error {
+// KillLibvirtd kills the libvirtd of a node, which has no time to tidy up. Its guests run on.
+func (f *Fleet) KillLibvirtd(ctx context.Context, node string) error {
 	n, err := f.Node(node)
 	if err != nil {
 		return err
+	}
+	if err := n.Libvirtd.signal(syscall.SIGKILL); err != nil {
+		return fmt.Errorf("libvirtd of %s: %w", node, err)
+	}
+	return f.await(ctx, n.Libvirtd, 30*time.Second)
+}
+
+// StartLibvirtd starts the libvirtd of a node and returns when it answers. It is an error if it runs
+// already.
+func (f *Fleet) StartLibvirtd(ctx context.Context, node string) error {
+	n, err := f.Node(node)
+	if err != nil {
+		return err
+	}
+	if n.Libvirtd.Alive() {
+		return fmt.Errorf("the libvirtd of %s runs already (process %d)", node, n.Libvirtd.PID)
 	}
 	logPath := filepath.Join(n.Dir, "libvirtd.log")
 	p, err := f.launch(n.enter("libvirtd", "--listen"), nil, logPath)

@@ -200,7 +200,7 @@ func TestQEMUGuestUnderLibvirt(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost := time.Now()
-	if err := f.startLibvirtd(ctx, "node-2"); err != nil {
+	if err := f.StartLibvirtd(ctx, "node-2"); err != nil {
 		t.Fatal(err)
 	}
 	back := dst.await(t, "guest1 running, guest2 running")
