@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -60,6 +61,9 @@ type rooms struct {
 
 const ballastBytes = 24 << 20
 
+// fatalGrace is how long an orderly stop may take after a fatal error.
+const fatalGrace = 3 * time.Second
+
 // errFatal ends Run when going on would risk the log. The kernel goes on enforcing.
 var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on enforcing")
 
@@ -74,7 +78,12 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r, held, err := a.wire(ctx, func(err error) { cancel(fmt.Errorf("%w: %w", errFatal, err)) })
+	r, held, err := a.wire(ctx, func(err error) {
+		cancel(fmt.Errorf("%w: %w", errFatal, err))
+		// Behind a disk that hangs nothing can be stopped in order, and not even a word be written: the
+		// log may be there too.
+		time.AfterFunc(fatalGrace, func() { os.Exit(1) })
+	})
 	if err != nil {
 		return err
 	}

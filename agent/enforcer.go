@@ -69,6 +69,10 @@ type enforcerMetrics struct {
 }
 
 const (
+	// maxKeptCounters bounds the reads of counters before lifts that come together: a mass lift must
+	// not hold up the block behind it.
+	maxKeptCounters = 256
+
 	retryKernelMin = 50 * time.Millisecond
 	retryKernelMax = 2 * time.Second
 )
@@ -206,19 +210,37 @@ func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) e
 func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	lifts := 0
 	for _, ev := range b.events {
 		switch ev.Type {
 		case fsm.EventBlockLifted:
-			e.keepCounters(ctx, ev.Block.ID)
+			if lifts++; lifts <= maxKeptCounters {
+				e.keepCounters(ctx, ev.Block.ID)
+			}
 		case fsm.EventBlockForgotten:
 			delete(e.final, ev.Block.ID)
 		default: // counters are kept at the end of a block alone
 		}
 	}
 	if b.reset {
+		e.prune(b.view)
 		return e.compiler.Reset(b.view, e.local)
 	}
 	return e.compiler.Update(b.view, b.events, e.local)
+}
+
+// prune forgets the blocks that the state forgot in a gap of the feed.
+func (e *enforcer) prune(view *fsm.View) {
+	for id := range e.since {
+		if _, ok := view.Block(id); !ok {
+			delete(e.since, id)
+		}
+	}
+	for id := range e.final {
+		if _, ok := view.Block(id); !ok {
+			delete(e.final, id)
+		}
+	}
 }
 
 // keepCounters remembers what a block dropped before its elements leave the kernel.

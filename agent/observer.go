@@ -35,6 +35,7 @@ type observer struct {
 
 const (
 	retryObserve = time.Second
+	retryRefused = 30 * time.Second // what the state machine refuses, it refuses again
 	// observeBatch bounds the VMs in one log entry, so that a node with thousands of guests does not
 	// hold up a block behind its first report.
 	observeBatch = 500
@@ -130,8 +131,12 @@ func (o *observer) settle(ctx context.Context) {
 		case <-retry.C:
 		}
 		if err := o.proposeOnce(ctx); err != nil && ctx.Err() == nil {
-			o.log.Warn("the registry does not know yet what runs here; trying again", "err", err)
-			retry.Reset(retryObserve)
+			pause := retryObserve
+			if refused := (*fsm.Error)(nil); errors.As(err, &refused) {
+				pause = retryRefused
+			}
+			o.log.Warn("the registry does not know all that runs here; trying again", "after", pause, "err", err)
+			retry.Reset(pause)
 		}
 	}
 }
@@ -140,6 +145,7 @@ func (o *observer) proposeOnce(ctx context.Context) error {
 	o.mu.Lock()
 	ops := o.decide(o.store.View())
 	o.mu.Unlock()
+	var refused []error // one VM that is refused must not keep the others from being known
 	for chunk := range slices.Chunk(ops, observeBatch) {
 		var op fsm.Op = fsm.Batch{Ops: chunk}
 		if len(chunk) == 1 {
@@ -152,11 +158,11 @@ func (o *observer) proposeOnce(ctx context.Context) error {
 		for _, r := range append(slices.Clone(res.Items), res) {
 			// A stale observation lost against a newer one; the view that shows it wakes us again.
 			if r.Err != nil && r.Err.Code != fsm.CodeStale {
-				return r.Err
+				refused = append(refused, r.Err)
 			}
 		}
 	}
-	return nil
+	return errors.Join(refused...)
 }
 
 // decide compares the last report with the view (see inventory.Driver for the rules) and returns what

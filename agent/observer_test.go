@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -149,5 +152,34 @@ func TestASightingLastsUntilTheCommit(t *testing.T) {
 	observed(b, "n3", "vm1", fsm.PhaseRunning, 4)
 	if got, ok := s.get(b.store.View(), "vm1"); ok {
 		t.Errorf("still hints at %+v after the commit", got)
+	}
+}
+
+func TestARefusedVMDoesNotHideTheOthers(t *testing.T) {
+	b := newBench(t, 0)
+	var vms []inventory.VM
+	for i := range observeBatch + 1 {
+		v := vm(fmt.Sprintf("vm-%04d", i), fsm.PhaseRunning)
+		if i == 0 {
+			v.NICs = make([]fsm.NIC, fsm.MaxNICs+1)
+		}
+		vms = append(vms, v)
+	}
+	o := newQuietObserver(b, vms)
+	o.propose = func(_ context.Context, c fsm.Command) (fsm.Result, error) {
+		b.index++
+		data, err := fsm.MarshalCommand(c)
+		if err != nil {
+			return fsm.Result{}, err
+		}
+		res, err := b.store.ApplyBatch([]fsm.Entry{{Index: b.index, Data: data}})
+		return res[0], err
+	}
+	err := o.proposeOnce(t.Context())
+	if refused := (*fsm.Error)(nil); !errors.As(err, &refused) {
+		t.Errorf("the refusal is not reported: %v", err)
+	}
+	if n := b.store.View().CountVMs(); n != observeBatch {
+		t.Errorf("%d VMs are known, want all %d but the refused one", n, observeBatch)
 	}
 }

@@ -135,6 +135,7 @@ func (c *Cluster) Announce(s fsm.Sighting) {
 
 // fatal ends the process through Options.Fatal. The kernel keeps enforcing.
 func (c *Cluster) fatal(err error) {
-	c.log.Error("ending the process, the kernel keeps enforcing", "err", err)
+	// The log may be on the disk that hangs: it must not hold up the end.
+	go c.log.Error("ending the process, the kernel keeps enforcing", "err", err)
 	c.onFatal(err)
 }
