@@ -2,7 +2,10 @@ module github.com/palisade/palisade/test/bench/etcdload
 
 go 1.26.0
 
-require go.etcd.io/etcd/client/v3 v3.6.5
+require (
+	go.etcd.io/etcd/client/v3 v3.6.5
+	go.uber.org/zap v1.27.0
+)
 
 require (
 	github.com/coreos/go-semver v0.3.1 // indirect
@@ -13,7 +16,6 @@ require (
 	go.etcd.io/etcd/api/v3 v3.6.5 // indirect
 	go.etcd.io/etcd/client/pkg/v3 v3.6.5 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
-	go.uber.org/zap v1.27.0 // indirect
 	golang.org/x/net v0.38.0 // indirect
 	golang.org/x/sys v0.31.0 // indirect
 	golang.org/x/text v0.23.0 // indirect

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 func main() {
@@ -32,14 +32,14 @@ func main() {
 func run(endpoints []string, writers, size int, duration time.Duration) error {
 	clients := make([]*clientv3.Client, len(endpoints))
 	for i, e := range endpoints {
-		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e}, DialTimeout: 5 * time.Second})
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		clients[i] = c
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), duration)
+	ctx, cancel := context.WithTimeout(context.Background(), duration+30*time.Second)
 	defer cancel()
 	var (
 		wg    sync.WaitGroup
@@ -51,12 +51,9 @@ func run(endpoints []string, writers, size int, duration time.Duration) error {
 	for w := range writers {
 		wg.Go(func() {
 			c := clients[w%len(clients)]
-			for i := 0; ctx.Err() == nil; i++ {
-				_, err := c.Put(ctx, fmt.Sprintf("block/%d/%d", w, i), value)
-				if err != nil {
-					if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
-						fault.Store(&err)
-					}
+			for i := 0; time.Since(start) < duration; i++ {
+				if _, err := c.Put(ctx, fmt.Sprintf("block/%d/%d", w, i), value); err != nil {
+					fault.Store(&err)
 					return
 				}
 				done.Add(1)
