@@ -326,11 +326,9 @@ func TestNudge(t *testing.T) {
 	}
 	with, without := median(false), median(true)
 	t.Logf("an entry reached all three state machines after %s (median); without the nudge %s", with, without)
-	if with > 9*time.Millisecond {
-		t.Errorf("with the nudge it takes %s", with)
-	}
-	if without < 20*time.Millisecond {
-		t.Errorf("without the nudge it takes %s: the nudge is not what makes it fast", without)
+	// The bench measures the time itself, on an idle machine; here it is the ratio that counts.
+	if with > without/5 {
+		t.Errorf("an entry takes %s with the nudge and %s without", with, without)
 	}
 }
 

@@ -23,8 +23,8 @@ stage() { # NAME COMMAND...
 }
 
 unit() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 10m $pure; }
-race() { CGO_ENABLED=1 $gotestsum -tags hashicorpmetrics -count=1 -race -short -timeout 15m ./fsm/... ./enforce ./cluster/... ./httpapi/... ./agent/...; }
-kernel() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 10m ./enforce/nft/... ./deploy/...; }
+race() { CGO_ENABLED=1 $gotestsum -tags hashicorpmetrics -count=1 -race -p 1 -timeout 15m ./fsm/... ./enforce ./cluster/... ./httpapi/... ./agent/...; }
+kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m ./enforce/nft/... ./deploy/...; }
 fleet() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test; }
 qemu() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/qemu; }
 
