@@ -14,7 +14,7 @@ import (
 	"github.com/palisade/palisade/deploy/fleet"
 )
 
-// flood makes a guest send, by its serial console: 50 pings a second to the outside over IPv4, for which
+// flood makes a guest send, by its serial console: 25 pings a second to the outside over IPv4, for which
 // it needs no neighbour's answer, and as many over IPv6 to a multicast group that nobody is in. It ends
 // with the test, or by the function returned.
 func (l *lab) flood(t *testing.T, guest string, w *wires) (end func()) {
@@ -32,7 +32,7 @@ func (l *lab) flood(t *testing.T, guest string, w *wires) (end func()) {
 		}
 	}
 	t.Cleanup(end)
-	l.console(t, guest, fmt.Sprintf("arp -s %s %s; for to in %s ff05::fa11; do ping -q -i 0.02 $to >/dev/null & done", v4.Addr, bytes.TrimSpace(mac), v4.Addr))
+	l.console(t, guest, fmt.Sprintf("arp -s %s %s; for to in %s ff05::fa11; do ping -q -i 0.04 $to >/dev/null & done", v4.Addr, bytes.TrimSpace(mac), v4.Addr))
 	for _, protocol := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6} {
 		l.Eventually(t, fmt.Sprintf("%s floods with protocol %04x", guest, protocol), func() error {
 			if n := w.count(began, func(f frame) bool {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/palisade/palisade/deploy/fleet"
 	"github.com/palisade/palisade/httpapi/client"
-	"github.com/palisade/palisade/internal/probe"
 	"github.com/palisade/palisade/test/rig"
 )
 
@@ -23,6 +22,7 @@ import (
 func TestAnInnocentGuestMigrates(t *testing.T) {
 	l := sharedLab(t)
 	f := l.Flows(t)
+	w := l.wires(t, "guest2")
 	monitors := map[string]*monitor{}
 	for _, n := range l.Nodes() {
 		monitors[n.Name] = l.monitor(t, n.Name)
@@ -42,6 +42,7 @@ func TestAnInnocentGuestMigrates(t *testing.T) {
 		to = others[1]
 	}
 	moving := append(f.Echo(fleet.Outside, "guest2"), f.Echo(fleet.Unmanaged, "guest2")...)
+	clients := append(l.OutsideAddresses(), l.UnmanagedAddresses()...)
 	talks := []*talk{l.talks(t, g2.Addresses[0]), l.talks(t, g2.Addresses[1])}
 	f.Passing(moving)
 
@@ -55,13 +56,16 @@ func TestAnInnocentGuestMigrates(t *testing.T) {
 		f.Passing(moving)
 	}
 	var wg sync.WaitGroup
-	for _, fl := range moving {
+	for i, fl := range moving {
 		wg.Go(func() {
 			r, err := fl.Stop(3 * time.Second)
 			if err != nil {
 				t.Error(err)
 			}
-			checkGaps(t, fl.Name, r, moves, downtime)
+			lost := rig.Gaps(r)
+			t.Logf("%s: lost %d of %d packets, was silent for %v; libvirt counts %v of downtime", fl.Name, len(r.Lost()), r.Sent, silence(lost), downtime)
+			// A guest that has little of the machine may itself be silent at any time.
+			checkGaps(t, fl.Name, rig.Gaps(w.networks(r, clients[i])), moves)
 		})
 	}
 	wg.Wait()
@@ -87,18 +91,14 @@ func TestAnInnocentGuestMigrates(t *testing.T) {
 	}
 }
 
-// checkGaps checks that all losses lie within migrations, and are no longer than the guest stood still
-// by libvirt's account and its neighbours need to notice.
-func checkGaps(t *testing.T, flow string, r probe.Report, moves []fleet.Migration, downtime time.Duration) {
+// checkGaps checks that all that was lost was lost within migrations, up to when neighbours noticed.
+func checkGaps(t *testing.T, flow string, gaps []rig.Gap, moves []fleet.Migration) {
 	t.Helper()
 	const (
 		slack   = 20 * time.Millisecond
 		resolve = 1200 * time.Millisecond // a neighbour is asked again after 1 s
 	)
-	var silence time.Duration
-	gaps := rig.Gaps(r)
 	for _, gap := range gaps {
-		silence += gap.To.Sub(gap.From)
 		during := false
 		for _, m := range moves {
 			during = during || gap.From.After(m.Incoming.Add(-slack)) && gap.To.Before(m.Gone.Add(resolve))
@@ -107,10 +107,14 @@ func checkGaps(t *testing.T, flow string, r probe.Report, moves []fleet.Migratio
 			t.Errorf("%s lost packets %d to %d outside of a migration: silence from %v to %v; moves %+v", flow, gap.First, gap.Last, gap.From, gap.To, moves)
 		}
 	}
-	t.Logf("%s: lost %d of %d packets in %d gaps of %v together; libvirt counts %v of downtime", flow, len(r.Lost()), r.Sent, len(gaps), silence.Round(time.Millisecond), downtime)
-	if most := downtime + time.Duration(len(moves))*resolve; silence > most {
-		t.Errorf("%s was silent for %v, want at most %v", flow, silence, most)
+}
+
+// silence is how long gaps are together.
+func silence(gaps []rig.Gap) (sum time.Duration) {
+	for _, g := range gaps {
+		sum += g.To.Sub(g.From)
 	}
+	return sum.Round(time.Millisecond)
 }
 
 // downtime is how long a guest stood still in its last migration.

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/internal/probe"
 )
 
 // wires listens on every interface of every node and of the outside to the frames from and to one
@@ -34,6 +37,13 @@ type frame struct {
 	passed    bool   // past the rules of a node
 	protocol  uint16 // EtherType
 	ping      bool   // an ICMP echo request
+	numbered
+}
+
+// numbered is what a probe's packet to port 7, or its echo, says of itself; else zero.
+type numbered struct {
+	client netip.Addr
+	seq    uint64
 }
 
 func (f frame) String() string {
@@ -154,7 +164,7 @@ func (w *wires) read(fd int, where string) error {
 			return err
 		}
 		dev, out := names[link.Ifindex], link.Pkttype == unix.PACKET_OUTGOING
-		f := frame{at: at, where: where, dev: dev, fromGuest: source, protocol: binary.BigEndian.Uint16(b[12:]), ping: isPing(b[:n])}
+		f := frame{at: at, where: where, dev: dev, fromGuest: source, protocol: binary.BigEndian.Uint16(b[12:]), ping: isPing(b[:n]), numbered: number(b[:n])}
 		switch {
 		case where == "outside":
 			f.passed = source && !out && strings.HasPrefix(dev, "up") // came out of a node
@@ -178,6 +188,30 @@ func isPing(b []byte) bool {
 		return len(b) > 54 && b[20] == unix.IPPROTO_ICMPV6 && b[54] == 128
 	}
 	return false
+}
+
+// number reads the number in a UDP packet from or to port 7, over IPv4 and IPv6 without options.
+func number(b []byte) numbered {
+	const ethernet, ports, echo = 14, 4, 7
+	ip, size := 20, 4
+	addresses := ethernet + 12
+	switch protocol := binary.BigEndian.Uint16(b[12:]); {
+	case protocol == unix.ETH_P_IP && len(b) >= 50 && b[23] == unix.IPPROTO_UDP:
+	case protocol == unix.ETH_P_IPV6 && len(b) >= 70 && b[20] == unix.IPPROTO_UDP:
+		ip, size, addresses = 40, 16, ethernet+8
+	default:
+		return numbered{}
+	}
+	udp := b[ethernet+ip:]
+	from, to := b[addresses:addresses+size], b[addresses+size:addresses+2*size]
+	client := from
+	if binary.BigEndian.Uint16(udp) == echo {
+		client = to
+	} else if binary.BigEndian.Uint16(udp[2:ports]) != echo {
+		return numbered{}
+	}
+	addr, _ := netip.AddrFromSlice(client)
+	return numbered{addr, binary.BigEndian.Uint64(udp[8:])}
 }
 
 func stamp(oob []byte) (time.Time, error) {
@@ -221,6 +255,74 @@ func (w *wires) silent(t *testing.T, since time.Time) {
 		t.Errorf("%d frames passed after the block was reported in force; first %v; last %v", len(leaked), leaked[0], leaked[len(leaked)-1])
 	}
 }
+
+// restored waits until, after a time, a frame goes to the guest by its tap on a node, and returns how long
+// that took. How fast the guest, which has little of the machine, answers is not the question.
+func (w *wires) restored(t *testing.T, l *lab, node string, since time.Time) (took time.Duration) {
+	t.Helper()
+	l.Eventually(t, "a frame reaches the guest on "+node, func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, f := range w.frames {
+			if f.where == node && f.passed && !f.fromGuest && isTap(f.dev) && f.at.After(since) {
+				took = f.at.Sub(since)
+				return nil
+			}
+		}
+		return errors.New("none did")
+	})
+	return took
+}
+
+// networks gives a flow's report without what the guest itself did not answer: a packet counts as
+// received, at the time of its delivery, if it came out of a tap for the guest and its echo, if there
+// was one, arrived.
+func (w *wires) networks(r probe.Report, client netip.Addr) probe.Report {
+	arrived := make(map[uint64]bool, len(r.Received))
+	for _, p := range r.Received {
+		arrived[p.Seq] = true
+	}
+	out := probe.Report{Sent: r.Sent}
+	delivered, answered := map[uint64]int64{}, map[uint64]bool{}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.frames {
+		switch {
+		case f.client != client || !isTap(f.dev):
+		case f.fromGuest && !f.passed:
+			answered[f.seq] = true
+		case !f.fromGuest && f.passed:
+			delivered[f.seq] = f.at.UnixNano()
+		}
+	}
+	for seq, at := range delivered {
+		if arrived[seq] || !answered[seq] {
+			out.Received = append(out.Received, probe.Packet{Seq: seq, At: at})
+		}
+	}
+	return out
+}
+
+// lossless stops flows with an innocent guest, which began after w, and checks that the network lost
+// nothing of them.
+func (w *wires) lossless(t *testing.T, flows []*probe.Flow, clients []netip.Addr) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for i, fl := range flows {
+		wg.Go(func() {
+			r, err := fl.Stop(3 * time.Second)
+			if err != nil {
+				t.Errorf("%s: %v", fl.Name, err)
+			}
+			if lost := w.networks(r, clients[i]).Lost(); len(lost) > 0 || r.Sent < 50 {
+				t.Errorf("%s, innocent: the network lost %d of %d packets, first %v", fl.Name, len(lost), r.Sent, lost[:min(len(lost), 5)])
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func isTap(dev string) bool { return strings.HasPrefix(dev, "vnet") }
 
 // tried waits until a node has had to drop some of the flood from the guest and for it, from now on.
 func (w *wires) tried(t *testing.T, l *lab, node string) {

@@ -14,7 +14,7 @@ import (
 const (
 	rateUDP  = 200
 	rateTCP  = 50
-	rateEcho = 50 // with a QEMU guest, that runs without hardware acceleration
+	rateEcho = 20 // with a QEMU guest, that runs without hardware acceleration
 )
 
 const echoPort = 7

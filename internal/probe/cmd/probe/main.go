@@ -106,7 +106,7 @@ func open(args []string) (end, error) {
 // pace calls send with 0, 1, 2, … at the rate until it returns false. It catches up after a pause of
 // the machine, so that the rate holds over time.
 func pace(rate int, stopped <-chan struct{}, send func(seq uint64) bool) {
-	const tick = time.Millisecond
+	tick := max(time.Millisecond, time.Second/time.Duration(rate))
 	start := time.Now()
 	t := time.NewTicker(tick)
 	defer t.Stop()
