@@ -3,7 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
-	"fmt"
+	"errors"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -162,7 +162,7 @@ func (l *lab) monitor(t *testing.T, node string) *monitor {
 	l.Eventually(t, "nft monitors "+node, func() error {
 		run("add element inet qemutest s { 7 }; delete element inet qemutest s { 7 }")
 		if m.out.String() == "" {
-			return fmt.Errorf("it says nothing")
+			return errors.New("it says nothing")
 		}
 		return nil
 	})

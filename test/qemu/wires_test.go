@@ -328,7 +328,7 @@ func isTap(dev string) bool { return strings.HasPrefix(dev, "vnet") }
 func (w *wires) tried(t *testing.T, l *lab, node string) {
 	t.Helper()
 	began := time.Now()
-	l.Eventually(t, "the flood goes on on "+node, func() error {
+	l.Eventually(t, "the flood continues on "+node, func() error {
 		if from, to := w.tries(began, node); from < 20 || to < 20 {
 			return fmt.Errorf("%d frames from the guest, %d for it", from, to)
 		}
