@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -263,15 +264,17 @@ func (n *node) dir() string {
 	return o.Dir
 }
 
-// freePort finds a loopback port that is free for TCP and UDP.
+// freePort finds a loopback port that is free for TCP and UDP. It is below the range from which the
+// system takes the ports of outgoing connections: one of those could take it before it is used.
 func freePort(t testing.TB, _ string) string {
 	t.Helper()
-	for range 50 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	const lowest, highest = 12_000, 30_000
+	for range 200 {
+		addr := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(highest-lowest))
+		ln, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		addr := ln.Addr().String()
 		pc, err := net.ListenPacket("udp", addr)
 		ln.Close()
 		if err == nil {

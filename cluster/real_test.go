@@ -155,6 +155,7 @@ func TestQuorumLostAndHealed(t *testing.T) {
 	f := realFleet(t, 3).start().ready()
 	f.leader().propose(declare("vm", "one"))
 	last := f.nodes[0]
+	f.await("the node that stays to have it", func() bool { return last.store.View().Index() > 0 })
 	f.nodes[1].crash()
 	f.nodes[2].crash()
 	f.await("the loss to be noticed", func() bool { return !last.c.Status().Quorum })

@@ -22,8 +22,12 @@ stage() { # NAME COMMAND...
 	if "$@"; then passed+=("$name ($((SECONDS - start)) s)"); else failed+=("$name"); fi
 }
 
-unit() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 10m $pure; }
-race() { CGO_ENABLED=1 $gotestsum -tags hashicorpmetrics -count=1 -race -p 1 -timeout 15m ./fsm/... ./enforce ./cluster/... ./httpapi/... ./agent/...; }
+# Tests of elections and deadlines on real disks are tried again, and said to be, when the machine was
+# slower than they allow. Tests with packets are not: one that leaks once has leaked.
+again="--rerun-fails=2 --rerun-fails-max-failures=5"
+
+unit() { ${gotestsum% --} $again --packages="$pure" -- -tags hashicorpmetrics -count=1 -timeout 10m; }
+race() { CGO_ENABLED=1 ${gotestsum% --} $again --packages="./fsm/... ./enforce ./cluster/... ./httpapi/... ./agent/..." -- -tags hashicorpmetrics -count=1 -race -p 1 -timeout 15m; }
 kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m ./enforce/nft/... ./deploy/...; }
 fleet() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test; }
 qemu() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/qemu; }
