@@ -76,7 +76,7 @@ func linearizable(t *testing.T, seed uint64) {
 	// Disks that take their time, so that kills hit writes under way; and a lease as long as it may
 	// be, so that an old leader still believes in itself when a new one is elected.
 	f, net := memFleet(t, 5, func(w *memWorld, o *Options) {
-		o.Timing.Lease = 750 * time.Millisecond
+		o.Timing.Lease = time.Second
 		l := &slowLogs{LogStore: w.store.logs, rnd: rand.New(rand.NewPCG(seed, uint64(len(w.id))))}
 		w.wrap = func(d *disk) { d.logs = &guardedLogs{d.guard, l} }
 	})

@@ -164,7 +164,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		"Dir is missing":         func(o *Options) { o.Dir = "" },
 		"Identity is missing":    func(o *Options) { o.Identity = nil },
 		"Listen and Bind":        func(o *Options) { o.Bind = "" },
-		"Lease <= Heartbeat":     func(o *Options) { o.Timing.Lease = time.Second },
+		"Lease <= Heartbeat":     func(o *Options) { o.Timing.Lease = 2 * time.Second },
 	} {
 		o := good()
 		spoil(&o)

@@ -18,7 +18,7 @@ import (
 const (
 	// commitTimeout is how soon followers learn of a commit without the nudge. Raft's own 50 ms cost
 	// as much as everything else an idle leader does.
-	commitTimeout     = 200 * time.Millisecond
+	commitTimeout     = 500 * time.Millisecond
 	maxAppendEntries  = 256
 	maxRounds         = 1 // of proposals, that a busy leader has on the way
 	logCacheEntries   = 256

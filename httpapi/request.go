@@ -173,7 +173,7 @@ func decodeCursor(kind, cursor string) (after string, err error) {
 		return "", nil
 	}
 	b, derr := base64.RawURLEncoding.Strict().DecodeString(cursor)
-	if derr == nil {
+	if derr == nil && !strings.ContainsAny(cursor, "\r\n") { // which even a strict decoder skips
 		if after, ok := strings.CutPrefix(string(b), kind+":"); ok && after != "" && len(after) <= fsm.MaxNameBytes {
 			return after, nil
 		}
