@@ -1,6 +1,9 @@
 package fsm
 
-import "fmt"
+import (
+	"fmt"
+	"reflect"
+)
 
 func (a *applier) addBlock(op AddBlock) (*Block, *Error) {
 	if op.Reason == "" {
@@ -99,3 +102,5 @@ func (a *applier) forgetLifted() {
 		a.emit(Event{Type: EventBlockForgotten, Block: b})
 	}
 }
+
+func equalBlocks(a, b *Block) bool { return reflect.DeepEqual(a, b) }

@@ -11,6 +11,8 @@ type Command struct {
 	// backwards: Apply uses the later of Time and the time of the entry before.
 	Time  time.Time
 	Actor string // who asked, "token:NAME", "unix:UID" or "node:ID"
+	// From is where the request came from, for the audit: an address, or "local". It may be empty.
+	From string
 	// Key makes a retry have one effect and the same answer. The caller scopes it (a key of one
 	// actor never meets that of another, see Apply). Empty means no replay protection.
 	Key string
@@ -20,30 +22,84 @@ type Command struct {
 // Op is what a Command does; one of the types below.
 type Op interface{ isOp() }
 
-// AddBlock creates a block that is in force at once. Target.VM may be an id or a unique name; it is
-// resolved in Apply. Kind and Direction default to Drop and Both.
+// AddBlock creates a block, in force at once or from StartsAt on. Target.VM may be an id or a unique
+// name; it is resolved in Apply. Kind and Direction default to Drop and Both.
+//
+// It is refused with CodeTooMany if it touches more than Settings allow and has neither ConfirmWithin
+// nor Force, and with CodeNotYet if it is of ReasonUnpaid and would start before DoNotBlockUntil of its
+// VM or account.
 type AddBlock struct {
-	Target    Target
-	Kind      Kind
-	Direction Direction
-	Reason    string // defaults to "manual"
-	Note      string
+	Target     Target
+	Kind       Kind
+	Direction  Direction
+	Rate       Rate
+	Ports      []PortRange
+	RedirectTo netip.AddrPort
+	Reason     string // defaults to ReasonManual
+	Note       string
+	StartsAt   time.Time // zero, or not after the state time: at once
+	EndsAt     time.Time // zero: never by itself
+	// Duration, if not zero, sets the end, counted from the start. Not together with EndsAt.
+	Duration time.Duration
+	// ConfirmWithin, if not zero, ends the block that long after its start unless it is confirmed.
+	ConfirmWithin time.Duration
+	Force         bool
 }
 
-// LiftBlock ends an active block. Lifting a lifted block is refused with CodeConflict.
+// LiftBlock ends an active block or cancels a pending one. Lifting one that is over is refused with
+// CodeConflict.
 type LiftBlock struct {
 	ID string
 	// IfRevision, if not zero, must equal the block's revision.
 	IfRevision uint64
 }
 
+// LiftReason lifts every active and pending block of one reason on exactly one target. Its Result has
+// the blocks as Items. If there is none it is refused with CodeNotFound.
+type LiftReason struct {
+	Target Target
+	Reason string
+}
+
+// PatchBlock changes a block that is not over. What is nil stays. A pending block's StartsAt and
+// EndsAt can change, an active block's EndsAt; a time that has passed takes effect at once. Anything
+// else is refused with CodeConflict.
+type PatchBlock struct {
+	ID         string
+	IfRevision uint64
+	StartsAt   *time.Time // zero: at once
+	EndsAt     *time.Time // zero: never by itself
+	Note       *string
+	Confirm    bool // the block needs no confirmation any more
+}
+
+// FireBlock starts or ends a block at its due time. It is proposed by the leader only. It is refused
+// with CodeConflict unless the block is at Revision and its Due is not after At, so that it happens
+// once and never early.
+type FireBlock struct {
+	ID       string
+	Revision uint64
+	At       time.Time // what a majority's clocks agree to have passed
+}
+
 // DeclareVM creates a VM or replaces what is declared of it. Observed fields are kept.
 type DeclareVM struct {
-	ID         string
-	Name       string // empty keeps the known name
-	Owner      string
-	Addresses  []netip.Prefix
-	IfRevision uint64 // if not zero, must equal the VM's revision
+	ID        string
+	Name      string // empty keeps the known name
+	Owner     string
+	Addresses []netip.Prefix
+	// DoNotBlockUntil moves the start of pending blocks of ReasonUnpaid on the VM too.
+	DoNotBlockUntil time.Time
+	IfRevision      uint64 // if not zero, must equal the VM's revision
+}
+
+// PutAccount sets what is known of an account. DoNotBlockUntil moves the start of pending blocks of
+// ReasonUnpaid on it too. An account without note and time is removed.
+type PutAccount struct {
+	ID              string
+	DoNotBlockUntil time.Time
+	Note            string
+	IfRevision      uint64
 }
 
 // Phase is what a node observes of a VM.
@@ -83,22 +139,42 @@ type ObserveVM struct {
 // PutNode registers a node or replaces what it says of itself. Its Revision is ignored.
 type PutNode struct{ Node Node }
 
-// PutGuard creates or replaces a guard. It is refused with CodeConflict if an active block holds
-// exactly a prefix inside it; a wider block keeps standing, and the guarded part is cut out of it.
+// PutGuard creates or replaces a guard of a prefix or a VM (by id or unique name). It is refused with
+// CodeConflict if a pending or active block holds exactly that VM or exactly a prefix inside the guard; a
+// wider block keeps standing, and the guarded part is cut out of it.
 type PutGuard struct {
 	Prefix netip.Prefix
+	VM     string
 	Note   string
 }
 
 // DeleteGuard removes a guard.
-type DeleteGuard struct{ Prefix netip.Prefix }
+type DeleteGuard struct {
+	Prefix netip.Prefix
+	VM     string
+}
+
+// PutSettings replaces the settings. Settings.Revision is ignored.
+type PutSettings struct {
+	Settings   Settings
+	IfRevision uint64
+}
 
 // Batch applies several ops in order under one log entry, each with its own result; a refused op
-// does not stop the ones after it. Batches do not nest and hold 1 to MaxBatchOps ops.
-type Batch struct{ Ops []Op }
+// does not stop the ones after it, unless Atomic: then a refused op undoes those before it, those after
+// it are not tried, and every other item has CodeAborted. Batches do not nest and hold 1 to MaxBatchOps ops.
+type Batch struct {
+	Ops    []Op
+	Atomic bool
+}
 
 func (AddBlock) isOp()    {}
 func (LiftBlock) isOp()   {}
+func (LiftReason) isOp()  {}
+func (PatchBlock) isOp()  {}
+func (FireBlock) isOp()   {}
+func (PutAccount) isOp()  {}
+func (PutSettings) isOp() {}
 func (DeclareVM) isOp()   {}
 func (ObserveVM) isOp()   {}
 func (PutNode) isOp()     {}
@@ -117,5 +193,9 @@ type Result struct {
 	VM    *VM
 	Node  *Node
 	Guard *Guard
-	Items []Result // of a Batch, one for each op
+	// Account is what PutAccount left, also when that is nothing: then its Revision is 0.
+	Account  *Account
+	Settings *Settings
+	List     *List
+	Items    []Result // of a Batch one for each op, of LiftReason one for each block
 }

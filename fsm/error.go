@@ -16,6 +16,9 @@ const (
 	CodeRevision      Code = "revision_mismatch"    // If-Match did not match
 	CodeKeyReused     Code = "idempotency_key_used" // same key, different request
 	CodeStale         Code = "stale"                // an observation older than what is known
+	CodeTooMany       Code = "too_many"             // touches more than the settings allow without confirmation
+	CodeNotYet        Code = "do_not_block"         // refused until a time that was set for the account or VM
+	CodeAborted       Code = "aborted"              // another op of the same atomic batch was refused
 	CodeUnsupported   Code = "unsupported"          // a value that a newer version knows
 )
 

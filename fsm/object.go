@@ -58,7 +58,9 @@ type VM struct {
 
 	// Declared holds the addresses and prefixes routed to the VM by declaration (API).
 	Declared []netip.Prefix
-	NICs     []NIC // observed
+	// DoNotBlockUntil refuses holds of ReasonUnpaid that would start before it; zero refuses none.
+	DoNotBlockUntil time.Time
+	NICs            []NIC // observed
 
 	Node        string // id of the node it runs or last ran on, "" if never seen
 	Destination string // id of the node it is in flight to, only while State is VMMigrating
@@ -69,60 +71,190 @@ type VM struct {
 	Revision uint64 // log index of the last change
 }
 
-// Target is what a block holds: exactly one field is set.
-type Target struct {
-	VM     string       // VM id
-	Prefix netip.Prefix // masked; a single address is a /32 or /128
+// Account is a customer: the owner of VMs. It exists as an object only while something is set for it;
+// a VM's Owner need not have one.
+type Account struct {
+	ID string
+	// DoNotBlockUntil refuses holds of ReasonUnpaid that would start before it; zero refuses none.
+	DoNotBlockUntil time.Time
+	Note            string
+	Actor           string
+	Revision        uint64
 }
 
-// Kind is how a block treats the packets of its target. The zero value is not a kind.
+// Target is what a block holds: exactly one field is set.
+type Target struct {
+	VM      string       // VM id
+	Prefix  netip.Prefix // masked; a single address is a /32 or /128
+	Account string       // every VM with this Owner, now and later
+	List    string       // name of a List: every prefix in it, now and later
+}
+
+// Kind is how a block treats the packets of its target. The zero value is not a kind. Where several
+// blocks treat one packet, the strictest wins: Drop, then Ports (for what it matches), Reject, Redirect,
+// Limit; several limits all apply.
 type Kind string
 
-// Drop discards every packet of the target.
-const Drop Kind = "drop"
+// The kinds of blocks.
+const (
+	// Drop discards every packet of the target.
+	Drop Kind = "drop"
+	// Reject discards every packet and answers it: TCP with a reset, the rest with ICMP
+	// "administratively prohibited". ARP and neighbour discovery pass.
+	Reject Kind = "reject"
+	// Limit discards what exceeds Block.Rate, for each direction.
+	Limit Kind = "limit"
+	// Ports discards packets to the destination ports in Block.Ports.
+	Ports Kind = "ports"
+	// Redirect lets visitors' HTTP requests (TCP port 80) to the target be answered by the node, and
+	// discards everything else. ARP and neighbour discovery pass.
+	Redirect Kind = "redirect"
+)
 
 // Direction says which packets of the target a block treats, seen from the target.
 type Direction string
 
-// Both treats packets to and from the target.
-const Both Direction = "both"
+// The directions of a block.
+const (
+	Both Direction = "both"
+	In   Direction = "in"  // to the target
+	Out  Direction = "out" // from the target
+)
+
+// Rate is what a block of kind Limit lets pass in one direction: exactly one field is set.
+type Rate struct {
+	Bits    uint64 // a second, counted with the network header
+	Packets uint64 // a second
+}
+
+// PortRange is what a block of kind Ports discards.
+type PortRange struct {
+	Protocol    uint8  // IP protocol number: 6 TCP, 17 UDP, 132 SCTP; other protocols have no ports
+	First, Last uint16 // destination ports, both included; 0 and 0 is every packet of the protocol
+}
+
+// Reasons that are known by name. Any other word is a custom reason.
+const (
+	ReasonUnpaid      = "unpaid" // refused before DoNotBlockUntil
+	ReasonAbuse       = "abuse"
+	ReasonAttack      = "attack"
+	ReasonMaintenance = "maintenance"
+	ReasonLegal       = "legal"
+	ReasonManual      = "manual" // if none is given
+)
 
 // BlockState is where a block is in its life.
 type BlockState string
 
-// The states of a block. A block never leaves BlockLifted.
+// The states of a block: pending, then active, then lifted or ended; a pending block that is cancelled
+// is lifted.
 const (
-	BlockActive BlockState = "active"
-	BlockLifted BlockState = "lifted"
+	BlockPending BlockState = "pending" // agreed, starts at StartsAt
+	BlockActive  BlockState = "active"
+	BlockLifted  BlockState = "lifted" // by somebody, LiftedBy
+	BlockEnded   BlockState = "ended"  // by its due time, or because nobody confirmed it in time
 )
+
+// Over says that the block holds nothing any more and never will.
+func (s BlockState) Over() bool { return s == BlockLifted || s == BlockEnded }
 
 // Block is one hold on one target. Blocks are independent: a target is blocked while at least one
 // active block holds it, and lifting one never touches another.
 type Block struct {
-	ID        string // "b" and a number that grows with every block of the fleet
-	Target    Target
-	Kind      Kind
-	Direction Direction
-	Reason    string
-	Note      string
-	Actor     string // who asked for it
-	State     BlockState
-	CreatedAt time.Time // state time, UTC
-	LiftedAt  time.Time // zero while active
-	LiftedBy  string
+	ID         string // "b" and a number that grows with every block of the fleet
+	Target     Target
+	Kind       Kind
+	Direction  Direction
+	Rate       Rate           // of Limit
+	Ports      []PortRange    // of Ports, sorted
+	RedirectTo netip.AddrPort // of Redirect: the HTTP server to ask; not valid: the node's own page
+	Reason     string
+	Note       string
+	Actor      string // who asked for it
+	State      BlockState
+	CreatedAt  time.Time // state time, UTC
+	// StartsAt is the agreed start of a block that was delayed, zero for one that started at once.
+	StartsAt time.Time
+	// EndsAt is the agreed end, zero if it is lifted by hand.
+	EndsAt time.Time
+	// ConfirmBy is when the block ends unless it is confirmed; zero if it needs no confirmation.
+	ConfirmBy time.Time
+	StartedAt time.Time // when a delayed block became active, else zero
+	LiftedAt  time.Time // when it was lifted or ended, else zero
+	LiftedBy  string    // who lifted it; ByDueTime or ByNoConfirmation for one that ended
 	// Index is the log index at which the state last changed: a node that has enforced this index
-	// holds the block in its kernel (or, once lifted, no longer holds it).
+	// holds the block in its kernel (or, once it is over, no longer holds it).
 	Index    uint64
 	Revision uint64 // log index of the last change of any field
 }
 
-// Guard is a prefix that can never be blocked, set by an operator. Further guards are automatic:
-// see BuiltinGuards and the addresses in Node.
+// Since is when the block became active.
+func (b *Block) Since() time.Time {
+	if b.StartedAt.IsZero() {
+		return b.CreatedAt
+	}
+	return b.StartedAt
+}
+
+// Due is when the block starts or ends by itself next; zero if it does not.
+func (b *Block) Due() time.Time {
+	switch {
+	case b.State == BlockPending:
+		return b.StartsAt
+	case b.State != BlockActive:
+		return time.Time{}
+	case b.EndsAt.IsZero() || !b.ConfirmBy.IsZero() && b.ConfirmBy.Before(b.EndsAt):
+		return b.ConfirmBy
+	}
+	return b.EndsAt
+}
+
+// What ended a block, as Block.LiftedBy says it.
+const (
+	ByDueTime        = "schedule:end"
+	ByNoConfirmation = "schedule:unconfirmed"
+)
+
+// Guard is what can never be blocked, set by an operator: a prefix or a VM. Further guards are
+// automatic: see BuiltinGuards and the addresses in Node.
 type Guard struct {
 	Prefix   netip.Prefix
+	VM       string // VM id; exactly one of Prefix and VM is set
 	Note     string
 	Actor    string
 	Revision uint64
+}
+
+// Settings are the fleet's own. They always exist; DefaultSettings are those of a new fleet.
+type Settings struct {
+	// MaxVMs and MaxAddresses are what one new block may touch without a confirmation or force: VMs,
+	// and addresses of a prefix (for IPv6 in /64 networks).
+	MaxVMs       uint64
+	MaxAddresses uint64
+	// What the page of Redirect says. Text is plain text, Link an http or https URL or empty.
+	RedirectTitle, RedirectText, RedirectLink string
+	Revision                                  uint64
+}
+
+// List is a named set of prefixes. Its content is in the same View, see View.List.
+type List struct {
+	Name     string
+	Owner    string // who is responsible for it, for people
+	Note     string
+	Origin   string     // where the content came from, for people: a file's name, an URL
+	Source   ListSource // where it is loaded from, zero if it is only uploaded
+	Size     int        // prefixes, after merging
+	Hash     string     // SHA-256 of the content, hex; see PrefixSet.Hash
+	LoadedAt time.Time  // of the content
+	Actor    string
+	Revision uint64 // log index of the last change
+}
+
+// ListSource is where the leader loads a list from.
+type ListSource struct {
+	URL      string // http, https, or file for a path on the leader
+	Interval time.Duration
+	MaxBytes uint64
 }
 
 // Limits on what a command may carry. They bound memory and the size of a log entry.
@@ -135,6 +267,8 @@ const (
 	MaxVMAddresses   = 1024
 	MaxNodeAddresses = 1024
 	MaxBatchOps      = 10_000
+	MaxPortRanges    = 16
+	MaxSettingsBytes = 4096 // of one text
 	// MaxCommandBytes bounds one encoded command.
 	MaxCommandBytes = 8 << 20
 	// MinPrefixBits4 and MinPrefixBits6 are the widest prefixes that can be blocked or declared.

@@ -256,7 +256,7 @@ func (b *rebuild) share(r Result) Result {
 
 func (b *rebuild) shareBlock(block *Block) *Block {
 	if block != nil {
-		if now, ok := b.applier.block(block.ID); ok && *now == *block {
+		if now, ok := b.applier.block(block.ID); ok && equalBlocks(now, block) {
 			return now
 		}
 	}

@@ -11,16 +11,23 @@ type EventType string
 
 // The event types. Exactly the field of Event that the type's first word names is set.
 const (
-	EventBlockAdded     EventType = "block.added"
-	EventBlockLifted    EventType = "block.lifted"
-	EventVMDeclared     EventType = "vm.declared"  // created or changed through the API
-	EventVMObserved     EventType = "vm.observed"  // first seen, or anything observed changed
-	EventVMMigrating    EventType = "vm.migrating" // in flight to VM.Destination
-	EventVMMoved        EventType = "vm.moved"     // now runs on another node than before
+	EventBlockAdded     EventType = "block.added"   // active, or pending
+	EventBlockStarted   EventType = "block.started" // a pending block became active
+	EventBlockChanged   EventType = "block.changed" // its times, note or confirmation
+	EventBlockLifted    EventType = "block.lifted"  // or cancelled
+	EventBlockEnded     EventType = "block.ended"   // by itself
+	EventVMDeclared     EventType = "vm.declared"   // created or changed through the API
+	EventVMObserved     EventType = "vm.observed"   // first seen, or anything observed changed
+	EventVMMigrating    EventType = "vm.migrating"  // in flight to VM.Destination
+	EventVMMoved        EventType = "vm.moved"      // now runs on another node than before
 	EventNodeChanged    EventType = "node.changed"
 	EventGuardAdded     EventType = "guard.added" // or changed
 	EventGuardRemoved   EventType = "guard.removed"
-	EventBlockForgotten EventType = "block.forgotten" // a lifted block beyond RetainedLifted
+	EventBlockForgotten EventType = "block.forgotten" // a block that is over, beyond RetainedLifted
+	EventAccountChanged EventType = "account.changed"
+	EventSettings       EventType = "settings.changed"
+	EventListChanged    EventType = "list.changed" // created, or its content or its description changed
+	EventListRemoved    EventType = "list.removed"
 )
 
 // Event is one change of one object. What changed nothing gives no event.
@@ -33,6 +40,10 @@ type Event struct {
 	VM    *VM
 	Node  *Node
 	Guard *Guard
+
+	Account  *Account // Revision 0 if it was removed
+	Settings *Settings
+	List     *List
 }
 
 // Watch returns a watcher of everything after log index from, which may lie ahead of the state.

@@ -41,6 +41,7 @@ type Command struct {
 	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	Op            *Op                    `protobuf:"bytes,5,opt,name=op,proto3" json:"op,omitempty"`
+	From          string                 `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -110,6 +111,13 @@ func (x *Command) GetOp() *Op {
 	return nil
 }
 
+func (x *Command) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Op:
@@ -121,7 +129,19 @@ type Op struct {
 	//	*Op_PutNode
 	//	*Op_PutGuard
 	//	*Op_DeleteGuard
+	//	*Op_PatchBlock
+	//	*Op_FireBlock
+	//	*Op_LiftReason
+	//	*Op_PutAccount
+	//	*Op_PutSettings
 	//	*Op_Batch
+	//	*Op_BeginList
+	//	*Op_AddListChunk
+	//	*Op_CommitList
+	//	*Op_AbortList
+	//	*Op_PatchList
+	//	*Op_DeleteList
+	//	*Op_DescribeList
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -227,10 +247,118 @@ func (x *Op) GetDeleteGuard() *DeleteGuard {
 	return nil
 }
 
+func (x *Op) GetPatchBlock() *PatchBlock {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PatchBlock); ok {
+			return x.PatchBlock
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFireBlock() *FireBlock {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FireBlock); ok {
+			return x.FireBlock
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetLiftReason() *LiftReason {
+	if x != nil {
+		if x, ok := x.Op.(*Op_LiftReason); ok {
+			return x.LiftReason
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetPutAccount() *PutAccount {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PutAccount); ok {
+			return x.PutAccount
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetPutSettings() *PutSettings {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PutSettings); ok {
+			return x.PutSettings
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetBatch() *Batch {
 	if x != nil {
 		if x, ok := x.Op.(*Op_Batch); ok {
 			return x.Batch
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetBeginList() *BeginList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_BeginList); ok {
+			return x.BeginList
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAddListChunk() *AddListChunk {
+	if x != nil {
+		if x, ok := x.Op.(*Op_AddListChunk); ok {
+			return x.AddListChunk
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetCommitList() *CommitList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_CommitList); ok {
+			return x.CommitList
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAbortList() *AbortList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_AbortList); ok {
+			return x.AbortList
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetPatchList() *PatchList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PatchList); ok {
+			return x.PatchList
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDeleteList() *DeleteList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DeleteList); ok {
+			return x.DeleteList
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDescribeList() *DescribeList {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DescribeList); ok {
+			return x.DescribeList
 		}
 	}
 	return nil
@@ -268,8 +396,57 @@ type Op_DeleteGuard struct {
 	DeleteGuard *DeleteGuard `protobuf:"bytes,7,opt,name=delete_guard,json=deleteGuard,proto3,oneof"`
 }
 
+type Op_PatchBlock struct {
+	PatchBlock *PatchBlock `protobuf:"bytes,8,opt,name=patch_block,json=patchBlock,proto3,oneof"`
+}
+
+type Op_FireBlock struct {
+	FireBlock *FireBlock `protobuf:"bytes,9,opt,name=fire_block,json=fireBlock,proto3,oneof"`
+}
+
+type Op_LiftReason struct {
+	LiftReason *LiftReason `protobuf:"bytes,10,opt,name=lift_reason,json=liftReason,proto3,oneof"`
+}
+
+type Op_PutAccount struct {
+	PutAccount *PutAccount `protobuf:"bytes,11,opt,name=put_account,json=putAccount,proto3,oneof"`
+}
+
+type Op_PutSettings struct {
+	PutSettings *PutSettings `protobuf:"bytes,12,opt,name=put_settings,json=putSettings,proto3,oneof"`
+}
+
 type Op_Batch struct {
-	Batch *Batch `protobuf:"bytes,15,opt,name=batch,proto3,oneof"` // 8 to 14 are free: they take one byte
+	// 13 and 14 are free: they take one byte
+	Batch *Batch `protobuf:"bytes,15,opt,name=batch,proto3,oneof"`
+}
+
+type Op_BeginList struct {
+	BeginList *BeginList `protobuf:"bytes,16,opt,name=begin_list,json=beginList,proto3,oneof"`
+}
+
+type Op_AddListChunk struct {
+	AddListChunk *AddListChunk `protobuf:"bytes,17,opt,name=add_list_chunk,json=addListChunk,proto3,oneof"`
+}
+
+type Op_CommitList struct {
+	CommitList *CommitList `protobuf:"bytes,18,opt,name=commit_list,json=commitList,proto3,oneof"`
+}
+
+type Op_AbortList struct {
+	AbortList *AbortList `protobuf:"bytes,19,opt,name=abort_list,json=abortList,proto3,oneof"`
+}
+
+type Op_PatchList struct {
+	PatchList *PatchList `protobuf:"bytes,20,opt,name=patch_list,json=patchList,proto3,oneof"`
+}
+
+type Op_DeleteList struct {
+	DeleteList *DeleteList `protobuf:"bytes,21,opt,name=delete_list,json=deleteList,proto3,oneof"`
+}
+
+type Op_DescribeList struct {
+	DescribeList *DescribeList `protobuf:"bytes,22,opt,name=describe_list,json=describeList,proto3,oneof"`
 }
 
 func (*Op_AddBlock) isOp_Op() {}
@@ -286,13 +463,39 @@ func (*Op_PutGuard) isOp_Op() {}
 
 func (*Op_DeleteGuard) isOp_Op() {}
 
+func (*Op_PatchBlock) isOp_Op() {}
+
+func (*Op_FireBlock) isOp_Op() {}
+
+func (*Op_LiftReason) isOp_Op() {}
+
+func (*Op_PutAccount) isOp_Op() {}
+
+func (*Op_PutSettings) isOp_Op() {}
+
 func (*Op_Batch) isOp_Op() {}
 
-// Target: exactly one field is set. 3 and 4 are kept for an account and a list.
+func (*Op_BeginList) isOp_Op() {}
+
+func (*Op_AddListChunk) isOp_Op() {}
+
+func (*Op_CommitList) isOp_Op() {}
+
+func (*Op_AbortList) isOp_Op() {}
+
+func (*Op_PatchList) isOp_Op() {}
+
+func (*Op_DeleteList) isOp_Op() {}
+
+func (*Op_DescribeList) isOp_Op() {}
+
+// Target: exactly one field is set.
 type Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Account       string                 `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
+	List          string                 `protobuf:"bytes,4,opt,name=list,proto3" json:"list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,7 +544,150 @@ func (x *Target) GetPrefix() []byte {
 	return nil
 }
 
-// 6 and 7 are kept for starts_at and ends_at, 16 to 31 for the parameters of kinds.
+func (x *Target) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Target) GetList() string {
+	if x != nil {
+		return x.List
+	}
+	return ""
+}
+
+// Parameters of a kind; absent if it has none. redirect_to is an address and two bytes of port.
+type Parameters struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bits          uint64                 `protobuf:"varint,1,opt,name=bits,proto3" json:"bits,omitempty"`
+	Packets       uint64                 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
+	Ports         []*PortRange           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	RedirectTo    []byte                 `protobuf:"bytes,4,opt,name=redirect_to,json=redirectTo,proto3" json:"redirect_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Parameters) Reset() {
+	*x = Parameters{}
+	mi := &file_fsm_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Parameters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Parameters) ProtoMessage() {}
+
+func (x *Parameters) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Parameters.ProtoReflect.Descriptor instead.
+func (*Parameters) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Parameters) GetBits() uint64 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *Parameters) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *Parameters) GetPorts() []*PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Parameters) GetRedirectTo() []byte {
+	if x != nil {
+		return x.RedirectTo
+	}
+	return nil
+}
+
+type PortRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	First         uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32                 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortRange) Reset() {
+	*x = PortRange{}
+	mi := &file_fsm_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortRange) ProtoMessage() {}
+
+func (x *PortRange) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
+func (*PortRange) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PortRange) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *PortRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PortRange) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// 17 to 31 are kept for further parameters of kinds.
 type AddBlock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -349,13 +695,19 @@ type AddBlock struct {
 	Direction     string                 `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	Note          string                 `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	StartsAt      int64                  `protobuf:"fixed64,6,opt,name=starts_at,json=startsAt,proto3" json:"starts_at,omitempty"`
+	EndsAt        int64                  `protobuf:"fixed64,7,opt,name=ends_at,json=endsAt,proto3" json:"ends_at,omitempty"`
+	Duration      int64                  `protobuf:"varint,8,opt,name=duration,proto3" json:"duration,omitempty"` // nanoseconds
+	ConfirmWithin int64                  `protobuf:"varint,9,opt,name=confirm_within,json=confirmWithin,proto3" json:"confirm_within,omitempty"`
+	Force         bool                   `protobuf:"varint,10,opt,name=force,proto3" json:"force,omitempty"`
+	Parameters    *Parameters            `protobuf:"bytes,16,opt,name=parameters,proto3" json:"parameters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddBlock) Reset() {
 	*x = AddBlock{}
-	mi := &file_fsm_proto_msgTypes[3]
+	mi := &file_fsm_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +719,7 @@ func (x *AddBlock) String() string {
 func (*AddBlock) ProtoMessage() {}
 
 func (x *AddBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[3]
+	mi := &file_fsm_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +732,7 @@ func (x *AddBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddBlock.ProtoReflect.Descriptor instead.
 func (*AddBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{3}
+	return file_fsm_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AddBlock) GetTarget() *Target {
@@ -418,6 +770,364 @@ func (x *AddBlock) GetNote() string {
 	return ""
 }
 
+func (x *AddBlock) GetStartsAt() int64 {
+	if x != nil {
+		return x.StartsAt
+	}
+	return 0
+}
+
+func (x *AddBlock) GetEndsAt() int64 {
+	if x != nil {
+		return x.EndsAt
+	}
+	return 0
+}
+
+func (x *AddBlock) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
+func (x *AddBlock) GetConfirmWithin() int64 {
+	if x != nil {
+		return x.ConfirmWithin
+	}
+	return 0
+}
+
+func (x *AddBlock) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *AddBlock) GetParameters() *Parameters {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+type LiftReason struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        *Target                `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiftReason) Reset() {
+	*x = LiftReason{}
+	mi := &file_fsm_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiftReason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiftReason) ProtoMessage() {}
+
+func (x *LiftReason) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiftReason.ProtoReflect.Descriptor instead.
+func (*LiftReason) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LiftReason) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *LiftReason) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PatchBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	StartsAt      *int64                 `protobuf:"fixed64,3,opt,name=starts_at,json=startsAt,proto3,oneof" json:"starts_at,omitempty"`
+	EndsAt        *int64                 `protobuf:"fixed64,4,opt,name=ends_at,json=endsAt,proto3,oneof" json:"ends_at,omitempty"`
+	Note          *string                `protobuf:"bytes,5,opt,name=note,proto3,oneof" json:"note,omitempty"`
+	Confirm       bool                   `protobuf:"varint,6,opt,name=confirm,proto3" json:"confirm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PatchBlock) Reset() {
+	*x = PatchBlock{}
+	mi := &file_fsm_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PatchBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PatchBlock) ProtoMessage() {}
+
+func (x *PatchBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PatchBlock.ProtoReflect.Descriptor instead.
+func (*PatchBlock) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PatchBlock) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PatchBlock) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+func (x *PatchBlock) GetStartsAt() int64 {
+	if x != nil && x.StartsAt != nil {
+		return *x.StartsAt
+	}
+	return 0
+}
+
+func (x *PatchBlock) GetEndsAt() int64 {
+	if x != nil && x.EndsAt != nil {
+		return *x.EndsAt
+	}
+	return 0
+}
+
+func (x *PatchBlock) GetNote() string {
+	if x != nil && x.Note != nil {
+		return *x.Note
+	}
+	return ""
+}
+
+func (x *PatchBlock) GetConfirm() bool {
+	if x != nil {
+		return x.Confirm
+	}
+	return false
+}
+
+type FireBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	At            int64                  `protobuf:"fixed64,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FireBlock) Reset() {
+	*x = FireBlock{}
+	mi := &file_fsm_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FireBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FireBlock) ProtoMessage() {}
+
+func (x *FireBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FireBlock.ProtoReflect.Descriptor instead.
+func (*FireBlock) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FireBlock) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FireBlock) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *FireBlock) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+type PutAccount struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	DoNotBlockUntil int64                  `protobuf:"fixed64,2,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	Note            string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	IfRevision      uint64                 `protobuf:"varint,4,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PutAccount) Reset() {
+	*x = PutAccount{}
+	mi := &file_fsm_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAccount) ProtoMessage() {}
+
+func (x *PutAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAccount.ProtoReflect.Descriptor instead.
+func (*PutAccount) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PutAccount) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PutAccount) GetDoNotBlockUntil() int64 {
+	if x != nil {
+		return x.DoNotBlockUntil
+	}
+	return 0
+}
+
+func (x *PutAccount) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *PutAccount) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type PutSettings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Settings      *Settings              `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"` // its revision is ignored
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutSettings) Reset() {
+	*x = PutSettings{}
+	mi := &file_fsm_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutSettings) ProtoMessage() {}
+
+func (x *PutSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutSettings.ProtoReflect.Descriptor instead.
+func (*PutSettings) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PutSettings) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *PutSettings) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
 type LiftBlock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -428,7 +1138,7 @@ type LiftBlock struct {
 
 func (x *LiftBlock) Reset() {
 	*x = LiftBlock{}
-	mi := &file_fsm_proto_msgTypes[4]
+	mi := &file_fsm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +1150,7 @@ func (x *LiftBlock) String() string {
 func (*LiftBlock) ProtoMessage() {}
 
 func (x *LiftBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[4]
+	mi := &file_fsm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +1163,7 @@ func (x *LiftBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftBlock.ProtoReflect.Descriptor instead.
 func (*LiftBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{4}
+	return file_fsm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LiftBlock) GetId() string {
@@ -471,19 +1181,20 @@ func (x *LiftBlock) GetIfRevision() uint64 {
 }
 
 type DeclareVM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Owner         string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
-	Addresses     [][]byte               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // prefixes
-	IfRevision    uint64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Owner           string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	Addresses       [][]byte               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // prefixes
+	IfRevision      uint64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	DoNotBlockUntil int64                  `protobuf:"fixed64,6,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DeclareVM) Reset() {
 	*x = DeclareVM{}
-	mi := &file_fsm_proto_msgTypes[5]
+	mi := &file_fsm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +1206,7 @@ func (x *DeclareVM) String() string {
 func (*DeclareVM) ProtoMessage() {}
 
 func (x *DeclareVM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[5]
+	mi := &file_fsm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +1219,7 @@ func (x *DeclareVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareVM.ProtoReflect.Descriptor instead.
 func (*DeclareVM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{5}
+	return file_fsm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeclareVM) GetId() string {
@@ -546,6 +1257,13 @@ func (x *DeclareVM) GetIfRevision() uint64 {
 	return 0
 }
 
+func (x *DeclareVM) GetDoNotBlockUntil() int64 {
+	if x != nil {
+		return x.DoNotBlockUntil
+	}
+	return 0
+}
+
 type ObserveVM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -561,7 +1279,7 @@ type ObserveVM struct {
 
 func (x *ObserveVM) Reset() {
 	*x = ObserveVM{}
-	mi := &file_fsm_proto_msgTypes[6]
+	mi := &file_fsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +1291,7 @@ func (x *ObserveVM) String() string {
 func (*ObserveVM) ProtoMessage() {}
 
 func (x *ObserveVM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[6]
+	mi := &file_fsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +1304,7 @@ func (x *ObserveVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveVM.ProtoReflect.Descriptor instead.
 func (*ObserveVM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{6}
+	return file_fsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ObserveVM) GetId() string {
@@ -647,7 +1365,7 @@ type PutNode struct {
 
 func (x *PutNode) Reset() {
 	*x = PutNode{}
-	mi := &file_fsm_proto_msgTypes[7]
+	mi := &file_fsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +1377,7 @@ func (x *PutNode) String() string {
 func (*PutNode) ProtoMessage() {}
 
 func (x *PutNode) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[7]
+	mi := &file_fsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +1390,7 @@ func (x *PutNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutNode.ProtoReflect.Descriptor instead.
 func (*PutNode) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{7}
+	return file_fsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PutNode) GetNode() *Node {
@@ -686,13 +1404,14 @@ type PutGuard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutGuard) Reset() {
 	*x = PutGuard{}
-	mi := &file_fsm_proto_msgTypes[8]
+	mi := &file_fsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +1423,7 @@ func (x *PutGuard) String() string {
 func (*PutGuard) ProtoMessage() {}
 
 func (x *PutGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[8]
+	mi := &file_fsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +1436,7 @@ func (x *PutGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGuard.ProtoReflect.Descriptor instead.
 func (*PutGuard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{8}
+	return file_fsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PutGuard) GetPrefix() []byte {
@@ -734,16 +1453,24 @@ func (x *PutGuard) GetNote() string {
 	return ""
 }
 
+func (x *PutGuard) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
 type DeleteGuard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteGuard) Reset() {
 	*x = DeleteGuard{}
-	mi := &file_fsm_proto_msgTypes[9]
+	mi := &file_fsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1482,7 @@ func (x *DeleteGuard) String() string {
 func (*DeleteGuard) ProtoMessage() {}
 
 func (x *DeleteGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[9]
+	mi := &file_fsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1495,7 @@ func (x *DeleteGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGuard.ProtoReflect.Descriptor instead.
 func (*DeleteGuard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{9}
+	return file_fsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteGuard) GetPrefix() []byte {
@@ -778,16 +1505,24 @@ func (x *DeleteGuard) GetPrefix() []byte {
 	return nil
 }
 
+func (x *DeleteGuard) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
 type Batch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ops           []*Op                  `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"` // never a batch
+	Atomic        bool                   `protobuf:"varint,2,opt,name=atomic,proto3" json:"atomic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_fsm_proto_msgTypes[10]
+	mi := &file_fsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +1534,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[10]
+	mi := &file_fsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1547,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{10}
+	return file_fsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Batch) GetOps() []*Op {
@@ -820,6 +1555,485 @@ func (x *Batch) GetOps() []*Op {
 		return x.Ops
 	}
 	return nil
+}
+
+func (x *Batch) GetAtomic() bool {
+	if x != nil {
+		return x.Atomic
+	}
+	return false
+}
+
+type BeginList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"` // chosen by the proposer
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Origin        string                 `protobuf:"bytes,3,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginList) Reset() {
+	*x = BeginList{}
+	mi := &file_fsm_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginList) ProtoMessage() {}
+
+func (x *BeginList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginList.ProtoReflect.Descriptor instead.
+func (*BeginList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *BeginList) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+func (x *BeginList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BeginList) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+type AddListChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
+	Sequence      uint32                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // from 0
+	Prefixes      []byte                 `protobuf:"bytes,3,opt,name=prefixes,proto3" json:"prefixes,omitempty"`  // packed, sorted, none inside another
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddListChunk) Reset() {
+	*x = AddListChunk{}
+	mi := &file_fsm_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddListChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddListChunk) ProtoMessage() {}
+
+func (x *AddListChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddListChunk.ProtoReflect.Descriptor instead.
+func (*AddListChunk) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AddListChunk) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+func (x *AddListChunk) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AddListChunk) GetPrefixes() []byte {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+type CommitList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitList) Reset() {
+	*x = CommitList{}
+	mi := &file_fsm_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitList) ProtoMessage() {}
+
+func (x *CommitList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitList.ProtoReflect.Descriptor instead.
+func (*CommitList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CommitList) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+func (x *CommitList) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type AbortList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortList) Reset() {
+	*x = AbortList{}
+	mi := &file_fsm_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortList) ProtoMessage() {}
+
+func (x *AbortList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortList.ProtoReflect.Descriptor instead.
+func (*AbortList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AbortList) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+type PatchList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	Add           []byte                 `protobuf:"bytes,3,opt,name=add,proto3" json:"add,omitempty"`       // packed
+	Remove        []byte                 `protobuf:"bytes,4,opt,name=remove,proto3" json:"remove,omitempty"` // packed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PatchList) Reset() {
+	*x = PatchList{}
+	mi := &file_fsm_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PatchList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PatchList) ProtoMessage() {}
+
+func (x *PatchList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PatchList.ProtoReflect.Descriptor instead.
+func (*PatchList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PatchList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PatchList) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+func (x *PatchList) GetAdd() []byte {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *PatchList) GetRemove() []byte {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type DeleteList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteList) Reset() {
+	*x = DeleteList{}
+	mi := &file_fsm_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteList) ProtoMessage() {}
+
+func (x *DeleteList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteList.ProtoReflect.Descriptor instead.
+func (*DeleteList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteList) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type DescribeList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Source        *ListSource            `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeList) Reset() {
+	*x = DescribeList{}
+	mi := &file_fsm_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeList) ProtoMessage() {}
+
+func (x *DescribeList) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeList.ProtoReflect.Descriptor instead.
+func (*DescribeList) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DescribeList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DescribeList) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *DescribeList) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *DescribeList) GetSource() *ListSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *DescribeList) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type ListSource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Interval      int64                  `protobuf:"varint,2,opt,name=interval,proto3" json:"interval,omitempty"` // nanoseconds
+	MaxBytes      uint64                 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSource) Reset() {
+	*x = ListSource{}
+	mi := &file_fsm_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSource) ProtoMessage() {}
+
+func (x *ListSource) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSource.ProtoReflect.Descriptor instead.
+func (*ListSource) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListSource) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ListSource) GetInterval() int64 {
+	if x != nil {
+		return x.Interval
+	}
+	return 0
+}
+
+func (x *ListSource) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
 }
 
 type Node struct {
@@ -838,7 +2052,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_fsm_proto_msgTypes[11]
+	mi := &file_fsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +2064,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[11]
+	mi := &file_fsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +2077,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{11}
+	return file_fsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Node) GetId() string {
@@ -933,7 +2147,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fsm_proto_msgTypes[12]
+	mi := &file_fsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +2159,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[12]
+	mi := &file_fsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +2172,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{12}
+	return file_fsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NIC) GetMac() []byte {
@@ -983,25 +2197,26 @@ func (x *NIC) GetAddresses() [][]byte {
 }
 
 type VM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
-	Declared      [][]byte               `protobuf:"bytes,5,rep,name=declared,proto3" json:"declared,omitempty"` // prefixes
-	Nics          []*NIC                 `protobuf:"bytes,6,rep,name=nics,proto3" json:"nics,omitempty"`
-	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
-	Destination   string                 `protobuf:"bytes,8,opt,name=destination,proto3" json:"destination,omitempty"`
-	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Kind            string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Owner           string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	Declared        [][]byte               `protobuf:"bytes,5,rep,name=declared,proto3" json:"declared,omitempty"` // prefixes
+	Nics            []*NIC                 `protobuf:"bytes,6,rep,name=nics,proto3" json:"nics,omitempty"`
+	Node            string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	Destination     string                 `protobuf:"bytes,8,opt,name=destination,proto3" json:"destination,omitempty"`
+	State           string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	Epoch           uint64                 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Revision        uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
+	DoNotBlockUntil int64                  `protobuf:"fixed64,12,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_fsm_proto_msgTypes[13]
+	mi := &file_fsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +2228,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[13]
+	mi := &file_fsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +2241,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{13}
+	return file_fsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VM) GetId() string {
@@ -1106,7 +2321,428 @@ func (x *VM) GetRevision() uint64 {
 	return 0
 }
 
-// 14 and 15 are kept for starts_at and ends_at, 16 to 31 for the parameters of kinds.
+func (x *VM) GetDoNotBlockUntil() int64 {
+	if x != nil {
+		return x.DoNotBlockUntil
+	}
+	return 0
+}
+
+type Account struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	DoNotBlockUntil int64                  `protobuf:"fixed64,2,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	Note            string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Actor           string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	Revision        uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Account) Reset() {
+	*x = Account{}
+	mi := &file_fsm_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Account) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Account) ProtoMessage() {}
+
+func (x *Account) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Account.ProtoReflect.Descriptor instead.
+func (*Account) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Account) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Account) GetDoNotBlockUntil() int64 {
+	if x != nil {
+		return x.DoNotBlockUntil
+	}
+	return 0
+}
+
+func (x *Account) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *Account) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Account) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type Settings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MaxVms        uint64                 `protobuf:"varint,1,opt,name=max_vms,json=maxVms,proto3" json:"max_vms,omitempty"`
+	MaxAddresses  uint64                 `protobuf:"varint,2,opt,name=max_addresses,json=maxAddresses,proto3" json:"max_addresses,omitempty"`
+	RedirectTitle string                 `protobuf:"bytes,3,opt,name=redirect_title,json=redirectTitle,proto3" json:"redirect_title,omitempty"`
+	RedirectText  string                 `protobuf:"bytes,4,opt,name=redirect_text,json=redirectText,proto3" json:"redirect_text,omitempty"`
+	RedirectLink  string                 `protobuf:"bytes,5,opt,name=redirect_link,json=redirectLink,proto3" json:"redirect_link,omitempty"`
+	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_fsm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Settings) GetMaxVms() uint64 {
+	if x != nil {
+		return x.MaxVms
+	}
+	return 0
+}
+
+func (x *Settings) GetMaxAddresses() uint64 {
+	if x != nil {
+		return x.MaxAddresses
+	}
+	return 0
+}
+
+func (x *Settings) GetRedirectTitle() string {
+	if x != nil {
+		return x.RedirectTitle
+	}
+	return ""
+}
+
+func (x *Settings) GetRedirectText() string {
+	if x != nil {
+		return x.RedirectText
+	}
+	return ""
+}
+
+func (x *Settings) GetRedirectLink() string {
+	if x != nil {
+		return x.RedirectLink
+	}
+	return ""
+}
+
+func (x *Settings) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type List struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Origin        string                 `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	Source        *ListSource            `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	LoadedAt      int64                  `protobuf:"fixed64,8,opt,name=loaded_at,json=loadedAt,proto3" json:"loaded_at,omitempty"`
+	Actor         string                 `protobuf:"bytes,9,opt,name=actor,proto3" json:"actor,omitempty"`
+	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *List) Reset() {
+	*x = List{}
+	mi := &file_fsm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *List) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*List) ProtoMessage() {}
+
+func (x *List) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use List.ProtoReflect.Descriptor instead.
+func (*List) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *List) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *List) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *List) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *List) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *List) GetSource() *ListSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *List) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *List) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *List) GetLoadedAt() int64 {
+	if x != nil {
+		return x.LoadedAt
+	}
+	return 0
+}
+
+func (x *List) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *List) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// ListBlock is a part of the content of a list.
+type ListBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	List          string                 `protobuf:"bytes,1,opt,name=list,proto3" json:"list,omitempty"`
+	Position      uint32                 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	Prefixes      []byte                 `protobuf:"bytes,3,opt,name=prefixes,proto3" json:"prefixes,omitempty"` // packed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBlock) Reset() {
+	*x = ListBlock{}
+	mi := &file_fsm_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBlock) ProtoMessage() {}
+
+func (x *ListBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBlock.ProtoReflect.Descriptor instead.
+func (*ListBlock) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListBlock) GetList() string {
+	if x != nil {
+		return x.List
+	}
+	return ""
+}
+
+func (x *ListBlock) GetPosition() uint32 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *ListBlock) GetPrefixes() []byte {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+// Upload is a content that is not yet committed; its chunks follow as ListBlocks.
+type Upload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Origin        string                 `protobuf:"bytes,3,opt,name=origin,proto3" json:"origin,omitempty"`
+	Chunks        uint32                 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Index         uint64                 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"` // log index of its last op
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Upload) Reset() {
+	*x = Upload{}
+	mi := &file_fsm_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Upload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Upload) ProtoMessage() {}
+
+func (x *Upload) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Upload.ProtoReflect.Descriptor instead.
+func (*Upload) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Upload) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Upload) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Upload) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Upload) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *Upload) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// 17 to 31 are kept for further parameters of kinds.
 type Block struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -1122,13 +2758,18 @@ type Block struct {
 	LiftedBy      string                 `protobuf:"bytes,11,opt,name=lifted_by,json=liftedBy,proto3" json:"lifted_by,omitempty"`
 	Index         uint64                 `protobuf:"varint,12,opt,name=index,proto3" json:"index,omitempty"`
 	Revision      uint64                 `protobuf:"varint,13,opt,name=revision,proto3" json:"revision,omitempty"`
+	StartsAt      int64                  `protobuf:"fixed64,14,opt,name=starts_at,json=startsAt,proto3" json:"starts_at,omitempty"`
+	EndsAt        int64                  `protobuf:"fixed64,15,opt,name=ends_at,json=endsAt,proto3" json:"ends_at,omitempty"`
+	Parameters    *Parameters            `protobuf:"bytes,16,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	ConfirmBy     int64                  `protobuf:"fixed64,32,opt,name=confirm_by,json=confirmBy,proto3" json:"confirm_by,omitempty"`
+	StartedAt     int64                  `protobuf:"fixed64,33,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_fsm_proto_msgTypes[14]
+	mi := &file_fsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +2781,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[14]
+	mi := &file_fsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +2794,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{14}
+	return file_fsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Block) GetNumber() uint64 {
@@ -1247,19 +2888,55 @@ func (x *Block) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Block) GetStartsAt() int64 {
+	if x != nil {
+		return x.StartsAt
+	}
+	return 0
+}
+
+func (x *Block) GetEndsAt() int64 {
+	if x != nil {
+		return x.EndsAt
+	}
+	return 0
+}
+
+func (x *Block) GetParameters() *Parameters {
+	if x != nil {
+		return x.Parameters
+	}
+	return nil
+}
+
+func (x *Block) GetConfirmBy() int64 {
+	if x != nil {
+		return x.ConfirmBy
+	}
+	return 0
+}
+
+func (x *Block) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
 type Guard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
 	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Vm            string                 `protobuf:"bytes,5,opt,name=vm,proto3" json:"vm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_fsm_proto_msgTypes[15]
+	mi := &file_fsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +2948,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[15]
+	mi := &file_fsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +2961,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{15}
+	return file_fsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Guard) GetPrefix() []byte {
@@ -1315,6 +2992,13 @@ func (x *Guard) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Guard) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -1326,7 +3010,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fsm_proto_msgTypes[16]
+	mi := &file_fsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +3022,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[16]
+	mi := &file_fsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +3035,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{16}
+	return file_fsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Error) GetCode() string {
@@ -1386,6 +3070,9 @@ type Outcome struct {
 	//	*Outcome_Vm
 	//	*Outcome_Node
 	//	*Outcome_Guard
+	//	*Outcome_Account
+	//	*Outcome_Settings
+	//	*Outcome_List
 	Object        isOutcome_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1393,7 +3080,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fsm_proto_msgTypes[17]
+	mi := &file_fsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +3092,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[17]
+	mi := &file_fsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +3105,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{17}
+	return file_fsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -1478,6 +3165,33 @@ func (x *Outcome) GetGuard() *Guard {
 	return nil
 }
 
+func (x *Outcome) GetAccount() *Account {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_Account); ok {
+			return x.Account
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetSettings() *Settings {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_Settings); ok {
+			return x.Settings
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetList() *List {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_List); ok {
+			return x.List
+		}
+	}
+	return nil
+}
+
 type isOutcome_Object interface {
 	isOutcome_Object()
 }
@@ -1498,6 +3212,18 @@ type Outcome_Guard struct {
 	Guard *Guard `protobuf:"bytes,6,opt,name=guard,proto3,oneof"`
 }
 
+type Outcome_Account struct {
+	Account *Account `protobuf:"bytes,7,opt,name=account,proto3,oneof"`
+}
+
+type Outcome_Settings struct {
+	Settings *Settings `protobuf:"bytes,8,opt,name=settings,proto3,oneof"`
+}
+
+type Outcome_List struct {
+	List *List `protobuf:"bytes,9,opt,name=list,proto3,oneof"`
+}
+
 func (*Outcome_Block) isOutcome_Object() {}
 
 func (*Outcome_Vm) isOutcome_Object() {}
@@ -1505,6 +3231,12 @@ func (*Outcome_Vm) isOutcome_Object() {}
 func (*Outcome_Node) isOutcome_Object() {}
 
 func (*Outcome_Guard) isOutcome_Object() {}
+
+func (*Outcome_Account) isOutcome_Object() {}
+
+func (*Outcome_Settings) isOutcome_Object() {}
+
+func (*Outcome_List) isOutcome_Object() {}
 
 // Result is the remembered outcome of a command with an idempotency key.
 type Result struct {
@@ -1521,7 +3253,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_proto_msgTypes[18]
+	mi := &file_fsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +3265,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[18]
+	mi := &file_fsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +3278,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{18}
+	return file_fsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Result) GetSeq() uint64 {
@@ -1603,7 +3335,7 @@ type ResultItem struct {
 
 func (x *ResultItem) Reset() {
 	*x = ResultItem{}
-	mi := &file_fsm_proto_msgTypes[19]
+	mi := &file_fsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +3347,7 @@ func (x *ResultItem) String() string {
 func (*ResultItem) ProtoMessage() {}
 
 func (x *ResultItem) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[19]
+	mi := &file_fsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +3360,7 @@ func (x *ResultItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultItem.ProtoReflect.Descriptor instead.
 func (*ResultItem) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{19}
+	return file_fsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResultItem) GetSeq() uint64 {
@@ -1665,6 +3397,9 @@ type Event struct {
 	//	*Event_Vm
 	//	*Event_Node
 	//	*Event_Guard
+	//	*Event_Account
+	//	*Event_Settings
+	//	*Event_List
 	Object        isEvent_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1672,7 +3407,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fsm_proto_msgTypes[20]
+	mi := &file_fsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +3419,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[20]
+	mi := &file_fsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +3432,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{20}
+	return file_fsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1778,6 +3513,33 @@ func (x *Event) GetGuard() *Guard {
 	return nil
 }
 
+func (x *Event) GetAccount() *Account {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Account); ok {
+			return x.Account
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSettings() *Settings {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Settings); ok {
+			return x.Settings
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetList() *List {
+	if x != nil {
+		if x, ok := x.Object.(*Event_List); ok {
+			return x.List
+		}
+	}
+	return nil
+}
+
 type isEvent_Object interface {
 	isEvent_Object()
 }
@@ -1798,6 +3560,18 @@ type Event_Guard struct {
 	Guard *Guard `protobuf:"bytes,9,opt,name=guard,proto3,oneof"`
 }
 
+type Event_Account struct {
+	Account *Account `protobuf:"bytes,10,opt,name=account,proto3,oneof"`
+}
+
+type Event_Settings struct {
+	Settings *Settings `protobuf:"bytes,11,opt,name=settings,proto3,oneof"`
+}
+
+type Event_List struct {
+	List *List `protobuf:"bytes,12,opt,name=list,proto3,oneof"`
+}
+
 func (*Event_Block) isEvent_Object() {}
 
 func (*Event_Vm) isEvent_Object() {}
@@ -1805,6 +3579,65 @@ func (*Event_Vm) isEvent_Object() {}
 func (*Event_Node) isEvent_Object() {}
 
 func (*Event_Guard) isEvent_Object() {}
+
+func (*Event_Account) isEvent_Object() {}
+
+func (*Event_Settings) isEvent_Object() {}
+
+func (*Event_List) isEvent_Object() {}
+
+// Audit is the line of one audit record, as it was written.
+type Audit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Line          []byte                 `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_fsm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Audit) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Audit) GetLine() []byte {
+	if x != nil {
+		return x.Line
+	}
+	return nil
+}
 
 type Header struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1815,20 +3648,28 @@ type Header struct {
 	LastResult  uint64                 `protobuf:"varint,5,opt,name=last_result,json=lastResult,proto3" json:"last_result,omitempty"`
 	LastEvent   uint64                 `protobuf:"varint,6,opt,name=last_event,json=lastEvent,proto3" json:"last_event,omitempty"`
 	EventsAfter uint64                 `protobuf:"varint,7,opt,name=events_after,json=eventsAfter,proto3" json:"events_after,omitempty"` // the feed holds every event after this log index
-	// 8 to 15 are kept for further counters.
+	LastAudit   uint64                 `protobuf:"varint,8,opt,name=last_audit,json=lastAudit,proto3" json:"last_audit,omitempty"`
+	AuditHead   []byte                 `protobuf:"bytes,9,opt,name=audit_head,json=auditHead,proto3" json:"audit_head,omitempty"` // SHA-256 of the newest audit line
+	Settings    *Settings              `protobuf:"bytes,10,opt,name=settings,proto3" json:"settings,omitempty"`                   // absent while they are the defaults
+	// 11 to 15 are kept for further counters.
 	Nodes         uint64 `protobuf:"varint,16,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	Vms           uint64 `protobuf:"varint,17,opt,name=vms,proto3" json:"vms,omitempty"`
 	Blocks        uint64 `protobuf:"varint,18,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	Guards        uint64 `protobuf:"varint,19,opt,name=guards,proto3" json:"guards,omitempty"`
 	Results       uint64 `protobuf:"varint,20,opt,name=results,proto3" json:"results,omitempty"`
 	Events        uint64 `protobuf:"varint,21,opt,name=events,proto3" json:"events,omitempty"`
+	Accounts      uint64 `protobuf:"varint,22,opt,name=accounts,proto3" json:"accounts,omitempty"`
+	Lists         uint64 `protobuf:"varint,23,opt,name=lists,proto3" json:"lists,omitempty"`
+	ListBlocks    uint64 `protobuf:"varint,24,opt,name=list_blocks,json=listBlocks,proto3" json:"list_blocks,omitempty"`
+	Uploads       uint64 `protobuf:"varint,25,opt,name=uploads,proto3" json:"uploads,omitempty"`
+	Audits        uint64 `protobuf:"varint,26,opt,name=audits,proto3" json:"audits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_fsm_proto_msgTypes[21]
+	mi := &file_fsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +3681,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[21]
+	mi := &file_fsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +3694,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{21}
+	return file_fsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Header) GetVersion() uint32 {
@@ -1905,6 +3746,27 @@ func (x *Header) GetEventsAfter() uint64 {
 	return 0
 }
 
+func (x *Header) GetLastAudit() uint64 {
+	if x != nil {
+		return x.LastAudit
+	}
+	return 0
+}
+
+func (x *Header) GetAuditHead() []byte {
+	if x != nil {
+		return x.AuditHead
+	}
+	return nil
+}
+
+func (x *Header) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
 func (x *Header) GetNodes() uint64 {
 	if x != nil {
 		return x.Nodes
@@ -1947,6 +3809,41 @@ func (x *Header) GetEvents() uint64 {
 	return 0
 }
 
+func (x *Header) GetAccounts() uint64 {
+	if x != nil {
+		return x.Accounts
+	}
+	return 0
+}
+
+func (x *Header) GetLists() uint64 {
+	if x != nil {
+		return x.Lists
+	}
+	return 0
+}
+
+func (x *Header) GetListBlocks() uint64 {
+	if x != nil {
+		return x.ListBlocks
+	}
+	return 0
+}
+
+func (x *Header) GetUploads() uint64 {
+	if x != nil {
+		return x.Uploads
+	}
+	return 0
+}
+
+func (x *Header) GetAudits() uint64 {
+	if x != nil {
+		return x.Audits
+	}
+	return 0
+}
+
 type Trailer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StateHash     []byte                 `protobuf:"bytes,1,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
@@ -1957,7 +3854,7 @@ type Trailer struct {
 
 func (x *Trailer) Reset() {
 	*x = Trailer{}
-	mi := &file_fsm_proto_msgTypes[22]
+	mi := &file_fsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +3866,7 @@ func (x *Trailer) String() string {
 func (*Trailer) ProtoMessage() {}
 
 func (x *Trailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[22]
+	mi := &file_fsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +3879,7 @@ func (x *Trailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trailer.ProtoReflect.Descriptor instead.
 func (*Trailer) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{22}
+	return file_fsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Trailer) GetStateHash() []byte {
@@ -2011,6 +3908,11 @@ type Record struct {
 	//	*Record_Result
 	//	*Record_ResultItem
 	//	*Record_Event
+	//	*Record_Account
+	//	*Record_List
+	//	*Record_ListBlock
+	//	*Record_Upload
+	//	*Record_Audit
 	//	*Record_Trailer
 	Record        isRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
@@ -2019,7 +3921,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_fsm_proto_msgTypes[23]
+	mi := &file_fsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +3933,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[23]
+	mi := &file_fsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +3946,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{23}
+	return file_fsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Record) GetRecord() isRecord_Record {
@@ -2126,6 +4028,51 @@ func (x *Record) GetEvent() *Event {
 	return nil
 }
 
+func (x *Record) GetAccount() *Account {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Account); ok {
+			return x.Account
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetList() *List {
+	if x != nil {
+		if x, ok := x.Record.(*Record_List); ok {
+			return x.List
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetListBlock() *ListBlock {
+	if x != nil {
+		if x, ok := x.Record.(*Record_ListBlock); ok {
+			return x.ListBlock
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetUpload() *Upload {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Upload); ok {
+			return x.Upload
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetAudit() *Audit {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Audit); ok {
+			return x.Audit
+		}
+	}
+	return nil
+}
+
 func (x *Record) GetTrailer() *Trailer {
 	if x != nil {
 		if x, ok := x.Record.(*Record_Trailer); ok {
@@ -2171,6 +4118,26 @@ type Record_Event struct {
 	Event *Event `protobuf:"bytes,8,opt,name=event,proto3,oneof"`
 }
 
+type Record_Account struct {
+	Account *Account `protobuf:"bytes,9,opt,name=account,proto3,oneof"`
+}
+
+type Record_List struct {
+	List *List `protobuf:"bytes,10,opt,name=list,proto3,oneof"`
+}
+
+type Record_ListBlock struct {
+	ListBlock *ListBlock `protobuf:"bytes,11,opt,name=list_block,json=listBlock,proto3,oneof"`
+}
+
+type Record_Upload struct {
+	Upload *Upload `protobuf:"bytes,12,opt,name=upload,proto3,oneof"`
+}
+
+type Record_Audit struct {
+	Audit *Audit `protobuf:"bytes,13,opt,name=audit,proto3,oneof"`
+}
+
 type Record_Trailer struct {
 	Trailer *Trailer `protobuf:"bytes,15,opt,name=trailer,proto3,oneof"`
 }
@@ -2191,19 +4158,30 @@ func (*Record_ResultItem) isRecord_Record() {}
 
 func (*Record_Event) isRecord_Record() {}
 
+func (*Record_Account) isRecord_Record() {}
+
+func (*Record_List) isRecord_Record() {}
+
+func (*Record_ListBlock) isRecord_Record() {}
+
+func (*Record_Upload) isRecord_Record() {}
+
+func (*Record_Audit) isRecord_Record() {}
+
 func (*Record_Trailer) isRecord_Record() {}
 
 var File_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_proto_rawDesc = "" +
 	"\n" +
-	"\tfsm.proto\x12\x0fpalisade.fsm.v1\"\x84\x01\n" +
+	"\tfsm.proto\x12\x0fpalisade.fsm.v1\"\x98\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x10R\x04time\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12#\n" +
-	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\"\xdf\x03\n" +
+	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\"\xe3\t\n" +
 	"\x02Op\x128\n" +
 	"\tadd_block\x18\x01 \x01(\v2\x19.palisade.fsm.v1.AddBlockH\x00R\baddBlock\x12;\n" +
 	"\n" +
@@ -2214,29 +4192,107 @@ const file_fsm_proto_rawDesc = "" +
 	"observe_vm\x18\x04 \x01(\v2\x1a.palisade.fsm.v1.ObserveVMH\x00R\tobserveVm\x125\n" +
 	"\bput_node\x18\x05 \x01(\v2\x18.palisade.fsm.v1.PutNodeH\x00R\aputNode\x128\n" +
 	"\tput_guard\x18\x06 \x01(\v2\x19.palisade.fsm.v1.PutGuardH\x00R\bputGuard\x12A\n" +
-	"\fdelete_guard\x18\a \x01(\v2\x1c.palisade.fsm.v1.DeleteGuardH\x00R\vdeleteGuard\x12.\n" +
-	"\x05batch\x18\x0f \x01(\v2\x16.palisade.fsm.v1.BatchH\x00R\x05batchB\x04\n" +
-	"\x02op\"0\n" +
+	"\fdelete_guard\x18\a \x01(\v2\x1c.palisade.fsm.v1.DeleteGuardH\x00R\vdeleteGuard\x12>\n" +
+	"\vpatch_block\x18\b \x01(\v2\x1b.palisade.fsm.v1.PatchBlockH\x00R\n" +
+	"patchBlock\x12;\n" +
+	"\n" +
+	"fire_block\x18\t \x01(\v2\x1a.palisade.fsm.v1.FireBlockH\x00R\tfireBlock\x12>\n" +
+	"\vlift_reason\x18\n" +
+	" \x01(\v2\x1b.palisade.fsm.v1.LiftReasonH\x00R\n" +
+	"liftReason\x12>\n" +
+	"\vput_account\x18\v \x01(\v2\x1b.palisade.fsm.v1.PutAccountH\x00R\n" +
+	"putAccount\x12A\n" +
+	"\fput_settings\x18\f \x01(\v2\x1c.palisade.fsm.v1.PutSettingsH\x00R\vputSettings\x12.\n" +
+	"\x05batch\x18\x0f \x01(\v2\x16.palisade.fsm.v1.BatchH\x00R\x05batch\x12;\n" +
+	"\n" +
+	"begin_list\x18\x10 \x01(\v2\x1a.palisade.fsm.v1.BeginListH\x00R\tbeginList\x12E\n" +
+	"\x0eadd_list_chunk\x18\x11 \x01(\v2\x1d.palisade.fsm.v1.AddListChunkH\x00R\faddListChunk\x12>\n" +
+	"\vcommit_list\x18\x12 \x01(\v2\x1b.palisade.fsm.v1.CommitListH\x00R\n" +
+	"commitList\x12;\n" +
+	"\n" +
+	"abort_list\x18\x13 \x01(\v2\x1a.palisade.fsm.v1.AbortListH\x00R\tabortList\x12;\n" +
+	"\n" +
+	"patch_list\x18\x14 \x01(\v2\x1a.palisade.fsm.v1.PatchListH\x00R\tpatchList\x12>\n" +
+	"\vdelete_list\x18\x15 \x01(\v2\x1b.palisade.fsm.v1.DeleteListH\x00R\n" +
+	"deleteList\x12D\n" +
+	"\rdescribe_list\x18\x16 \x01(\v2\x1d.palisade.fsm.v1.DescribeListH\x00R\fdescribeListB\x04\n" +
+	"\x02op\"^\n" +
 	"\x06Target\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\fR\x06prefix\"\x99\x01\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x18\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\x12\x12\n" +
+	"\x04list\x18\x04 \x01(\tR\x04list\"\x8d\x01\n" +
+	"\n" +
+	"Parameters\x12\x12\n" +
+	"\x04bits\x18\x01 \x01(\x04R\x04bits\x12\x18\n" +
+	"\apackets\x18\x02 \x01(\x04R\apackets\x120\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1a.palisade.fsm.v1.PortRangeR\x05ports\x12\x1f\n" +
+	"\vredirect_to\x18\x04 \x01(\fR\n" +
+	"redirectTo\"Q\n" +
+	"\tPortRange\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\"\xe5\x02\n" +
 	"\bAddBlock\x12/\n" +
 	"\x06target\x18\x01 \x01(\v2\x17.palisade.fsm.v1.TargetR\x06target\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
-	"\x04note\x18\x05 \x01(\tR\x04note\"<\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\x12\x1b\n" +
+	"\tstarts_at\x18\x06 \x01(\x10R\bstartsAt\x12\x17\n" +
+	"\aends_at\x18\a \x01(\x10R\x06endsAt\x12\x1a\n" +
+	"\bduration\x18\b \x01(\x03R\bduration\x12%\n" +
+	"\x0econfirm_within\x18\t \x01(\x03R\rconfirmWithin\x12\x14\n" +
+	"\x05force\x18\n" +
+	" \x01(\bR\x05force\x12;\n" +
+	"\n" +
+	"parameters\x18\x10 \x01(\v2\x1b.palisade.fsm.v1.ParametersR\n" +
+	"parameters\"U\n" +
+	"\n" +
+	"LiftReason\x12/\n" +
+	"\x06target\x18\x01 \x01(\v2\x17.palisade.fsm.v1.TargetR\x06target\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd3\x01\n" +
+	"\n" +
+	"PatchBlock\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\x12 \n" +
+	"\tstarts_at\x18\x03 \x01(\x10H\x00R\bstartsAt\x88\x01\x01\x12\x1c\n" +
+	"\aends_at\x18\x04 \x01(\x10H\x01R\x06endsAt\x88\x01\x01\x12\x17\n" +
+	"\x04note\x18\x05 \x01(\tH\x02R\x04note\x88\x01\x01\x12\x18\n" +
+	"\aconfirm\x18\x06 \x01(\bR\aconfirmB\f\n" +
+	"\n" +
+	"_starts_atB\n" +
+	"\n" +
+	"\b_ends_atB\a\n" +
+	"\x05_note\"G\n" +
+	"\tFireBlock\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x10R\x02at\"~\n" +
+	"\n" +
+	"PutAccount\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x12do_not_block_until\x18\x02 \x01(\x10R\x0fdoNotBlockUntil\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12\x1f\n" +
+	"\vif_revision\x18\x04 \x01(\x04R\n" +
+	"ifRevision\"e\n" +
+	"\vPutSettings\x125\n" +
+	"\bsettings\x18\x01 \x01(\v2\x19.palisade.fsm.v1.SettingsR\bsettings\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\"<\n" +
 	"\tLiftBlock\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vif_revision\x18\x02 \x01(\x04R\n" +
-	"ifRevision\"\x84\x01\n" +
+	"ifRevision\"\xb1\x01\n" +
 	"\tDeclareVM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\fR\taddresses\x12\x1f\n" +
 	"\vif_revision\x18\x05 \x01(\x04R\n" +
-	"ifRevision\"\xad\x01\n" +
+	"ifRevision\x12+\n" +
+	"\x12do_not_block_until\x18\x06 \x01(\x10R\x0fdoNotBlockUntil\"\xad\x01\n" +
 	"\tObserveVM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -2246,14 +4302,55 @@ const file_fsm_proto_rawDesc = "" +
 	"\x04nics\x18\x06 \x03(\v2\x14.palisade.fsm.v1.NICR\x04nics\x12\x14\n" +
 	"\x05epoch\x18\a \x01(\x04R\x05epoch\"4\n" +
 	"\aPutNode\x12)\n" +
-	"\x04node\x18\x01 \x01(\v2\x15.palisade.fsm.v1.NodeR\x04node\"6\n" +
+	"\x04node\x18\x01 \x01(\v2\x15.palisade.fsm.v1.NodeR\x04node\"F\n" +
 	"\bPutGuard\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"%\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\"5\n" +
 	"\vDeleteGuard\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\fR\x06prefix\".\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\"F\n" +
 	"\x05Batch\x12%\n" +
-	"\x03ops\x18\x01 \x03(\v2\x13.palisade.fsm.v1.OpR\x03ops\"\xc6\x01\n" +
+	"\x03ops\x18\x01 \x03(\v2\x13.palisade.fsm.v1.OpR\x03ops\x12\x16\n" +
+	"\x06atomic\x18\x02 \x01(\bR\x06atomic\"O\n" +
+	"\tBeginList\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06origin\x18\x03 \x01(\tR\x06origin\"^\n" +
+	"\fAddListChunk\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\rR\bsequence\x12\x1a\n" +
+	"\bprefixes\x18\x03 \x01(\fR\bprefixes\"E\n" +
+	"\n" +
+	"CommitList\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\"#\n" +
+	"\tAbortList\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\"j\n" +
+	"\tPatchList\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\x12\x10\n" +
+	"\x03add\x18\x03 \x01(\fR\x03add\x12\x16\n" +
+	"\x06remove\x18\x04 \x01(\fR\x06remove\"A\n" +
+	"\n" +
+	"DeleteList\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\"\xa2\x01\n" +
+	"\fDescribeList\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x123\n" +
+	"\x06source\x18\x04 \x01(\v2\x1b.palisade.fsm.v1.ListSourceR\x06source\x12\x1f\n" +
+	"\vif_revision\x18\x05 \x01(\x04R\n" +
+	"ifRevision\"W\n" +
+	"\n" +
+	"ListSource\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
+	"\binterval\x18\x02 \x01(\x03R\binterval\x12\x1b\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xc6\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2266,7 +4363,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x10\n" +
 	"\x03tap\x18\x02 \x01(\tR\x03tap\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\fR\taddresses\"\x96\x02\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"\xc3\x02\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2279,7 +4376,43 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\tR\x05state\x12\x14\n" +
 	"\x05epoch\x18\n" +
 	" \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\v \x01(\x04R\brevision\"\xe5\x02\n" +
+	"\brevision\x18\v \x01(\x04R\brevision\x12+\n" +
+	"\x12do_not_block_until\x18\f \x01(\x10R\x0fdoNotBlockUntil\"\x8c\x01\n" +
+	"\aAccount\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x12do_not_block_until\x18\x02 \x01(\x10R\x0fdoNotBlockUntil\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\xd5\x01\n" +
+	"\bSettings\x12\x17\n" +
+	"\amax_vms\x18\x01 \x01(\x04R\x06maxVms\x12#\n" +
+	"\rmax_addresses\x18\x02 \x01(\x04R\fmaxAddresses\x12%\n" +
+	"\x0eredirect_title\x18\x03 \x01(\tR\rredirectTitle\x12#\n" +
+	"\rredirect_text\x18\x04 \x01(\tR\fredirectText\x12#\n" +
+	"\rredirect_link\x18\x05 \x01(\tR\fredirectLink\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\x88\x02\n" +
+	"\x04List\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04note\x18\x03 \x01(\tR\x04note\x12\x16\n" +
+	"\x06origin\x18\x04 \x01(\tR\x06origin\x123\n" +
+	"\x06source\x18\x05 \x01(\v2\x1b.palisade.fsm.v1.ListSourceR\x06source\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04hash\x18\a \x01(\fR\x04hash\x12\x1b\n" +
+	"\tloaded_at\x18\b \x01(\x10R\bloadedAt\x12\x14\n" +
+	"\x05actor\x18\t \x01(\tR\x05actor\x12\x1a\n" +
+	"\brevision\x18\n" +
+	" \x01(\x04R\brevision\"W\n" +
+	"\tListBlock\x12\x12\n" +
+	"\x04list\x18\x01 \x01(\tR\x04list\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\rR\bposition\x12\x1a\n" +
+	"\bprefixes\x18\x03 \x01(\fR\bprefixes\"r\n" +
+	"\x06Upload\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06origin\x18\x03 \x01(\tR\x06origin\x12\x16\n" +
+	"\x06chunks\x18\x04 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05index\x18\x05 \x01(\x04R\x05index\"\x96\x04\n" +
 	"\x05Block\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12/\n" +
 	"\x06target\x18\x02 \x01(\v2\x17.palisade.fsm.v1.TargetR\x06target\x12\x12\n" +
@@ -2295,23 +4428,36 @@ const file_fsm_proto_rawDesc = "" +
 	" \x01(\x10R\bliftedAt\x12\x1b\n" +
 	"\tlifted_by\x18\v \x01(\tR\bliftedBy\x12\x14\n" +
 	"\x05index\x18\f \x01(\x04R\x05index\x12\x1a\n" +
-	"\brevision\x18\r \x01(\x04R\brevision\"e\n" +
+	"\brevision\x18\r \x01(\x04R\brevision\x12\x1b\n" +
+	"\tstarts_at\x18\x0e \x01(\x10R\bstartsAt\x12\x17\n" +
+	"\aends_at\x18\x0f \x01(\x10R\x06endsAt\x12;\n" +
+	"\n" +
+	"parameters\x18\x10 \x01(\v2\x1b.palisade.fsm.v1.ParametersR\n" +
+	"parameters\x12\x1d\n" +
+	"\n" +
+	"confirm_by\x18  \x01(\x10R\tconfirmBy\x12\x1d\n" +
+	"\n" +
+	"started_at\x18! \x01(\x10R\tstartedAt\"u\n" +
 	"\x05Guard\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x04R\brevision\"I\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x0e\n" +
+	"\x02vm\x18\x05 \x01(\tR\x02vm\"I\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x87\x02\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xa3\x03\n" +
 	"\aOutcome\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12(\n" +
 	"\x03err\x18\x02 \x01(\v2\x16.palisade.fsm.v1.ErrorR\x03err\x12.\n" +
 	"\x05block\x18\x03 \x01(\v2\x16.palisade.fsm.v1.BlockH\x00R\x05block\x12%\n" +
 	"\x02vm\x18\x04 \x01(\v2\x13.palisade.fsm.v1.VMH\x00R\x02vm\x12+\n" +
 	"\x04node\x18\x05 \x01(\v2\x15.palisade.fsm.v1.NodeH\x00R\x04node\x12.\n" +
-	"\x05guard\x18\x06 \x01(\v2\x16.palisade.fsm.v1.GuardH\x00R\x05guardB\b\n" +
+	"\x05guard\x18\x06 \x01(\v2\x16.palisade.fsm.v1.GuardH\x00R\x05guard\x124\n" +
+	"\aaccount\x18\a \x01(\v2\x18.palisade.fsm.v1.AccountH\x00R\aaccount\x127\n" +
+	"\bsettings\x18\b \x01(\v2\x19.palisade.fsm.v1.SettingsH\x00R\bsettings\x12+\n" +
+	"\x04list\x18\t \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04listB\b\n" +
 	"\x06object\"\xae\x01\n" +
 	"\x06Result\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
@@ -2324,7 +4470,7 @@ const file_fsm_proto_rawDesc = "" +
 	"ResultItem\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\rR\bposition\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\"\xab\x02\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\"\xc7\x03\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -2334,8 +4480,15 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05block\x18\x06 \x01(\v2\x16.palisade.fsm.v1.BlockH\x00R\x05block\x12%\n" +
 	"\x02vm\x18\a \x01(\v2\x13.palisade.fsm.v1.VMH\x00R\x02vm\x12+\n" +
 	"\x04node\x18\b \x01(\v2\x15.palisade.fsm.v1.NodeH\x00R\x04node\x12.\n" +
-	"\x05guard\x18\t \x01(\v2\x16.palisade.fsm.v1.GuardH\x00R\x05guardB\b\n" +
-	"\x06object\"\xd8\x02\n" +
+	"\x05guard\x18\t \x01(\v2\x16.palisade.fsm.v1.GuardH\x00R\x05guard\x124\n" +
+	"\aaccount\x18\n" +
+	" \x01(\v2\x18.palisade.fsm.v1.AccountH\x00R\aaccount\x127\n" +
+	"\bsettings\x18\v \x01(\v2\x19.palisade.fsm.v1.SettingsH\x00R\bsettings\x12+\n" +
+	"\x04list\x18\f \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04listB\b\n" +
+	"\x06object\"-\n" +
+	"\x05Audit\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"\xd2\x04\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -2346,18 +4499,30 @@ const file_fsm_proto_rawDesc = "" +
 	"lastResult\x12\x1d\n" +
 	"\n" +
 	"last_event\x18\x06 \x01(\x04R\tlastEvent\x12!\n" +
-	"\fevents_after\x18\a \x01(\x04R\veventsAfter\x12\x14\n" +
+	"\fevents_after\x18\a \x01(\x04R\veventsAfter\x12\x1d\n" +
+	"\n" +
+	"last_audit\x18\b \x01(\x04R\tlastAudit\x12\x1d\n" +
+	"\n" +
+	"audit_head\x18\t \x01(\fR\tauditHead\x125\n" +
+	"\bsettings\x18\n" +
+	" \x01(\v2\x19.palisade.fsm.v1.SettingsR\bsettings\x12\x14\n" +
 	"\x05nodes\x18\x10 \x01(\x04R\x05nodes\x12\x10\n" +
 	"\x03vms\x18\x11 \x01(\x04R\x03vms\x12\x16\n" +
 	"\x06blocks\x18\x12 \x01(\x04R\x06blocks\x12\x16\n" +
 	"\x06guards\x18\x13 \x01(\x04R\x06guards\x12\x18\n" +
 	"\aresults\x18\x14 \x01(\x04R\aresults\x12\x16\n" +
-	"\x06events\x18\x15 \x01(\x04R\x06events\"I\n" +
+	"\x06events\x18\x15 \x01(\x04R\x06events\x12\x1a\n" +
+	"\baccounts\x18\x16 \x01(\x04R\baccounts\x12\x14\n" +
+	"\x05lists\x18\x17 \x01(\x04R\x05lists\x12\x1f\n" +
+	"\vlist_blocks\x18\x18 \x01(\x04R\n" +
+	"listBlocks\x12\x18\n" +
+	"\auploads\x18\x19 \x01(\x04R\auploads\x12\x16\n" +
+	"\x06audits\x18\x1a \x01(\x04R\x06audits\"I\n" +
 	"\aTrailer\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x01 \x01(\fR\tstateHash\x12\x1f\n" +
 	"\vstream_hash\x18\x02 \x01(\fR\n" +
-	"streamHash\"\xd2\x03\n" +
+	"streamHash\"\xd5\x05\n" +
 	"\x06Record\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.palisade.fsm.v1.HeaderH\x00R\x06header\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.palisade.fsm.v1.NodeH\x00R\x04node\x12%\n" +
@@ -2368,6 +4533,13 @@ const file_fsm_proto_rawDesc = "" +
 	"\vresult_item\x18\a \x01(\v2\x1b.palisade.fsm.v1.ResultItemH\x00R\n" +
 	"resultItem\x12.\n" +
 	"\x05event\x18\b \x01(\v2\x16.palisade.fsm.v1.EventH\x00R\x05event\x124\n" +
+	"\aaccount\x18\t \x01(\v2\x18.palisade.fsm.v1.AccountH\x00R\aaccount\x12+\n" +
+	"\x04list\x18\n" +
+	" \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04list\x12;\n" +
+	"\n" +
+	"list_block\x18\v \x01(\v2\x1a.palisade.fsm.v1.ListBlockH\x00R\tlistBlock\x121\n" +
+	"\x06upload\x18\f \x01(\v2\x17.palisade.fsm.v1.UploadH\x00R\x06upload\x12.\n" +
+	"\x05audit\x18\r \x01(\v2\x16.palisade.fsm.v1.AuditH\x00R\x05audit\x124\n" +
 	"\atrailer\x18\x0f \x01(\v2\x18.palisade.fsm.v1.TrailerH\x00R\atrailerB\b\n" +
 	"\x06recordB1Z/github.com/palisade/palisade/fsm/internal/fsmpbb\x06proto3"
 
@@ -2383,74 +4555,126 @@ func file_fsm_proto_rawDescGZIP() []byte {
 	return file_fsm_proto_rawDescData
 }
 
-var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_fsm_proto_goTypes = []any{
-	(*Command)(nil),     // 0: palisade.fsm.v1.Command
-	(*Op)(nil),          // 1: palisade.fsm.v1.Op
-	(*Target)(nil),      // 2: palisade.fsm.v1.Target
-	(*AddBlock)(nil),    // 3: palisade.fsm.v1.AddBlock
-	(*LiftBlock)(nil),   // 4: palisade.fsm.v1.LiftBlock
-	(*DeclareVM)(nil),   // 5: palisade.fsm.v1.DeclareVM
-	(*ObserveVM)(nil),   // 6: palisade.fsm.v1.ObserveVM
-	(*PutNode)(nil),     // 7: palisade.fsm.v1.PutNode
-	(*PutGuard)(nil),    // 8: palisade.fsm.v1.PutGuard
-	(*DeleteGuard)(nil), // 9: palisade.fsm.v1.DeleteGuard
-	(*Batch)(nil),       // 10: palisade.fsm.v1.Batch
-	(*Node)(nil),        // 11: palisade.fsm.v1.Node
-	(*NIC)(nil),         // 12: palisade.fsm.v1.NIC
-	(*VM)(nil),          // 13: palisade.fsm.v1.VM
-	(*Block)(nil),       // 14: palisade.fsm.v1.Block
-	(*Guard)(nil),       // 15: palisade.fsm.v1.Guard
-	(*Error)(nil),       // 16: palisade.fsm.v1.Error
-	(*Outcome)(nil),     // 17: palisade.fsm.v1.Outcome
-	(*Result)(nil),      // 18: palisade.fsm.v1.Result
-	(*ResultItem)(nil),  // 19: palisade.fsm.v1.ResultItem
-	(*Event)(nil),       // 20: palisade.fsm.v1.Event
-	(*Header)(nil),      // 21: palisade.fsm.v1.Header
-	(*Trailer)(nil),     // 22: palisade.fsm.v1.Trailer
-	(*Record)(nil),      // 23: palisade.fsm.v1.Record
+	(*Command)(nil),      // 0: palisade.fsm.v1.Command
+	(*Op)(nil),           // 1: palisade.fsm.v1.Op
+	(*Target)(nil),       // 2: palisade.fsm.v1.Target
+	(*Parameters)(nil),   // 3: palisade.fsm.v1.Parameters
+	(*PortRange)(nil),    // 4: palisade.fsm.v1.PortRange
+	(*AddBlock)(nil),     // 5: palisade.fsm.v1.AddBlock
+	(*LiftReason)(nil),   // 6: palisade.fsm.v1.LiftReason
+	(*PatchBlock)(nil),   // 7: palisade.fsm.v1.PatchBlock
+	(*FireBlock)(nil),    // 8: palisade.fsm.v1.FireBlock
+	(*PutAccount)(nil),   // 9: palisade.fsm.v1.PutAccount
+	(*PutSettings)(nil),  // 10: palisade.fsm.v1.PutSettings
+	(*LiftBlock)(nil),    // 11: palisade.fsm.v1.LiftBlock
+	(*DeclareVM)(nil),    // 12: palisade.fsm.v1.DeclareVM
+	(*ObserveVM)(nil),    // 13: palisade.fsm.v1.ObserveVM
+	(*PutNode)(nil),      // 14: palisade.fsm.v1.PutNode
+	(*PutGuard)(nil),     // 15: palisade.fsm.v1.PutGuard
+	(*DeleteGuard)(nil),  // 16: palisade.fsm.v1.DeleteGuard
+	(*Batch)(nil),        // 17: palisade.fsm.v1.Batch
+	(*BeginList)(nil),    // 18: palisade.fsm.v1.BeginList
+	(*AddListChunk)(nil), // 19: palisade.fsm.v1.AddListChunk
+	(*CommitList)(nil),   // 20: palisade.fsm.v1.CommitList
+	(*AbortList)(nil),    // 21: palisade.fsm.v1.AbortList
+	(*PatchList)(nil),    // 22: palisade.fsm.v1.PatchList
+	(*DeleteList)(nil),   // 23: palisade.fsm.v1.DeleteList
+	(*DescribeList)(nil), // 24: palisade.fsm.v1.DescribeList
+	(*ListSource)(nil),   // 25: palisade.fsm.v1.ListSource
+	(*Node)(nil),         // 26: palisade.fsm.v1.Node
+	(*NIC)(nil),          // 27: palisade.fsm.v1.NIC
+	(*VM)(nil),           // 28: palisade.fsm.v1.VM
+	(*Account)(nil),      // 29: palisade.fsm.v1.Account
+	(*Settings)(nil),     // 30: palisade.fsm.v1.Settings
+	(*List)(nil),         // 31: palisade.fsm.v1.List
+	(*ListBlock)(nil),    // 32: palisade.fsm.v1.ListBlock
+	(*Upload)(nil),       // 33: palisade.fsm.v1.Upload
+	(*Block)(nil),        // 34: palisade.fsm.v1.Block
+	(*Guard)(nil),        // 35: palisade.fsm.v1.Guard
+	(*Error)(nil),        // 36: palisade.fsm.v1.Error
+	(*Outcome)(nil),      // 37: palisade.fsm.v1.Outcome
+	(*Result)(nil),       // 38: palisade.fsm.v1.Result
+	(*ResultItem)(nil),   // 39: palisade.fsm.v1.ResultItem
+	(*Event)(nil),        // 40: palisade.fsm.v1.Event
+	(*Audit)(nil),        // 41: palisade.fsm.v1.Audit
+	(*Header)(nil),       // 42: palisade.fsm.v1.Header
+	(*Trailer)(nil),      // 43: palisade.fsm.v1.Trailer
+	(*Record)(nil),       // 44: palisade.fsm.v1.Record
 }
 var file_fsm_proto_depIdxs = []int32{
 	1,  // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
-	3,  // 1: palisade.fsm.v1.Op.add_block:type_name -> palisade.fsm.v1.AddBlock
-	4,  // 2: palisade.fsm.v1.Op.lift_block:type_name -> palisade.fsm.v1.LiftBlock
-	5,  // 3: palisade.fsm.v1.Op.declare_vm:type_name -> palisade.fsm.v1.DeclareVM
-	6,  // 4: palisade.fsm.v1.Op.observe_vm:type_name -> palisade.fsm.v1.ObserveVM
-	7,  // 5: palisade.fsm.v1.Op.put_node:type_name -> palisade.fsm.v1.PutNode
-	8,  // 6: palisade.fsm.v1.Op.put_guard:type_name -> palisade.fsm.v1.PutGuard
-	9,  // 7: palisade.fsm.v1.Op.delete_guard:type_name -> palisade.fsm.v1.DeleteGuard
-	10, // 8: palisade.fsm.v1.Op.batch:type_name -> palisade.fsm.v1.Batch
-	2,  // 9: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
-	12, // 10: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
-	11, // 11: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
-	1,  // 12: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
-	12, // 13: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
-	2,  // 14: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
-	16, // 15: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
-	14, // 16: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
-	13, // 17: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
-	11, // 18: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
-	15, // 19: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
-	17, // 20: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
-	17, // 21: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
-	14, // 22: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
-	13, // 23: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
-	11, // 24: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
-	15, // 25: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
-	21, // 26: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
-	11, // 27: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
-	13, // 28: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
-	14, // 29: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
-	15, // 30: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
-	18, // 31: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
-	19, // 32: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
-	20, // 33: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
-	22, // 34: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	5,  // 1: palisade.fsm.v1.Op.add_block:type_name -> palisade.fsm.v1.AddBlock
+	11, // 2: palisade.fsm.v1.Op.lift_block:type_name -> palisade.fsm.v1.LiftBlock
+	12, // 3: palisade.fsm.v1.Op.declare_vm:type_name -> palisade.fsm.v1.DeclareVM
+	13, // 4: palisade.fsm.v1.Op.observe_vm:type_name -> palisade.fsm.v1.ObserveVM
+	14, // 5: palisade.fsm.v1.Op.put_node:type_name -> palisade.fsm.v1.PutNode
+	15, // 6: palisade.fsm.v1.Op.put_guard:type_name -> palisade.fsm.v1.PutGuard
+	16, // 7: palisade.fsm.v1.Op.delete_guard:type_name -> palisade.fsm.v1.DeleteGuard
+	7,  // 8: palisade.fsm.v1.Op.patch_block:type_name -> palisade.fsm.v1.PatchBlock
+	8,  // 9: palisade.fsm.v1.Op.fire_block:type_name -> palisade.fsm.v1.FireBlock
+	6,  // 10: palisade.fsm.v1.Op.lift_reason:type_name -> palisade.fsm.v1.LiftReason
+	9,  // 11: palisade.fsm.v1.Op.put_account:type_name -> palisade.fsm.v1.PutAccount
+	10, // 12: palisade.fsm.v1.Op.put_settings:type_name -> palisade.fsm.v1.PutSettings
+	17, // 13: palisade.fsm.v1.Op.batch:type_name -> palisade.fsm.v1.Batch
+	18, // 14: palisade.fsm.v1.Op.begin_list:type_name -> palisade.fsm.v1.BeginList
+	19, // 15: palisade.fsm.v1.Op.add_list_chunk:type_name -> palisade.fsm.v1.AddListChunk
+	20, // 16: palisade.fsm.v1.Op.commit_list:type_name -> palisade.fsm.v1.CommitList
+	21, // 17: palisade.fsm.v1.Op.abort_list:type_name -> palisade.fsm.v1.AbortList
+	22, // 18: palisade.fsm.v1.Op.patch_list:type_name -> palisade.fsm.v1.PatchList
+	23, // 19: palisade.fsm.v1.Op.delete_list:type_name -> palisade.fsm.v1.DeleteList
+	24, // 20: palisade.fsm.v1.Op.describe_list:type_name -> palisade.fsm.v1.DescribeList
+	4,  // 21: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
+	2,  // 22: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
+	3,  // 23: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
+	2,  // 24: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
+	30, // 25: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
+	27, // 26: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
+	26, // 27: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
+	1,  // 28: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
+	25, // 29: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
+	27, // 30: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
+	25, // 31: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
+	2,  // 32: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
+	3,  // 33: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
+	36, // 34: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
+	34, // 35: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
+	28, // 36: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
+	26, // 37: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
+	35, // 38: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
+	29, // 39: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
+	30, // 40: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
+	31, // 41: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
+	37, // 42: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
+	37, // 43: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
+	34, // 44: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
+	28, // 45: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
+	26, // 46: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
+	35, // 47: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
+	29, // 48: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
+	30, // 49: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
+	31, // 50: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
+	30, // 51: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
+	42, // 52: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
+	26, // 53: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
+	28, // 54: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
+	34, // 55: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
+	35, // 56: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
+	38, // 57: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
+	39, // 58: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
+	40, // 59: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
+	29, // 60: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
+	31, // 61: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
+	32, // 62: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
+	33, // 63: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
+	41, // 64: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
+	43, // 65: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_fsm_proto_init() }
@@ -2466,21 +4690,40 @@ func file_fsm_proto_init() {
 		(*Op_PutNode)(nil),
 		(*Op_PutGuard)(nil),
 		(*Op_DeleteGuard)(nil),
+		(*Op_PatchBlock)(nil),
+		(*Op_FireBlock)(nil),
+		(*Op_LiftReason)(nil),
+		(*Op_PutAccount)(nil),
+		(*Op_PutSettings)(nil),
 		(*Op_Batch)(nil),
+		(*Op_BeginList)(nil),
+		(*Op_AddListChunk)(nil),
+		(*Op_CommitList)(nil),
+		(*Op_AbortList)(nil),
+		(*Op_PatchList)(nil),
+		(*Op_DeleteList)(nil),
+		(*Op_DescribeList)(nil),
 	}
-	file_fsm_proto_msgTypes[17].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
+	file_fsm_proto_msgTypes[37].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
 		(*Outcome_Node)(nil),
 		(*Outcome_Guard)(nil),
+		(*Outcome_Account)(nil),
+		(*Outcome_Settings)(nil),
+		(*Outcome_List)(nil),
 	}
-	file_fsm_proto_msgTypes[20].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[40].OneofWrappers = []any{
 		(*Event_Block)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Node)(nil),
 		(*Event_Guard)(nil),
+		(*Event_Account)(nil),
+		(*Event_Settings)(nil),
+		(*Event_List)(nil),
 	}
-	file_fsm_proto_msgTypes[23].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[44].OneofWrappers = []any{
 		(*Record_Header)(nil),
 		(*Record_Node)(nil),
 		(*Record_Vm)(nil),
@@ -2489,6 +4732,11 @@ func file_fsm_proto_init() {
 		(*Record_Result)(nil),
 		(*Record_ResultItem)(nil),
 		(*Record_Event)(nil),
+		(*Record_Account)(nil),
+		(*Record_List)(nil),
+		(*Record_ListBlock)(nil),
+		(*Record_Upload)(nil),
+		(*Record_Audit)(nil),
 		(*Record_Trailer)(nil),
 	}
 	type x struct{}
@@ -2497,7 +4745,7 @@ func file_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_proto_rawDesc), len(file_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
