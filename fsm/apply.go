@@ -6,10 +6,10 @@ import (
 )
 
 // limits are the retention limits of the package; tests make them small.
-type limits struct{ results, lifted, events int }
+type limits struct{ results, lifted, events, audits int }
 
 func defaultLimits() limits {
-	return limits{results: RetainedResults, lifted: RetainedLifted, events: RetainedEvents}
+	return limits{results: RetainedResults, lifted: RetainedLifted, events: RetainedEvents, audits: RetainedAudit}
 }
 
 // applier changes one copy of the state. Every op checks everything before it changes anything, so
@@ -18,6 +18,9 @@ type applier struct {
 	state
 	limits limits
 	actor  string // of the entry being applied
+	from   string // likewise
+	was    replaced
+	json   auditJSON // for encoding what is audited
 	buf    []byte // for encoding what is hashed
 }
 
@@ -33,21 +36,25 @@ func (a *applier) entry(e Entry) (Result, error) {
 		return Result{Index: e.Index, Err: refused}, nil
 	}
 	a.time = max(a.time, toNanos(cmd.Time))
-	a.actor = cmd.Actor
+	a.actor, a.from = cmd.Actor, cmd.From
 	if refused := first(
 		checkText("actor", cmd.Actor, MaxNameBytes),
+		checkText("from", cmd.From, MaxNameBytes),
 		checkText("key", cmd.Key, MaxKeyBytes),
 	); refused != nil {
 		return Result{Index: e.Index, Err: refused}, nil //nolint:nilerr // a refusal is the result of an entry; the error stops the log
 	}
 	if cmd.Key == "" {
-		return a.op(cmd.Op), nil
+		result := a.op(cmd.Op)
+		a.recordRefusals(cmd.Op, &result)
+		return result, nil
 	}
 	fingerprint := opFingerprint(op)
 	if known, ok := a.results.get(pairKey(cmd.Actor, cmd.Key)); ok {
 		return known.replay(e.Index, fingerprint), nil
 	}
 	result := a.op(cmd.Op)
+	a.recordRefusals(cmd.Op, &result)
 	a.remember(&remembered{actor: cmd.Actor, key: cmd.Key, fingerprint: fingerprint, result: result})
 	return result, nil
 }
@@ -122,6 +129,7 @@ func (a *applier) hashResult(m *remembered, into func([32]byte)) {
 // emit appends to the feed. The object is set by the caller.
 func (a *applier) emit(e Event) {
 	e.Index, e.Time, e.Actor = a.index, fromNanos(a.time), a.actor
+	a.recordEvent(&e)
 	a.lastEvent++
 	a.events = append(a.events, e)
 	a.sum.add(a.digest(eventRecord(a.lastEvent, &e)))

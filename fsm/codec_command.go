@@ -39,7 +39,7 @@ func MarshalCommand(c Command) ([]byte, error) {
 		return nil, refused
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&fsmpb.Command{
-		Version: commandVersion, Time: toNanos(c.Time), Actor: c.Actor, Key: c.Key, Op: op,
+		Version: commandVersion, Time: toNanos(c.Time), Actor: c.Actor, From: c.From, Key: c.Key, Op: op,
 	})
 	if err != nil { // the only way for messages of ours
 		return nil, &Error{CodeInvalid, "", "a text is not valid UTF-8"}
@@ -83,7 +83,7 @@ func decodeCommand(b []byte) (Command, *fsmpb.Op, error) {
 	if d.err != nil {
 		return Command{}, nil, malformed(d.err)
 	}
-	return Command{Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor), Key: m.Key, Op: op}, m.Op, nil
+	return Command{Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor), From: intern(m.From), Key: m.Key, Op: op}, m.Op, nil
 }
 
 // malformed is the refusal of an entry that no build wrote.

@@ -26,11 +26,16 @@ func guardRecord(g *Guard) *fsmpb.Record {
 
 // headerRecord leaves the version out: it is no part of the state.
 func headerRecord(s *state) *fsmpb.Record {
+	var head []byte
+	if s.audit.head.Seq != 0 {
+		head = s.audit.head.Head[:]
+	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Header{Header: &fsmpb.Header{
 		Index: s.index, Time: s.time,
 		LastBlock: s.lastBlock, LastResult: s.lastResult, LastEvent: s.lastEvent, EventsAfter: s.eventsAfter,
 		Nodes: uint64(s.nodes.n), Vms: uint64(s.vms.n), Blocks: uint64(s.blocks.n), Guards: uint64(s.guards.n),
 		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
+		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(len(s.audit.lines)),
 	}}}
 }
 

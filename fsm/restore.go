@@ -51,7 +51,7 @@ func (b *rebuild) run() error {
 		read func() error
 	}{
 		{header.Nodes, b.node}, {header.Vms, b.vm}, {header.Blocks, b.block}, {header.Guards, b.guard},
-		{header.Results, b.result}, {header.Events, b.event},
+		{header.Results, b.result}, {header.Events, b.event}, {header.Audits, b.audit},
 	} {
 		for range part.n {
 			if err := part.read(); err != nil {
@@ -62,6 +62,9 @@ func (b *rebuild) run() error {
 	if len(b.applier.order) > b.applier.limits.results || len(b.applier.events) > b.applier.limits.events ||
 		b.applier.lifted.n > b.applier.limits.lifted {
 		return damaged("it holds more than is ever retained")
+	}
+	if err := b.checkAudit(); err != nil {
+		return err
 	}
 	return b.trailer()
 }
@@ -93,7 +96,7 @@ func (b *rebuild) readHeader() error {
 	s.lastBlock, s.lastResult, s.lastEvent = h.LastBlock, h.LastResult, h.LastEvent
 	s.eventsAfter = h.EventsAfter
 	if h.Version == 0 || h.Time < 0 || h.Results > h.LastResult || h.Events > h.LastEvent ||
-		h.Blocks > h.LastBlock || h.EventsAfter > h.Index {
+		h.Blocks > h.LastBlock || h.Audits > h.LastAudit || h.EventsAfter > h.Index {
 		d.fail("its header contradicts itself")
 	}
 	b.header = h

@@ -34,6 +34,7 @@ type state struct {
 	results table[*remembered] // by actor and key
 	order   []*remembered      // by seq
 	events  []Event            // by seq
+	audit   auditLines
 
 	sum multisetHash
 }
@@ -114,6 +115,7 @@ func (s *state) activeWithin(p netip.Prefix, yield func(*Block) bool) {
 // stands for an object that does not exist.
 
 func (a *applier) setNode(was, is *Node) {
+	a.was.node = was
 	if was != nil {
 		a.sum.subtract(a.digest(nodeRecord(was)))
 	}
@@ -123,6 +125,7 @@ func (a *applier) setNode(was, is *Node) {
 }
 
 func (a *applier) setVM(was, is *VM) {
+	a.was.vm = was
 	if was != nil {
 		a.sum.subtract(a.digest(vmRecord(was)))
 		if was.Name != "" && was.Name != is.Name {
@@ -151,6 +154,7 @@ func (s *state) indexVM(vm *VM) {
 }
 
 func (a *applier) setBlock(number uint64, was, is *Block) {
+	a.was.block = was
 	if was != nil {
 		a.sum.subtract(a.digest(blockRecord(was)))
 		if was.State == BlockActive && is.State != BlockActive {
@@ -178,6 +182,7 @@ func (s *state) indexBlock(number uint64, b *Block) {
 }
 
 func (a *applier) setGuard(was, is *Guard) {
+	a.was.guard = was
 	if was != nil {
 		a.sum.subtract(a.digest(guardRecord(was)))
 	}

@@ -17,7 +17,8 @@ type Store struct {
 	current atomic.Pointer[View]
 	halted  atomic.Pointer[UnsupportedError]
 	limits  limits
-	buf     []byte // of the writer
+	buf     []byte    // of the writer
+	json    auditJSON // likewise
 }
 
 // NewStore returns an empty state at index 0.
@@ -43,7 +44,7 @@ func (s *Store) ApplyBatch(entries []Entry) ([]Result, error) {
 		return nil, err
 	}
 	was := s.View()
-	a := applier{state: was.state, limits: s.limits, buf: s.buf}
+	a := applier{state: was.state, limits: s.limits, buf: s.buf, json: s.json}
 	results := make([]Result, 0, len(entries))
 	var halt error
 	for _, e := range entries {
@@ -58,7 +59,7 @@ func (s *Store) ApplyBatch(entries []Entry) ([]Result, error) {
 		}
 		results = append(results, r)
 	}
-	s.buf = a.buf
+	s.buf, s.json = a.buf, a.json
 	if a.index != was.index {
 		s.publish(a.state, was.restored)
 	}
