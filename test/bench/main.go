@@ -254,7 +254,8 @@ func (b *bench) oneByOne(ctx context.Context, n int) (kernel, answer []time.Dura
 
 const writers = 64
 
-// throughput lets 64 writers write, and etcd's 64 writers after them, in turn.
+// throughput lets 64 writers write, and etcd's 64 writers after them, in turn. On both sides each writer
+// has a connection of its own, to one of the three servers.
 func (b *bench) throughput(ctx context.Context) error {
 	const rounds, span = 3, 8 * time.Second
 	var etcd *etcdCluster
@@ -266,14 +267,14 @@ func (b *bench) throughput(ctx context.Context) error {
 		}
 		defer etcd.stop()
 	}
-	var ours, theirs, ratios []float64
+	var ours, costs, theirs, ratios []float64
 	for i := range rounds {
-		b.say("64 writers, round %d of %d", i+1, rounds)
-		mine, err := b.rate(ctx, span)
+		b.say("64 writers with a connection each, round %d of %d", i+1, rounds)
+		mine, cost, err := b.rate(ctx, span)
 		if err != nil {
 			return err
 		}
-		ours = append(ours, mine)
+		ours, costs = append(ours, mine), append(costs, cost)
 		if etcd == nil {
 			continue
 		}
@@ -284,6 +285,7 @@ func (b *bench) throughput(ctx context.Context) error {
 		theirs, ratios = append(theirs, other), append(ratios, mine/other)
 	}
 	b.report("64 writers, blocks committed, median of 3", median(ours), "/s", "")
+	b.report("64 writers, CPU of the three agents for one block, median", median(costs), "us", "")
 	if etcd != nil {
 		b.report("64 writers, etcd puts of the same size, median of 3", median(theirs), "/s", "")
 		b.report("64 writers, ratio to etcd, median of 3 pairs", median(ratios), "x", ">= 1")
@@ -296,11 +298,33 @@ func median(list []float64) float64 {
 	return list[len(list)/2]
 }
 
-// rate returns the blocks committed a second by 64 writers.
-func (b *bench) rate(ctx context.Context, span time.Duration) (float64, error) {
+// rate returns the blocks committed a second by 64 writers, and the CPU time in microseconds that the
+// agents spent on each. The machine's other work changes the first far more than the second.
+func (b *bench) rate(ctx context.Context, span time.Duration) (blocks, micros float64, err error) {
+	before, err := b.agentsCPU()
+	if err != nil {
+		return 0, 0, err
+	}
 	begin := time.Now()
 	n, err := b.write(ctx, func(int) bool { return time.Since(begin) < span })
-	return float64(n) / time.Since(begin).Seconds(), err
+	if err != nil || n == 0 {
+		return 0, 0, err
+	}
+	blocks = float64(n) / time.Since(begin).Seconds()
+	after, err := b.agentsCPU()
+	return blocks, float64((after - before).Microseconds()) / float64(n), err
+}
+
+// agentsCPU returns the CPU time that all agents have used.
+func (b *bench) agentsCPU() (total time.Duration, err error) {
+	for _, n := range b.fleet.Nodes() {
+		cpu, _, err := usage(n.Agent.PID)
+		if err != nil {
+			return 0, err
+		}
+		total += cpu
+	}
+	return total, nil
 }
 
 // write lets 64 writers, spread over the nodes, block addresses while more(written) says so.

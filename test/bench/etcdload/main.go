@@ -20,19 +20,20 @@ import (
 func main() {
 	endpoints := flag.String("endpoints", "", "comma separated client URLs; the writers are spread over them")
 	writers := flag.Int("writers", 64, "concurrent writers")
+	connections := flag.Int("connections", 64, "connections that the writers share")
 	size := flag.Int("size", 200, "bytes in a value")
 	duration := flag.Duration("duration", 10*time.Second, "how long to write")
 	flag.Parse()
-	if err := run(strings.Split(*endpoints, ","), *writers, *size, *duration); err != nil {
+	if err := run(strings.Split(*endpoints, ","), *writers, *connections, *size, *duration); err != nil {
 		fmt.Fprintln(os.Stderr, "etcdload:", err)
 		os.Exit(1)
 	}
 }
 
-func run(endpoints []string, writers, size int, duration time.Duration) error {
-	clients := make([]*clientv3.Client, len(endpoints))
-	for i, e := range endpoints {
-		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+func run(endpoints []string, writers, connections, size int, duration time.Duration) error {
+	clients := make([]*clientv3.Client, connections)
+	for i := range clients {
+		c, err := clientv3.New(clientv3.Config{Endpoints: endpoints[i%len(endpoints):][:1], DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 		if err != nil {
 			return err
 		}
