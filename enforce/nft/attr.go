@@ -70,16 +70,37 @@ func closeNest(b []byte, start int) []byte {
 // attrs walks the attributes in b. It stops at the first that does not fit.
 func attrs(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
-		for len(b) >= attrHeader {
-			n := int(binary.NativeEndian.Uint16(b))
-			if n < attrHeader || n > len(b) {
+		for rest := b; ; {
+			typ, v, after, ok := cutAttr(rest)
+			if !ok || !yield(typ, v) {
 				return
 			}
-			if !yield(binary.NativeEndian.Uint16(b[2:])&attrTypes, b[attrHeader:n]) {
-				return
-			}
-			b = b[min(aligned(n), len(b)):]
+			rest = after
 		}
+	}
+}
+
+// cutAttr splits the first attribute off; ok is false if there is none that fits. Loops over it
+// allocate nothing, where walks of attrs inside one another do.
+func cutAttr(b []byte) (typ uint16, v, rest []byte, ok bool) {
+	if len(b) < attrHeader {
+		return 0, nil, nil, false
+	}
+	n := int(binary.NativeEndian.Uint16(b))
+	if n < attrHeader || n > len(b) {
+		return 0, nil, nil, false
+	}
+	return binary.NativeEndian.Uint16(b[2:]) & attrTypes, b[attrHeader:n], b[min(aligned(n), len(b)):], true
+}
+
+// findAttr returns the first attribute of a type.
+func findAttr(b []byte, want uint16) (v []byte, ok bool) {
+	for {
+		typ, v, rest, ok := cutAttr(b)
+		if !ok || typ == want {
+			return v, ok
+		}
+		b = rest
 	}
 }
 

@@ -40,42 +40,33 @@ func appendElement(b []byte, key []byte, e element) []byte {
 
 // eachElement walks the elements in the attributes of a message.
 func eachElement(message []byte, each func(element)) {
-	for typ, list := range attrs(message) {
-		if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			continue
+	list, _ := findAttr(message, unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+	for {
+		_, one, rest, ok := cutAttr(list)
+		if !ok {
+			return
 		}
-		for _, one := range attrs(list) {
-			var e element
-			for typ, v := range attrs(one) {
-				switch typ {
-				case unix.NFTA_SET_ELEM_KEY:
-					for typ, data := range attrs(v) {
-						if typ == unix.NFTA_DATA_VALUE {
-							copy(e.key[:], data)
-						}
-					}
-				case unix.NFTA_SET_ELEM_EXPR:
-					e.counter = counterOf(v)
-				}
-			}
-			each(e)
-		}
+		each(parseElement(one))
+		list = rest
 	}
 }
 
-func counterOf(expr []byte) (c [2]uint64) {
-	for typ, data := range attrs(expr) {
-		if typ != unix.NFTA_EXPR_DATA {
-			continue
+func parseElement(b []byte) (e element) {
+	for {
+		typ, v, rest, ok := cutAttr(b)
+		if !ok {
+			return e
 		}
-		for typ, v := range attrs(data) {
-			switch typ {
-			case attrCounterPacket:
-				c[0] = attrUint64(v)
-			case attrCounterBytes:
-				c[1] = attrUint64(v)
-			}
+		switch typ {
+		case unix.NFTA_SET_ELEM_KEY:
+			data, _ := findAttr(v, unix.NFTA_DATA_VALUE)
+			copy(e.key[:], data)
+		case unix.NFTA_SET_ELEM_EXPR:
+			data, _ := findAttr(v, unix.NFTA_EXPR_DATA)
+			packets, _ := findAttr(data, attrCounterPacket)
+			bytes, _ := findAttr(data, attrCounterBytes)
+			e.counter = [2]uint64{attrUint64(packets), attrUint64(bytes)}
 		}
+		b = rest
 	}
-	return c
 }

@@ -34,8 +34,9 @@ type Options struct {
 	// for every dial and must stay open until Close.
 	NetNS int
 	// ExactSize, MaskedSize and TapSize are how many elements new sets have room for; a set that is
-	// full is replaced by one of double size. Defaults 65,536, 16,384 and 4,096; at 16 bytes each,
-	// times two tables.
+	// full is replaced by one of double size. Defaults 393,216, 16,384 and 4,096. The kernel rounds 4/3
+	// of a size up to a power of two and takes 8 bytes of memory for each: an empty exact set has 4 MiB,
+	// and there are five. Growing is dear, since each element is copied and read back.
 	ExactSize, MaskedSize, TapSize uint32
 	// ChunkElements is how many elements one transaction changes at most. Default 1,000: an urgent
 	// change of another program then waits about 1 ms for ours.
@@ -60,7 +61,7 @@ func (o Options) withDefaults() (Options, error) {
 		v       *uint32
 		byNone  uint32
 		purpose string
-	}{{&o.ExactSize, 65_536, "exact"}, {&o.MaskedSize, 16_384, "masked"}, {&o.TapSize, 4_096, "tap"}} {
+	}{{&o.ExactSize, 393_216, "exact"}, {&o.MaskedSize, 16_384, "masked"}, {&o.TapSize, 4_096, "tap"}} {
 		if *size.v == 0 {
 			*size.v = size.byNone
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -27,6 +28,8 @@ const (
 // missing element the socket is not usable: answers may be lost or still be on their way.
 type wire struct {
 	nl      *netlink.Conn
+	raw     syscall.RawConn // of nl
+	in, out []byte          // of get
 	timeout time.Duration
 }
 
@@ -44,10 +47,14 @@ func dial(netNS, bufferBytes int, timeout time.Duration) (*wire, error) {
 	if err == nil {
 		err = nl.SetWriteBuffer(bufferBytes)
 	}
+	var raw syscall.RawConn
+	if err == nil {
+		raw, err = nl.SyscallConn()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up a netlink socket: %w", err), nl.Close())
 	}
-	return &wire{nl: nl, timeout: timeout}, nil
+	return &wire{nl: nl, raw: raw, in: make([]byte, readBytes), timeout: timeout}, nil
 }
 
 func (w *wire) close() error { return w.nl.Close() }
@@ -214,39 +221,42 @@ func (w *wire) get(ctx context.Context, table string, queries []query) ([]answer
 	return answers, nil
 }
 
+// getSome writes and reads without the netlink package: under load it is most of what a change costs,
+// and takes no memory of its own this way. The kernel has put all answers into the receive buffer
+// before the write returns.
 func (w *wire) getSome(ctx context.Context, table string, queries []query, answers []answer) error {
 	if err := w.deadline(ctx); err != nil {
 		return err
 	}
-	messages := make([]netlink.Message, len(queries))
-	var b []byte
+	w.out = w.out[:0]
 	for i, q := range queries {
-		b = appendElementList(b[:0], table, q.set)
-		b, list := openNest(b, unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-		b = closeNest(appendElement(b, q.key, element{}), list)
-		messages[i] = message(unix.NFT_MSG_GETSETELEM, 0, q.family, b)
+		w.out = appendQuery(w.out, uint32(i), table, q)
 	}
-	sent, err := w.nl.SendMessages(messages)
-	if err != nil {
+	if err := w.send(w.out); err != nil {
 		return fmt.Errorf("ask for %d elements: %w", len(queries), err)
 	}
 	for answered := 0; answered < len(queries); {
-		replies, err := w.nl.Receive()
+		n, err := w.receive(w.in)
 		if err != nil {
-			op := (*netlink.OpError)(nil)
-			if !errors.Is(err, unix.ENOENT) || !errors.As(err, &op) || op.Sequence-sent[0].Header.Sequence >= uint32(len(queries)) {
+			return fmt.Errorf("read back elements: %w", err)
+		}
+		for b := w.in[:n]; len(b) > 0; answered++ {
+			h, data, rest, err := cutMessage(b)
+			if err != nil {
 				return fmt.Errorf("read back elements: %w", err)
 			}
-			answered++
-			continue
-		}
-		for _, r := range replies {
-			i := r.Header.Sequence - sent[0].Header.Sequence
-			if i >= uint32(len(queries)) || len(r.Data) < attrHeader || r.Header.Type == netlink.Error {
-				return fmt.Errorf("read back elements: an answer to something else (type %d)", r.Header.Type)
+			i := h.Sequence
+			switch {
+			case i >= uint32(len(queries)):
+				return fmt.Errorf("read back elements: an answer to something else (type %d)", h.Type)
+			case h.Type != netlink.Error:
+				eachElement(data, func(e element) { answers[i] = answer{true, e.counter} })
+			default:
+				if err := errorIn(data); !errors.Is(err, unix.ENOENT) {
+					return fmt.Errorf("read back elements: %w", err)
+				}
 			}
-			eachElement(r.Data[attrHeader:], func(e element) { answers[i] = answer{true, e.counter} })
-			answered++
+			b = rest
 		}
 	}
 	return nil
