@@ -6,10 +6,10 @@ import (
 )
 
 // limits are the retention limits of the package; tests make them small.
-type limits struct{ results, lifted, events, audits int }
+type limits struct{ results, over, events, audits int }
 
 func defaultLimits() limits {
-	return limits{results: RetainedResults, lifted: RetainedLifted, events: RetainedEvents, audits: RetainedAudit}
+	return limits{results: RetainedResults, over: RetainedLifted, events: RetainedEvents, audits: RetainedAudit}
 }
 
 // applier changes one copy of the state. Every op checks everything before it changes anything, so
@@ -21,7 +21,7 @@ type applier struct {
 	from   string // likewise
 	was    replaced
 	json   auditJSON // for encoding what is audited
-	buf    []byte // for encoding what is hashed
+	buf    []byte    // for encoding what is hashed
 }
 
 // entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
@@ -66,6 +66,16 @@ func (a *applier) op(op Op) Result {
 		r.Block, r.Err = a.addBlock(op)
 	case LiftBlock:
 		r.Block, r.Err = a.liftBlock(op)
+	case LiftReason:
+		r.Items, r.Err = a.liftReason(op)
+	case PatchBlock:
+		r.Block, r.Err = a.patchBlock(op)
+	case FireBlock:
+		r.Block, r.Err = a.fireBlock(op)
+	case PutAccount:
+		r.Account, r.Err = a.putAccount(op)
+	case PutSettings:
+		r.Settings, r.Err = a.putSettings(op)
 	case DeclareVM:
 		r.VM, r.Err = a.declareVM(op)
 	case ObserveVM:
@@ -80,12 +90,37 @@ func (a *applier) op(op Op) Result {
 		if r.Err = checkBatch(op); r.Err != nil {
 			return r
 		}
-		r.Items = make([]Result, len(op.Ops))
-		for i, item := range op.Ops {
-			r.Items[i] = a.op(item)
-		}
+		r.Items = a.batch(op)
 	}
 	return r
+}
+
+func (a *applier) batch(op Batch) []Result {
+	items := make([]Result, len(op.Ops))
+	if !op.Atomic {
+		for i, item := range op.Ops {
+			items[i] = a.op(item)
+		}
+		return items
+	}
+	// Frozen, the copy keeps what the tables were. Events and results beyond its ends were seen by
+	// nobody and are written over.
+	a.freeze()
+	before := a.state
+	for i, item := range op.Ops {
+		if items[i] = a.op(item); items[i].Err == nil {
+			continue
+		}
+		a.state = before
+		for k := range items {
+			if k != i {
+				items[k] = Result{Index: a.index, Err: &Error{CodeAborted, "",
+					fmt.Sprintf("was not done, because element %d of the batch was refused", i)}}
+			}
+		}
+		break
+	}
+	return items
 }
 
 func checkBatch(b Batch) *Error {

@@ -49,33 +49,88 @@ func (a *applier) putNode(op PutNode) (*Node, *Error) {
 }
 
 func (a *applier) putGuard(op PutGuard) (*Guard, *Error) {
-	if refused := first(checkPrefix("prefix", op.Prefix), checkNote("note", op.Note)); refused != nil {
+	if refused := checkNote("note", op.Note); refused != nil {
 		return nil, refused
 	}
-	var inside *Block
-	a.activeWithin(op.Prefix, func(b *Block) bool { inside = b; return false })
-	if inside != nil {
-		return nil, &Error{CodeConflict, "prefix",
-			fmt.Sprintf("block %s on %s is inside %s; lift it first", inside.ID, inside.Target, op.Prefix)}
+	g := &Guard{Note: op.Note, Actor: a.actor, Revision: a.index}
+	key, refused := a.guarding(op.Prefix, op.VM, g)
+	if refused != nil {
+		return nil, refused
 	}
-	was, known := a.guards.get(prefixKey(op.Prefix))
+	if refused := a.checkUnheld(g); refused != nil {
+		return nil, refused
+	}
+	was, known := a.guards.get(key)
 	if known && was.Note == op.Note {
 		return was, nil
 	}
-	g := &Guard{Prefix: op.Prefix, Note: op.Note, Actor: a.actor, Revision: a.index}
 	a.setGuard(was, g)
 	a.emit(Event{Type: EventGuardAdded, Guard: g})
 	return g, nil
 }
 
+// guarding resolves and checks what a guard stands for, and returns its key.
+func (a *applier) guarding(prefix netip.Prefix, vm string, g *Guard) ([]byte, *Error) {
+	switch {
+	case vm != "" && prefix.IsValid():
+		return nil, &Error{CodeInvalid, "vm", "is given together with a prefix; a guard is of one of them"}
+	case vm != "":
+		if _, ok := a.guards.get(vmGuardKey(vm)); ok { // also of a VM that is gone
+			g.VM = vm
+			break
+		}
+		known, refused := a.resolveVM("vm", vm)
+		if refused != nil {
+			return nil, refused
+		}
+		g.VM = known.ID
+	default:
+		if refused := checkPrefix("prefix", prefix); refused != nil {
+			return nil, refused
+		}
+		g.Prefix = prefix
+	}
+	return guardKey(g), nil
+}
+
+// checkUnheld refuses a guard of what is held: it would be lifted by nobody.
+func (a *applier) checkUnheld(g *Guard) *Error {
+	within := []netip.Prefix{g.Prefix}
+	field := "prefix"
+	if g.VM != "" {
+		field = "vm"
+		for b := range a.openOn(Target{VM: g.VM}) {
+			return &Error{CodeConflict, field, fmt.Sprintf("block %s holds VM %s; lift it first", b.ID, g.VM)}
+		}
+		within = nil
+		if vm, ok := a.vms.get([]byte(g.VM)); ok {
+			within = vm.AllAddresses()
+		}
+	}
+	for _, p := range within {
+		for _, in := range []*table[*Block]{&a.active, &a.pending} {
+			if b := blockWithin(in, p); b != nil {
+				return &Error{CodeConflict, field, fmt.Sprintf("block %s on %s is inside %s; lift it first", b.ID, b.Target, p)}
+			}
+		}
+	}
+	return nil
+}
+
 // deleteGuard returns the guard as it was.
 func (a *applier) deleteGuard(op DeleteGuard) (*Guard, *Error) {
-	if refused := checkPrefix("prefix", op.Prefix); refused != nil {
+	var g Guard
+	key, refused := a.guarding(op.Prefix, op.VM, &g)
+	if refused != nil {
 		return nil, refused
 	}
-	was, ok := a.guards.get(prefixKey(op.Prefix))
+	was, ok := a.guards.get(key)
 	if !ok {
-		return nil, &Error{CodeNotFound, "prefix", "there is no guard " + op.Prefix.String()}
+		field, name := "prefix", op.Prefix.String()
+		if op.VM != "" {
+			field, name = "vm", "of VM "+g.VM
+		}
+		return nil, &Error{CodeNotFound, field, "there is no guard " + name}
 	}
 	a.setGuard(was, nil)
 	a.emit(Event{Type: EventGuardRemoved, Guard: was})

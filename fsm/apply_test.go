@@ -63,7 +63,7 @@ func (l *log) refused2(tb testing.TB, op Op, code Code) {
 }
 
 func TestResultsAreForgottenOldestFirst(t *testing.T) {
-	s := newStore(limits{results: 3, lifted: 10, events: 10})
+	s := newStore(limits{results: 3, over: 10, events: 10})
 	log := newLog(s)
 	for i := range 5 {
 		log.key = fmt.Sprintf("k%d", i)
@@ -86,9 +86,9 @@ func TestResultsAreForgottenOldestFirst(t *testing.T) {
 func TestABatchGivesAResultForEachOp(t *testing.T) {
 	s := NewStore()
 	log := newLog(s)
-	batch := Batch{[]Op{
+	batch := Batch{Ops: []Op{
 		onPrefix("198.51.100.7/32"), onVM("v1"), DeclareVM{ID: "v1"}, onVM("v1"), LiftBlock{ID: "b1"},
-		PutGuard{prefix("192.0.2.0/24"), ""}, onPrefix("192.0.2.9/32"),
+		PutGuard{Prefix: prefix("192.0.2.0/24"), Note: ""}, onPrefix("192.0.2.9/32"),
 	}}
 	log.key = "k"
 	r := log.ok(t, batch)
@@ -202,7 +202,7 @@ func TestWhatANewerBuildWroteHalts(t *testing.T) {
 	account.Target = &fsmpb.Target{}
 	account.Target.ProtoReflect().SetUnknown(field(nil, 3))
 	kind := proto.Clone(addBlock).(*fsmpb.AddBlock)
-	kind.Kind = "reject"
+	kind.Kind = "scold"
 	op := func(b *fsmpb.AddBlock) *fsmpb.Op { return &fsmpb.Op{Op: &fsmpb.Op_AddBlock{AddBlock: b}} }
 	unknown := &fsmpb.Op{}
 	unknown.ProtoReflect().SetUnknown(field(nil, 8))
@@ -272,14 +272,14 @@ func TestMarshalRefusesWhatHasNoForm(t *testing.T) {
 		field string
 	}{
 		"no op":         {nil, CodeUnsupported, "op"},
-		"kind":          {AddBlock{Kind: "reject"}, CodeUnsupported, "kind"},
-		"direction":     {AddBlock{Direction: "in"}, CodeUnsupported, "direction"},
+		"kind":          {AddBlock{Kind: "scold"}, CodeUnsupported, "kind"},
+		"direction":     {AddBlock{Direction: "up"}, CodeUnsupported, "direction"},
 		"phase":         {ObserveVM{Phase: "paused"}, CodeUnsupported, "phase"},
 		"UTF-8":         {AddBlock{Note: "\xff"}, CodeInvalid, ""},
 		"empty batch":   {Batch{}, CodeInvalid, "ops"},
-		"large batch":   {Batch{make([]Op, MaxBatchOps+1)}, CodeInvalid, "ops"},
-		"nested batch":  {Batch{[]Op{Batch{[]Op{AddBlock{}}}}}, CodeInvalid, "ops[0].ops"},
-		"kind in batch": {Batch{[]Op{AddBlock{}, AddBlock{Kind: "x"}}}, CodeUnsupported, "ops[1].kind"},
+		"large batch":   {Batch{Ops: make([]Op, MaxBatchOps+1)}, CodeInvalid, "ops"},
+		"nested batch":  {Batch{Ops: []Op{Batch{Ops: []Op{AddBlock{}}}}}, CodeInvalid, "ops[0].ops"},
+		"kind in batch": {Batch{Ops: []Op{AddBlock{}, AddBlock{Kind: "x"}}}, CodeUnsupported, "ops[1].kind"},
 		"huge":          {AddBlock{Note: strings.Repeat("a", MaxCommandBytes)}, CodeInvalid, ""},
 	} {
 		_, err := MarshalCommand(Command{Time: time.Unix(1, 0), Op: c.op})
@@ -295,23 +295,23 @@ func TestGuards(t *testing.T) {
 	log := newLog(s)
 	log.ok(t, onPrefix("198.51.100.7/32"))
 	log.ok(t, onPrefix("203.0.0.0/16"))
-	log.refusedSaying(t, PutGuard{prefix("198.51.100.0/24"), ""}, CodeConflict, "prefix", "b1")
-	log.refused(t, PutGuard{prefix("198.51.100.7/32"), ""}, CodeConflict, "prefix")
+	log.refusedSaying(t, PutGuard{Prefix: prefix("198.51.100.0/24"), Note: ""}, CodeConflict, "prefix", "b1")
+	log.refused(t, PutGuard{Prefix: prefix("198.51.100.7/32"), Note: ""}, CodeConflict, "prefix")
 	log.ok(t, LiftBlock{ID: "b1"})
-	log.ok(t, PutGuard{prefix("198.51.100.0/24"), "office"})
-	g := log.ok(t, PutGuard{prefix("203.0.113.0/24"), ""}).Guard // inside b2, which keeps standing
+	log.ok(t, PutGuard{Prefix: prefix("198.51.100.0/24"), Note: "office"})
+	g := log.ok(t, PutGuard{Prefix: prefix("203.0.113.0/24"), Note: ""}).Guard // inside b2, which keeps standing
 	if g.Actor != "token:test" || g.Revision != log.index {
 		t.Errorf("guard is %+v", g)
 	}
 	if b, _ := s.View().Block("b2"); b.State != BlockActive {
 		t.Error("a guard lifted a block")
 	}
-	log.refused(t, PutGuard{prefix("0.0.0.0/0"), ""}, CodeTooWide, "prefix")
-	log.refused(t, PutGuard{netip.Prefix{}, ""}, CodeInvalid, "prefix")
-	log.refused(t, PutGuard{prefix("198.51.0.0/16"), "\a"}, CodeInvalid, "note")
-	log.refused(t, DeleteGuard{prefix("198.51.100.0/25")}, CodeNotFound, "prefix")
+	log.refused(t, PutGuard{Prefix: prefix("0.0.0.0/0"), Note: ""}, CodeTooWide, "prefix")
+	log.refused(t, PutGuard{Prefix: netip.Prefix{}, Note: ""}, CodeInvalid, "prefix")
+	log.refused(t, PutGuard{Prefix: prefix("198.51.0.0/16"), Note: "\a"}, CodeInvalid, "note")
+	log.refused(t, DeleteGuard{Prefix: prefix("198.51.100.0/25")}, CodeNotFound, "prefix")
 	log.refused(t, onPrefix("198.51.100.7/32"), CodeGuardConflict, "target.prefix")
-	if g := log.ok(t, DeleteGuard{prefix("198.51.100.0/24")}).Guard; g.Note != "office" {
+	if g := log.ok(t, DeleteGuard{Prefix: prefix("198.51.100.0/24")}).Guard; g.Note != "office" {
 		t.Errorf("deleted %+v", g)
 	}
 	log.ok(t, onPrefix("198.51.100.7/32"))

@@ -22,7 +22,7 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 		if refused := checkPrefix("addresses", p); refused != nil {
 			return nil, refused
 		}
-		if refused := a.guardSet().refuse("addresses", p); refused != nil {
+		if refused := a.guardSet().fixed.refuse("addresses", p); refused != nil {
 			return nil, refused
 		}
 	}
@@ -38,6 +38,7 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 		vm.Name = op.Name
 	}
 	vm.Owner = op.Owner
+	vm.DoNotBlockUntil = utc(op.DoNotBlockUntil)
 	vm.Declared = sortedSet(op.Addresses, comparePrefix)
 	if known && equalVMs(was, vm) {
 		return was, nil
@@ -45,6 +46,10 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 	vm.Revision = a.index
 	a.setVM(was, vm)
 	a.emit(Event{Type: EventVMDeclared, VM: vm})
+	a.postpone(Target{VM: vm.ID})
+	if vm.Owner != "" {
+		a.postpone(Target{Account: vm.Owner})
+	}
 	return vm, nil
 }
 
@@ -233,7 +238,7 @@ func compareNIC(a, b NIC) int {
 func equalVMs(a, b *VM) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && a.Owner == b.Owner &&
 		a.Node == b.Node && a.Destination == b.Destination && a.State == b.State &&
-		a.Epoch == b.Epoch && a.Revision == b.Revision &&
+		a.Epoch == b.Epoch && a.Revision == b.Revision && a.DoNotBlockUntil.Equal(b.DoNotBlockUntil) &&
 		slices.Equal(a.Declared, b.Declared) &&
 		slices.EqualFunc(a.NICs, b.NICs, func(x, y NIC) bool {
 			return x.MAC == y.MAC && x.Tap == y.Tap && slices.Equal(x.Addresses, y.Addresses)

@@ -38,7 +38,7 @@ func fleet(tb testing.TB, vms, blocks int) *Store {
 	}
 	for len(ops) > 0 {
 		n := min(1000, len(ops))
-		for i, r := range log.do(tb, Batch{ops[:n]}).Items {
+		for i, r := range log.do(tb, Batch{Ops: ops[:n]}).Items {
 			if r.Err != nil {
 				tb.Fatalf("%+v: %v", ops[i], r.Err)
 			}

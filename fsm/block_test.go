@@ -12,7 +12,7 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-func onPrefix(s string) AddBlock { return AddBlock{Target: Target{Prefix: prefix(s)}} }
+func onPrefix(s string) AddBlock { return AddBlock{Target: Target{Prefix: prefix(s)}, Force: true} }
 
 func onVM(ref string) AddBlock { return AddBlock{Target: Target{VM: ref}} }
 
@@ -24,13 +24,13 @@ func TestBlockHasDefaultsAndStamps(t *testing.T) {
 		ID: "b1", Target: Target{Prefix: prefix("198.51.100.7/32")}, Kind: Drop, Direction: Both,
 		Reason: "manual", Actor: "token:test", State: BlockActive, CreatedAt: log.time.UTC(), Index: 1, Revision: 1,
 	}
-	if *b != want {
+	if !equalBlocks(b, &want) {
 		t.Errorf("got %+v\nwant %+v", *b, want)
 	}
 	log.actor = "unix:0"
 	lifted := log.ok(t, LiftBlock{ID: "b1", IfRevision: 1}).Block
 	want.State, want.LiftedAt, want.LiftedBy, want.Index, want.Revision = BlockLifted, log.time.UTC(), "unix:0", 2, 2
-	if *lifted != want {
+	if !equalBlocks(lifted, &want) {
 		t.Errorf("got %+v\nwant %+v", *lifted, want)
 	}
 	if b.State != BlockActive {
@@ -82,7 +82,7 @@ func TestBlockRefusals(t *testing.T) {
 		ID: "n1", Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
 		Gateways: []netip.Addr{addr("192.0.2.254")}, Guards: []netip.Prefix{prefix("100.64.0.0/16")},
 	}})
-	log.ok(t, PutGuard{prefix("203.0.113.0/24"), "office\nask Ann"})
+	log.ok(t, PutGuard{Prefix: prefix("203.0.113.0/24"), Note: "office\nask Ann"})
 	for _, c := range []struct {
 		name  string
 		op    AddBlock
@@ -91,7 +91,7 @@ func TestBlockRefusals(t *testing.T) {
 		says  string
 	}{
 		{"nothing", AddBlock{}, CodeInvalid, "target", "missing"},
-		{"two targets", AddBlock{Target: Target{VM: "v", Prefix: prefix("198.51.100.1/32")}}, CodeInvalid, "target", "both"},
+		{"two targets", AddBlock{Target: Target{VM: "v", Prefix: prefix("198.51.100.1/32")}}, CodeInvalid, "target", "more than one"},
 		{"no such VM", onVM("v9"), CodeNotFound, "target.vm", `"v9"`},
 		{"all of IPv4", onPrefix("0.0.0.0/0"), CodeTooWide, "target.prefix", "/8"},
 		{"all of IPv6", onPrefix("::/0"), CodeTooWide, "target.prefix", "/16"},
@@ -151,7 +151,7 @@ func TestLiftRefusals(t *testing.T) {
 }
 
 func TestLiftedBlocksAreForgottenOldestFirst(t *testing.T) {
-	s := newStore(limits{results: 10, lifted: 2, events: 100})
+	s := newStore(limits{results: 10, over: 2, events: 100})
 	log := newLog(s)
 	for range 4 {
 		log.ok(t, onPrefix("198.51.100.7/32"))

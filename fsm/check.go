@@ -9,10 +9,9 @@ import (
 )
 
 const (
-	defaultReason = "manual"
-	maxIDBytes    = 255
-	maxTapBytes   = 15 // IFNAMSIZ without the NUL
-	replacement   = '\uFFFD'
+	maxIDBytes  = 255
+	maxTapBytes = 15 // IFNAMSIZ without the NUL
+	replacement = '\uFFFD'
 )
 
 // hidden says whether a rune may not stand in a name: control characters, line separators, and marks

@@ -96,15 +96,24 @@ func opFingerprint(op *fsmpb.Op) [32]byte { return sha256.Sum256(appendCanonical
 func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 	switch op := op.(type) {
 	case AddBlock:
-		if op.Kind != "" && !contains(kinds, op.Kind) {
-			return nil, &Error{CodeUnsupported, "kind", "there is no kind " + quote(string(op.Kind))}
-		}
-		if op.Direction != "" && !contains(directions, op.Direction) {
-			return nil, &Error{CodeUnsupported, "direction", "there is no direction " + quote(string(op.Direction))}
-		}
-		return &fsmpb.Op{Op: &fsmpb.Op_AddBlock{AddBlock: &fsmpb.AddBlock{
-			Target: encodeTarget(op.Target), Kind: string(op.Kind), Direction: string(op.Direction),
-			Reason: op.Reason, Note: op.Note,
+		return encodeAddBlock(op)
+	case PatchBlock:
+		return encodePatchBlock(op), nil
+	case FireBlock:
+		return &fsmpb.Op{Op: &fsmpb.Op_FireBlock{FireBlock: &fsmpb.FireBlock{
+			Id: op.ID, Revision: op.Revision, At: toNanos(op.At),
+		}}}, nil
+	case LiftReason:
+		return &fsmpb.Op{Op: &fsmpb.Op_LiftReason{LiftReason: &fsmpb.LiftReason{
+			Target: encodeTarget(op.Target), Reason: op.Reason,
+		}}}, nil
+	case PutAccount:
+		return &fsmpb.Op{Op: &fsmpb.Op_PutAccount{PutAccount: &fsmpb.PutAccount{
+			Id: op.ID, DoNotBlockUntil: toNanos(op.DoNotBlockUntil), Note: op.Note, IfRevision: op.IfRevision,
+		}}}, nil
+	case PutSettings:
+		return &fsmpb.Op{Op: &fsmpb.Op_PutSettings{PutSettings: &fsmpb.PutSettings{
+			Settings: encodeSettings(&op.Settings), IfRevision: op.IfRevision,
 		}}}, nil
 	case LiftBlock:
 		return &fsmpb.Op{Op: &fsmpb.Op_LiftBlock{LiftBlock: &fsmpb.LiftBlock{
@@ -113,7 +122,7 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 	case DeclareVM:
 		return &fsmpb.Op{Op: &fsmpb.Op_DeclareVm{DeclareVm: &fsmpb.DeclareVM{
 			Id: op.ID, Name: op.Name, Owner: op.Owner, Addresses: encodeList(op.Addresses, encodePrefix),
-			IfRevision: op.IfRevision,
+			IfRevision: op.IfRevision, DoNotBlockUntil: toNanos(op.DoNotBlockUntil),
 		}}}, nil
 	case ObserveVM:
 		if op.Phase != "" && !contains(phases, op.Phase) {
@@ -127,11 +136,11 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 		return &fsmpb.Op{Op: &fsmpb.Op_PutNode{PutNode: &fsmpb.PutNode{Node: encodeNode(&op.Node)}}}, nil
 	case PutGuard:
 		return &fsmpb.Op{Op: &fsmpb.Op_PutGuard{PutGuard: &fsmpb.PutGuard{
-			Prefix: encodePrefix(op.Prefix), Note: op.Note,
+			Prefix: encodePrefix(op.Prefix), Vm: op.VM, Note: op.Note,
 		}}}, nil
 	case DeleteGuard:
 		return &fsmpb.Op{Op: &fsmpb.Op_DeleteGuard{DeleteGuard: &fsmpb.DeleteGuard{
-			Prefix: encodePrefix(op.Prefix),
+			Prefix: encodePrefix(op.Prefix), Vm: op.VM,
 		}}}, nil
 	case Batch:
 		if nested {
@@ -154,7 +163,7 @@ func encodeBatch(op Batch) (*fsmpb.Op, *Error) {
 			return nil, &Error{refused.Code, fmt.Sprintf("ops[%d].%s", i, refused.Field), refused.Detail}
 		}
 	}
-	return &fsmpb.Op{Op: &fsmpb.Op_Batch{Batch: &fsmpb.Batch{Ops: ops}}}, nil
+	return &fsmpb.Op{Op: &fsmpb.Op_Batch{Batch: &fsmpb.Batch{Ops: ops, Atomic: op.Atomic}}}, nil
 }
 
 func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
@@ -165,14 +174,22 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 	d.known(m)
 	switch m := m.Op.(type) {
 	case *fsmpb.Op_AddBlock:
-		op := m.AddBlock
+		return d.addBlock(m.AddBlock)
+	case *fsmpb.Op_PatchBlock:
+		return d.patchBlock(m.PatchBlock)
+	case *fsmpb.Op_FireBlock:
+		d.known(m.FireBlock)
+		return FireBlock{ID: m.FireBlock.Id, Revision: m.FireBlock.Revision, At: decodeTime(m.FireBlock.At)}
+	case *fsmpb.Op_LiftReason:
+		d.known(m.LiftReason)
+		return LiftReason{Target: d.target(m.LiftReason.Target), Reason: intern(m.LiftReason.Reason)}
+	case *fsmpb.Op_PutAccount:
+		op := m.PutAccount
 		d.known(op)
-		return AddBlock{
-			Target:    d.target(op.Target),
-			Kind:      known(d, "kind", op.Kind, kinds, true),
-			Direction: known(d, "direction", op.Direction, directions, true),
-			Reason:    intern(op.Reason), Note: op.Note,
-		}
+		return PutAccount{ID: intern(op.Id), DoNotBlockUntil: decodeTime(op.DoNotBlockUntil), Note: op.Note, IfRevision: op.IfRevision}
+	case *fsmpb.Op_PutSettings:
+		d.known(m.PutSettings)
+		return PutSettings{Settings: *d.settings(m.PutSettings.Settings), IfRevision: m.PutSettings.IfRevision}
 	case *fsmpb.Op_LiftBlock:
 		d.known(m.LiftBlock)
 		return LiftBlock{ID: m.LiftBlock.Id, IfRevision: m.LiftBlock.IfRevision}
@@ -182,6 +199,7 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return DeclareVM{
 			ID: op.Id, Name: op.Name, Owner: intern(op.Owner),
 			Addresses: decodeList(op.Addresses, d.prefix), IfRevision: op.IfRevision,
+			DoNotBlockUntil: decodeTime(op.DoNotBlockUntil),
 		}
 	case *fsmpb.Op_ObserveVm:
 		op := m.ObserveVm
@@ -195,10 +213,10 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return PutNode{Node: *d.node(m.PutNode.Node)}
 	case *fsmpb.Op_PutGuard:
 		d.known(m.PutGuard)
-		return PutGuard{Prefix: d.prefix(m.PutGuard.Prefix), Note: m.PutGuard.Note}
+		return PutGuard{Prefix: d.prefix(m.PutGuard.Prefix), VM: m.PutGuard.Vm, Note: m.PutGuard.Note}
 	case *fsmpb.Op_DeleteGuard:
 		d.known(m.DeleteGuard)
-		return DeleteGuard{Prefix: d.prefix(m.DeleteGuard.Prefix)}
+		return DeleteGuard{Prefix: d.prefix(m.DeleteGuard.Prefix), VM: m.DeleteGuard.Vm}
 	case *fsmpb.Op_Batch:
 		d.known(m.Batch)
 		if nested {
@@ -209,7 +227,7 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		for i, item := range m.Batch.Ops {
 			ops[i] = d.op(item, true)
 		}
-		return Batch{Ops: ops}
+		return Batch{Ops: ops, Atomic: m.Batch.Atomic}
 	default:
 		// Of the kind of an op there is either a field unknown here, or nothing at all.
 		d.fail("has an empty op")

@@ -13,15 +13,19 @@ import (
 
 // kinds and the like list every value that this build knows. They are functions because a package
 // has no globals.
-func kinds() []Kind             { return []Kind{Drop} }
-func directions() []Direction   { return []Direction{Both} }
-func phases() []Phase           { return []Phase{PhaseRunning, PhaseIncoming, PhaseStopped, PhaseGone} }
-func vmStates() []VMState       { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped} }
-func blockStates() []BlockState { return []BlockState{BlockActive, BlockLifted} }
+func kinds() []Kind           { return []Kind{Drop, Reject, Limit, Ports, Redirect} }
+func directions() []Direction { return []Direction{Both, In, Out} }
+func phases() []Phase         { return []Phase{PhaseRunning, PhaseIncoming, PhaseStopped, PhaseGone} }
+func vmStates() []VMState     { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped} }
+func blockStates() []BlockState {
+	return []BlockState{BlockPending, BlockActive, BlockLifted, BlockEnded}
+}
 func eventTypes() []EventType {
 	return []EventType{
 		EventBlockAdded, EventBlockLifted, EventVMDeclared, EventVMObserved, EventVMMigrating,
 		EventVMMoved, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
+		EventBlockStarted, EventBlockChanged, EventBlockEnded, EventAccountChanged, EventSettings,
+		EventListChanged, EventListRemoved,
 	}
 }
 
@@ -157,7 +161,7 @@ func (d *decoder) nic(m *fsmpb.NIC) NIC {
 }
 
 func encodeTarget(t Target) *fsmpb.Target {
-	return &fsmpb.Target{Vm: t.VM, Prefix: encodePrefix(t.Prefix)}
+	return &fsmpb.Target{Vm: t.VM, Prefix: encodePrefix(t.Prefix), Account: t.Account, List: t.List}
 }
 
 func (d *decoder) target(m *fsmpb.Target) Target {
@@ -165,7 +169,7 @@ func (d *decoder) target(m *fsmpb.Target) Target {
 		return Target{}
 	}
 	d.known(m)
-	t := Target{VM: m.Vm}
+	t := Target{VM: m.Vm, Account: intern(m.Account), List: intern(m.List)}
 	if len(m.Prefix) > 0 {
 		t.Prefix = d.prefix(m.Prefix)
 	}
@@ -199,6 +203,7 @@ func encodeVM(v *VM) *fsmpb.VM {
 		Id: v.ID, Name: v.Name, Kind: v.Kind, Owner: v.Owner,
 		Declared: encodeList(v.Declared, encodePrefix), Nics: encodeList(v.NICs, encodeNIC),
 		Node: v.Node, Destination: v.Destination, State: string(v.State), Epoch: v.Epoch, Revision: v.Revision,
+		DoNotBlockUntil: toNanos(v.DoNotBlockUntil),
 	}
 }
 
@@ -213,6 +218,7 @@ func (d *decoder) vm(m *fsmpb.VM) *VM {
 		Declared: decodeList(m.Declared, d.prefix), NICs: decodeList(m.Nics, d.nic),
 		Node: intern(m.Node), Destination: intern(m.Destination),
 		State: known(d, "state", m.State, vmStates, false), Epoch: m.Epoch, Revision: m.Revision,
+		DoNotBlockUntil: decodeTime(m.DoNotBlockUntil),
 	}
 }
 
@@ -223,6 +229,8 @@ func encodeBlock(b *Block) *fsmpb.Block {
 		Reason: b.Reason, Note: b.Note, Actor: b.Actor, State: string(b.State),
 		CreatedAt: toNanos(b.CreatedAt), LiftedAt: toNanos(b.LiftedAt), LiftedBy: b.LiftedBy,
 		Index: b.Index, Revision: b.Revision,
+		StartsAt: toNanos(b.StartsAt), EndsAt: toNanos(b.EndsAt), ConfirmBy: toNanos(b.ConfirmBy),
+		StartedAt: toNanos(b.StartedAt), Parameters: encodeParameters(b.Rate, b.Ports, b.RedirectTo),
 	}
 }
 
@@ -238,17 +246,23 @@ func (d *decoder) block(m *fsmpb.Block) *Block {
 		Direction: known(d, "direction", m.Direction, directions, false),
 		Reason:    intern(m.Reason), Note: m.Note, Actor: intern(m.Actor),
 		State:     known(d, "state", m.State, blockStates, false),
-		CreatedAt: fromNanos(max(m.CreatedAt, 0)), LiftedAt: fromNanos(max(m.LiftedAt, 0)),
+		CreatedAt: decodeTime(m.CreatedAt), LiftedAt: decodeTime(m.LiftedAt),
 		LiftedBy: intern(m.LiftedBy), Index: m.Index, Revision: m.Revision,
+		StartsAt: decodeTime(m.StartsAt), EndsAt: decodeTime(m.EndsAt), ConfirmBy: decodeTime(m.ConfirmBy),
+		StartedAt: decodeTime(m.StartedAt),
 	}
-	if m.Number == 0 || (b.Target.VM == "") != b.Target.Prefix.IsValid() {
+	b.Rate, b.Ports, b.RedirectTo = d.parameters(m.Parameters)
+	if m.Number == 0 || b.Target.given() != 1 {
 		d.fail("has block %d without one target", m.Number)
+	}
+	if (b.State == BlockPending) && b.StartsAt.IsZero() {
+		d.fail("has pending block %d without a start", m.Number)
 	}
 	return b
 }
 
 func encodeGuard(g *Guard) *fsmpb.Guard {
-	return &fsmpb.Guard{Prefix: encodePrefix(g.Prefix), Note: g.Note, Actor: g.Actor, Revision: g.Revision}
+	return &fsmpb.Guard{Prefix: encodePrefix(g.Prefix), Vm: g.VM, Note: g.Note, Actor: g.Actor, Revision: g.Revision}
 }
 
 func (d *decoder) guard(m *fsmpb.Guard) *Guard {
@@ -257,5 +271,11 @@ func (d *decoder) guard(m *fsmpb.Guard) *Guard {
 		return &Guard{}
 	}
 	d.known(m)
-	return &Guard{Prefix: d.prefix(m.Prefix), Note: m.Note, Actor: intern(m.Actor), Revision: m.Revision}
+	g := &Guard{VM: m.Vm, Note: m.Note, Actor: intern(m.Actor), Revision: m.Revision}
+	if m.Vm == "" {
+		g.Prefix = d.prefix(m.Prefix)
+	} else if len(m.Prefix) > 0 {
+		d.fail("has a guard of a prefix and a VM")
+	}
+	return g
 }

@@ -24,17 +24,26 @@ func guardRecord(g *Guard) *fsmpb.Record {
 	return &fsmpb.Record{Record: &fsmpb.Record_Guard{Guard: encodeGuard(g)}}
 }
 
+func accountRecord(a *Account) *fsmpb.Record {
+	return &fsmpb.Record{Record: &fsmpb.Record_Account{Account: encodeAccount(a)}}
+}
+
 // headerRecord leaves the version out: it is no part of the state.
 func headerRecord(s *state) *fsmpb.Record {
 	var head []byte
 	if s.audit.head.Seq != 0 {
 		head = s.audit.head.Head[:]
 	}
+	var settings *fsmpb.Settings
+	if s.settings != nil {
+		settings = encodeSettings(s.settings)
+	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Header{Header: &fsmpb.Header{
 		Index: s.index, Time: s.time,
 		LastBlock: s.lastBlock, LastResult: s.lastResult, LastEvent: s.lastEvent, EventsAfter: s.eventsAfter,
 		Nodes: uint64(s.nodes.n), Vms: uint64(s.vms.n), Blocks: uint64(s.blocks.n), Guards: uint64(s.guards.n),
 		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
+		Accounts: uint64(s.accounts.n), Settings: settings,
 		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(len(s.audit.lines)),
 	}}}
 }
@@ -50,6 +59,10 @@ func eventRecord(seq uint64, e *Event) *fsmpb.Record {
 		m.Object = &fsmpb.Event_Node{Node: encodeNode(e.Node)}
 	case e.Guard != nil:
 		m.Object = &fsmpb.Event_Guard{Guard: encodeGuard(e.Guard)}
+	case e.Account != nil:
+		m.Object = &fsmpb.Event_Account{Account: encodeAccount(e.Account)}
+	case e.Settings != nil:
+		m.Object = &fsmpb.Event_Settings{Settings: encodeSettings(e.Settings)}
 	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
 }
@@ -69,6 +82,10 @@ func (d *decoder) event(m *fsmpb.Event) Event {
 		e.Node = d.node(o.Node)
 	case *fsmpb.Event_Guard:
 		e.Guard = d.guard(o.Guard)
+	case *fsmpb.Event_Account:
+		e.Account = d.account(o.Account)
+	case *fsmpb.Event_Settings:
+		e.Settings = d.settings(o.Settings)
 	default:
 		d.fail("has an event without an object")
 	}
@@ -120,6 +137,10 @@ func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {
 		m.Object = &fsmpb.Outcome_Node{Node: encodeNode(r.Node)}
 	case r.Guard != nil:
 		m.Object = &fsmpb.Outcome_Guard{Guard: encodeGuard(r.Guard)}
+	case r.Account != nil:
+		m.Object = &fsmpb.Outcome_Account{Account: encodeAccount(r.Account)}
+	case r.Settings != nil:
+		m.Object = &fsmpb.Outcome_Settings{Settings: encodeSettings(r.Settings)}
 	}
 	return m
 }
@@ -144,6 +165,10 @@ func (d *decoder) outcome(m *fsmpb.Outcome) Result {
 		r.Node = d.node(o.Node)
 	case *fsmpb.Outcome_Guard:
 		r.Guard = d.guard(o.Guard)
+	case *fsmpb.Outcome_Account:
+		r.Account = d.account(o.Account)
+	case *fsmpb.Outcome_Settings:
+		r.Settings = d.settings(o.Settings)
 	}
 	return r
 }

@@ -26,7 +26,7 @@ func TestCommandsSurviveTheLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Fatalf("(-written +read)\n%s", diff)
 		}
 		again, err := MarshalCommand(got)
@@ -54,23 +54,56 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 	nic := rapid.Custom(func(t *rapid.T) NIC {
 		return NIC{mac.Draw(t, "mac"), text.Draw(t, "tap"), addrs.Draw(t, "addresses")}
 	})
+	at := rapid.Custom(func(t *rapid.T) time.Time { return fromNanos(rapid.Int64Range(0, 1<<62).Draw(t, "nanos")) })
+	ports := rapid.Custom(func(t *rapid.T) PortRange {
+		return PortRange{rapid.Byte().Draw(t, "protocol"), rapid.Uint16().Draw(t, "first"), rapid.Uint16().Draw(t, "last")}
+	})
+	to := rapid.Custom(func(t *rapid.T) netip.AddrPort {
+		if rapid.Bool().Draw(t, "none") {
+			return netip.AddrPort{}
+		}
+		return netip.AddrPortFrom(anyAddr.Draw(t, "addr"), rapid.Uint16().Draw(t, "port"))
+	})
+	anyTarget := rapid.Custom(func(t *rapid.T) Target {
+		return Target{text.Draw(t, "vm"), anyPrefix.Draw(t, "prefix"), text.Draw(t, "account"), text.Draw(t, "list")}
+	})
 	return rapid.Custom(func(t *rapid.T) Op {
-		most := 7
+		most := 12
 		if nested {
-			most = 6
+			most = 11
 		}
 		switch rapid.IntRange(0, most).Draw(t, "op") {
 		case 0:
 			return AddBlock{
-				Target:    Target{text.Draw(t, "vm"), anyPrefix.Draw(t, "prefix")},
-				Kind:      rapid.SampledFrom([]Kind{"", Drop}).Draw(t, "kind"),
-				Direction: rapid.SampledFrom([]Direction{"", Both}).Draw(t, "direction"),
+				Target:    anyTarget.Draw(t, "target"),
+				Kind:      rapid.SampledFrom(append(kinds(), "")).Draw(t, "kind"),
+				Direction: rapid.SampledFrom(append(directions(), "")).Draw(t, "direction"),
 				Reason:    text.Draw(t, "reason"), Note: text.Draw(t, "note"),
+				Rate: Rate{number.Draw(t, "bits"), number.Draw(t, "packets")}, Ports: rapid.SliceOfN(ports, 0, 3).Draw(t, "ports"),
+				StartsAt: at.Draw(t, "start"), EndsAt: at.Draw(t, "end"),
+				Duration: time.Duration(rapid.Int64().Draw(t, "duration")), ConfirmWithin: time.Duration(rapid.Int64().Draw(t, "confirm")),
+				Force: rapid.Bool().Draw(t, "force"), RedirectTo: to.Draw(t, "to"),
 			}
+		case 7:
+			op := PatchBlock{ID: text.Draw(t, "id"), IfRevision: number.Draw(t, "revision"), Confirm: rapid.Bool().Draw(t, "confirm")}
+			if rapid.Bool().Draw(t, "all") {
+				op.StartsAt, op.EndsAt, op.Note = new(at.Draw(t, "start")), new(at.Draw(t, "end")), new(text.Draw(t, "note"))
+			}
+			return op
+		case 8:
+			return FireBlock{text.Draw(t, "id"), number.Draw(t, "revision"), at.Draw(t, "at")}
+		case 9:
+			return LiftReason{anyTarget.Draw(t, "target"), text.Draw(t, "reason")}
+		case 10:
+			return PutAccount{text.Draw(t, "id"), at.Draw(t, "until"), text.Draw(t, "note"), number.Draw(t, "revision")}
+		case 11:
+			return PutSettings{Settings{
+				number.Draw(t, "VMs"), number.Draw(t, "addresses"), text.Draw(t, "title"), text.Draw(t, "text"), text.Draw(t, "link"), 0,
+			}, number.Draw(t, "revision")}
 		case 1:
 			return LiftBlock{text.Draw(t, "id"), number.Draw(t, "revision")}
 		case 2:
-			return DeclareVM{text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "owner"), prefixes.Draw(t, "addresses"), number.Draw(t, "revision")}
+			return DeclareVM{text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "owner"), prefixes.Draw(t, "addresses"), at.Draw(t, "until"), number.Draw(t, "revision")}
 		case 3:
 			return ObserveVM{
 				ID: text.Draw(t, "id"), Name: string(rapid.SliceOf(rapid.Byte()).Draw(t, "name")),
@@ -84,11 +117,11 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 				rapid.SliceOfN(mac, 0, 3).Draw(t, "macs"), prefixes.Draw(t, "guards"), text.Draw(t, "version"), number.Draw(t, "revision"),
 			}}
 		case 5:
-			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "note")}
+			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "vm"), text.Draw(t, "note")}
 		case 6:
-			return DeleteGuard{rapid.SampledFrom([]netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/8")}).Draw(t, "prefix")}
+			return DeleteGuard{rapid.SampledFrom([]netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/8")}).Draw(t, "prefix"), text.Draw(t, "vm")}
 		default:
-			return Batch{rapid.SliceOfN(genAnyOp(true), 1, 4).Draw(t, "ops")}
+			return Batch{rapid.SliceOfN(genAnyOp(true), 1, 4).Draw(t, "ops"), rapid.Bool().Draw(t, "atomic")}
 		}
 	})
 }

@@ -55,7 +55,7 @@ func FuzzApply(f *testing.F) {
 			entries = append(entries, Entry{uint64(len(entries) + 1), data[1 : 1+n]})
 			data = data[1+n:]
 		}
-		small := limits{results: 3, lifted: 2, events: 5}
+		small := limits{results: 3, over: 2, events: 5}
 		single, batched := newStore(small), newStore(small)
 		var halt error
 		for _, e := range entries {
@@ -112,8 +112,8 @@ func seedOps() []Op {
 		DeclareVM{ID: "v1", Name: "web", Owner: "c7"},
 		running("v1", "n1", 1, "203.0.113.5"),
 		onVM("web"), onPrefix("198.51.100.0/24"), onPrefix("2001:db8:1::/48"),
-		LiftBlock{ID: "b1", IfRevision: 4}, PutGuard{prefix("203.0.113.0/24"), "office"},
-		DeleteGuard{prefix("203.0.113.0/24")},
-		Batch{[]Op{onVM("v1"), LiftBlock{ID: "b3"}}},
+		LiftBlock{ID: "b1", IfRevision: 4}, PutGuard{Prefix: prefix("203.0.113.0/24"), Note: "office"},
+		DeleteGuard{Prefix: prefix("203.0.113.0/24")},
+		Batch{Ops: []Op{onVM("v1"), LiftBlock{ID: "b3"}}},
 	}
 }

@@ -33,11 +33,18 @@ func BuiltinGuards() []GuardedPrefix {
 // guardSet is everything that is guarded while the nodes and guards stay as they are. It is built at
 // first use, by the writer or by a reader; whoever changes a node or guard starts a new one.
 type guardSet struct {
-	once    sync.Once
-	list    []GuardedPrefix // built-in, by node, by guard
+	once  sync.Once
+	list  []GuardedPrefix // built-in, by node, by guard
+	fixed guardIndex      // of the list, without the addresses of guarded VMs
+	all   guardIndex
+	macs  map[MAC]string
+	vms   map[string]string // notes of the guards by VM id
+}
+
+// guardIndex finds guarded prefixes.
+type guardIndex struct {
 	sorted  []GuardedPrefix // by prefix
 	lengths prefixLengths
-	macs    map[MAC]string
 }
 
 // guardSet returns the built set of the state.
@@ -48,7 +55,7 @@ func (s *state) guardSet() *guardSet {
 
 func (g *guardSet) build(s *state) {
 	g.list = BuiltinGuards()
-	g.macs = make(map[MAC]string)
+	g.macs, g.vms = make(map[MAC]string), make(map[string]string)
 	single := func(addrs []netip.Addr, why string) {
 		for _, a := range addrs {
 			g.list = append(g.list, GuardedPrefix{netip.PrefixFrom(a, a.BitLen()), why})
@@ -67,19 +74,43 @@ func (g *guardSet) build(s *state) {
 		}
 	}
 	for w := range s.guards.all() {
-		g.list = append(g.list, GuardedPrefix{w.Prefix, "guard: " + w.Note})
+		if w.VM == "" {
+			g.list = append(g.list, GuardedPrefix{w.Prefix, "guard: " + w.Note})
+		} else {
+			g.vms[w.VM] = w.Note
+		}
 	}
-	g.sorted = slices.Clone(g.list)
+	g.fixed = newGuardIndex(g.list)
+	for w := range s.guards.under([]byte{'v'}) {
+		vm, ok := s.vms.get([]byte(w.VM))
+		if !ok {
+			continue
+		}
+		for _, p := range vm.AllAddresses() {
+			g.list = append(g.list, GuardedPrefix{p, "address of guarded VM " + vm.ID})
+		}
+		for _, n := range vm.NICs {
+			if _, ok := g.macs[n.MAC]; !ok && n.MAC != (MAC{}) {
+				g.macs[n.MAC] = "interface of guarded VM " + vm.ID
+			}
+		}
+	}
+	g.all = newGuardIndex(g.list)
+}
+
+func newGuardIndex(list []GuardedPrefix) guardIndex {
+	g := guardIndex{sorted: slices.Clone(list)}
 	slices.SortFunc(g.sorted, func(a, b GuardedPrefix) int {
 		return cmp.Or(comparePrefix(a.Prefix, b.Prefix), cmp.Compare(a.Why, b.Why))
 	})
 	for i := range g.sorted {
 		g.lengths.add(g.sorted[i].Prefix)
 	}
+	return g
 }
 
 // overlap finds a guarded prefix that is equal to p, around it or inside it.
-func (g *guardSet) overlap(p netip.Prefix) (GuardedPrefix, bool) {
+func (g *guardIndex) overlap(p netip.Prefix) (GuardedPrefix, bool) {
 	at := func(p netip.Prefix) (int, bool) {
 		return slices.BinarySearchFunc(g.sorted, p, func(e GuardedPrefix, p netip.Prefix) int {
 			return comparePrefix(e.Prefix, p)
@@ -98,7 +129,7 @@ func (g *guardSet) overlap(p netip.Prefix) (GuardedPrefix, bool) {
 }
 
 // refuse returns the refusal of a prefix that overlaps with a guarded one, nil if none does.
-func (g *guardSet) refuse(field string, p netip.Prefix) *Error {
+func (g *guardIndex) refuse(field string, p netip.Prefix) *Error {
 	hit, ok := g.overlap(p)
 	if !ok {
 		return nil
@@ -108,10 +139,10 @@ func (g *guardSet) refuse(field string, p netip.Prefix) *Error {
 }
 
 // GuardedPrefixes returns every prefix that can't be blocked, with who says so: built-in, of the
-// nodes, and set by operators. Computed once for each View in which they changed, so it costs nothing
+// nodes, set by operators, and the addresses of guarded VMs. Computed once for each View in which they changed, so it costs nothing
 // to ask again; the result is shared and must not be changed.
 func (v *View) GuardedPrefixes() []GuardedPrefix { return slices.Clip(v.guardSet().list) }
 
-// GuardedMACs returns the MACs of all nodes, with whose they are. The result is shared and must not
+// GuardedMACs returns the MACs of all nodes and of guarded VMs, with whose they are. The result is shared and must not
 // be changed.
 func (v *View) GuardedMACs() map[MAC]string { return v.guardSet().macs }

@@ -21,11 +21,16 @@ func ParseBlockID(id string) (uint64, bool) {
 	return n, err == nil
 }
 
-// String gives the prefix (an address without its full length) or the VM id.
+// String gives what the target names: a VM id, "account ID", "list NAME", or the prefix (an address
+// without its full length).
 func (t Target) String() string {
 	switch {
 	case t.VM != "":
 		return t.VM
+	case t.Account != "":
+		return "account " + t.Account
+	case t.List != "":
+		return "list " + t.List
 	case t.Prefix.IsSingleIP():
 		return t.Prefix.Addr().String()
 	case t.Prefix.IsValid():

@@ -10,19 +10,21 @@ import (
 // model is the state machine as plain maps and scans: slow, and too simple to be wrong in the ways
 // in which the real one could be.
 type model struct {
-	limits  limits
-	index   uint64
-	time    time.Time
-	actor   string
-	nodes   map[string]Node
-	vms     map[string]VM
-	guards  map[netip.Prefix]Guard
-	blocks  []Block // by number; forgotten ones are gone
-	created int
-	events  []Event
-	after   uint64
-	results map[[2]string]modelResult
-	keys    [][2]string // oldest first
+	limits   limits
+	index    uint64
+	time     time.Time
+	actor    string
+	nodes    map[string]Node
+	vms      map[string]VM
+	guards   map[string]Guard // by guardName
+	accounts map[string]Account
+	settings Settings
+	blocks   []Block // by number; forgotten ones are gone
+	created  int
+	events   []Event
+	after    uint64
+	results  map[[2]string]modelResult
+	keys     [][2]string // oldest first
 }
 
 type modelResult struct {
@@ -32,7 +34,7 @@ type modelResult struct {
 
 func newModel(l limits) *model {
 	return &model{
-		limits: l, nodes: map[string]Node{}, vms: map[string]VM{}, guards: map[netip.Prefix]Guard{},
+		limits: l, nodes: map[string]Node{}, vms: map[string]VM{}, guards: map[string]Guard{}, accounts: map[string]Account{}, settings: DefaultSettings(),
 		results: map[[2]string]modelResult{},
 	}
 }
@@ -76,51 +78,39 @@ func (m *model) op(op Op) Result {
 	}
 	switch op := op.(type) {
 	case Batch:
-		for _, item := range op.Ops {
+		before := m.clone()
+		for i, item := range op.Ops {
 			r.Items = append(r.Items, m.op(item))
-		}
-	case AddBlock:
-		target := op.Target
-		if op.Target.VM != "" {
-			ids := m.resolve(op.Target.VM)
-			switch {
-			case len(ids) == 0:
-				return no(CodeNotFound, "target.vm")
-			case len(ids) > 1:
-				return no(CodeAmbiguous, "target.vm")
+			if !op.Atomic || r.Items[i].Err == nil {
+				continue
 			}
-			target = Target{VM: ids[0]}
-		} else if m.guarded(op.Target.Prefix) {
-			return no(CodeGuardConflict, "target.prefix")
+			failed := r.Items[i]
+			*m = before
+			r.Items = make([]Result, len(op.Ops))
+			for k := range r.Items {
+				r.Items[k] = Result{Index: m.index, Err: &Error{Code: CodeAborted}}
+			}
+			r.Items[i] = failed
+			break
 		}
-		m.created++
-		b := Block{
-			ID: FormatBlockID(uint64(m.created)), Target: target, Kind: Drop, Direction: Both,
-			Reason: op.Reason, Note: op.Note, Actor: m.actor, State: BlockActive, CreatedAt: m.time,
-			Index: m.index, Revision: m.index,
-		}
-		m.blocks = append(m.blocks, b)
-		m.emit(Event{Type: EventBlockAdded, Block: &b})
-		r.Block = &b
-	case LiftBlock:
-		i := slices.IndexFunc(m.blocks, func(b Block) bool { return b.ID == op.ID })
-		switch {
-		case i < 0:
-			return no(CodeNotFound, "id")
-		case m.blocks[i].State == BlockLifted:
-			return no(CodeConflict, "id")
-		case op.IfRevision != 0 && op.IfRevision != m.blocks[i].Revision:
+	case AddBlock, LiftBlock, LiftReason, PatchBlock, FireBlock:
+		return m.blockOp(op)
+	case PutAccount:
+		return m.putAccount(op)
+	case PutSettings:
+		if op.IfRevision != 0 && op.IfRevision != m.settings.Revision {
 			return no(CodeRevision, "if_revision")
 		}
-		b := m.blocks[i]
-		b.State, b.LiftedAt, b.LiftedBy, b.Index, b.Revision = BlockLifted, m.time, m.actor, m.index, m.index
-		m.blocks[i] = b
-		m.emit(Event{Type: EventBlockLifted, Block: &b})
-		m.forget()
-		r.Block = &b
+		is := op.Settings
+		if is.Revision = m.settings.Revision; is != m.settings {
+			is.Revision = m.index
+			m.settings = is
+			m.emit(Event{Type: EventSettings, Settings: &is})
+		}
+		r.Settings = &is
 	case DeclareVM:
 		for _, p := range op.Addresses {
-			if m.guarded(p) {
+			if slices.ContainsFunc(m.fixedGuards(), p.Overlaps) {
 				return no(CodeGuardConflict, "addresses")
 			}
 		}
@@ -136,7 +126,17 @@ func (m *model) op(op Op) Result {
 			vm.Name = op.Name
 		}
 		vm.Owner, vm.Declared = op.Owner, sortedSet(op.Addresses, comparePrefix)
+		vm.DoNotBlockUntil = op.DoNotBlockUntil.UTC()
+		if op.DoNotBlockUntil.IsZero() {
+			vm.DoNotBlockUntil = time.Time{}
+		}
 		r.VM = m.putVM(was, vm, known, EventVMDeclared)
+		if r.VM.Revision == m.index && (!known || !equalVMs(&was, r.VM)) {
+			m.postpone(Target{VM: vm.ID})
+			if vm.Owner != "" {
+				m.postpone(Target{Account: vm.Owner})
+			}
+		}
 	case ObserveVM:
 		return m.observe(op)
 	case PutNode:
@@ -150,28 +150,71 @@ func (m *model) op(op Op) Result {
 		}
 		r.Node = &n
 	case PutGuard:
-		for _, b := range m.blocks {
-			if b.State == BlockActive && b.Target.VM == "" && inside(b.Target.Prefix, op.Prefix) {
-				return no(CodeConflict, "prefix")
+		id := op.VM
+		if id != "" {
+			if _, known := m.guards[guardName(Guard{VM: id})]; !known {
+				ids := m.resolve(id)
+				switch {
+				case len(ids) == 0:
+					return no(CodeNotFound, "vm")
+				case len(ids) > 1:
+					return no(CodeAmbiguous, "vm")
+				}
+				id = ids[0]
 			}
 		}
-		g, known := m.guards[op.Prefix]
+		is := Guard{Prefix: op.Prefix, VM: id, Note: op.Note, Actor: m.actor, Revision: m.index}
+		for _, b := range m.blocks {
+			field := "prefix"
+			held := inside(b.Target.Prefix, op.Prefix)
+			if id != "" {
+				vm := m.vms[id]
+				field, held = "vm", b.Target.VM == id
+				for _, p := range vm.AllAddresses() {
+					held = held || inside(b.Target.Prefix, p)
+				}
+			}
+			if held && !b.State.Over() {
+				return no(CodeConflict, field)
+			}
+		}
+		g, known := m.guards[guardName(is)]
 		if !known || g.Note != op.Note {
-			g = Guard{op.Prefix, op.Note, m.actor, m.index}
-			m.guards[op.Prefix] = g
+			g = is
+			m.guards[guardName(is)] = g
 			m.emit(Event{Type: EventGuardAdded, Guard: &g})
 		}
 		r.Guard = &g
 	case DeleteGuard:
-		g, known := m.guards[op.Prefix]
-		if !known {
-			return no(CodeNotFound, "prefix")
+		name, field := guardName(Guard{Prefix: op.Prefix, VM: op.VM}), "prefix"
+		g, known := m.guards[name]
+		if op.VM != "" && !known {
+			field = "vm"
+			ids := m.resolve(op.VM)
+			switch {
+			case len(ids) == 0:
+				return no(CodeNotFound, "vm")
+			case len(ids) > 1:
+				return no(CodeAmbiguous, "vm")
+			}
+			name = guardName(Guard{VM: ids[0]})
+			g, known = m.guards[name]
 		}
-		delete(m.guards, op.Prefix)
+		if !known {
+			return no(CodeNotFound, field)
+		}
+		delete(m.guards, name)
 		m.emit(Event{Type: EventGuardRemoved, Guard: &g})
 		r.Guard = &g
 	}
 	return r
+}
+
+func guardName(g Guard) string {
+	if g.VM != "" {
+		return "vm " + g.VM
+	}
+	return g.Prefix.String()
 }
 
 // observe is the table of what a report of a VM means. Only what it says of the place is modelled;
@@ -259,22 +302,6 @@ func (m *model) putVM(was, vm VM, known bool, event EventType) *VM {
 	return &vm
 }
 
-func (m *model) forget() {
-	var lifted []Block
-	for _, b := range m.blocks {
-		if b.State == BlockLifted {
-			lifted = append(lifted, b)
-		}
-	}
-	if len(lifted) <= m.limits.lifted {
-		return
-	}
-	sort.SliceStable(lifted, func(i, j int) bool { return lifted[i].Index < lifted[j].Index })
-	oldest := lifted[0]
-	m.blocks = slices.DeleteFunc(m.blocks, func(b Block) bool { return b.ID == oldest.ID })
-	m.emit(Event{Type: EventBlockForgotten, Block: &oldest})
-}
-
 func (m *model) emit(e Event) {
 	e.Index, e.Time, e.Actor = m.index, m.time, m.actor
 	m.events = append(m.events, e)
@@ -297,7 +324,7 @@ func (m *model) resolve(ref string) []string {
 	return ids
 }
 
-func (m *model) guardedPrefixes() []netip.Prefix {
+func (m *model) fixedGuards() []netip.Prefix {
 	var all []netip.Prefix
 	for _, g := range BuiltinGuards() {
 		all = append(all, g.Prefix)
@@ -308,8 +335,20 @@ func (m *model) guardedPrefixes() []netip.Prefix {
 		}
 		all = append(all, n.Guards...)
 	}
-	for p := range m.guards {
-		all = append(all, p)
+	for _, g := range m.guards {
+		if g.VM == "" {
+			all = append(all, g.Prefix)
+		}
+	}
+	return all
+}
+
+func (m *model) guardedPrefixes() []netip.Prefix {
+	all := m.fixedGuards()
+	for _, g := range m.guards {
+		if vm, ok := m.vms[g.VM]; ok {
+			all = append(all, vm.AllAddresses()...)
+		}
 	}
 	slices.SortFunc(all, comparePrefix)
 	return all
@@ -319,21 +358,6 @@ func (m *model) guarded(p netip.Prefix) bool {
 	return slices.ContainsFunc(m.guardedPrefixes(), p.Overlaps)
 }
 
-func (m *model) holding(vm VM) []Block {
-	var out []Block
-	for _, b := range m.blocks {
-		if b.State != BlockActive {
-			continue
-		}
-		holds := b.Target.VM == vm.ID
-		for _, p := range vm.AllAddresses() {
-			holds = holds || b.Target.VM == "" && b.Target.Prefix.Overlaps(p)
-		}
-		if holds {
-			out = append(out, b)
-		}
-	}
-	return out
+func inside(p, of netip.Prefix) bool {
+	return p.IsValid() && of.Contains(p.Addr()) && p.Bits() >= of.Bits()
 }
-
-func inside(p, of netip.Prefix) bool { return of.Contains(p.Addr()) && p.Bits() >= of.Bits() }

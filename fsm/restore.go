@@ -51,6 +51,7 @@ func (b *rebuild) run() error {
 		read func() error
 	}{
 		{header.Nodes, b.node}, {header.Vms, b.vm}, {header.Blocks, b.block}, {header.Guards, b.guard},
+		{header.Accounts, b.account},
 		{header.Results, b.result}, {header.Events, b.event}, {header.Audits, b.audit},
 	} {
 		for range part.n {
@@ -60,7 +61,7 @@ func (b *rebuild) run() error {
 		}
 	}
 	if len(b.applier.order) > b.applier.limits.results || len(b.applier.events) > b.applier.limits.events ||
-		b.applier.lifted.n > b.applier.limits.lifted {
+		b.applier.over.n > b.applier.limits.over {
 		return damaged("it holds more than is ever retained")
 	}
 	if err := b.checkAudit(); err != nil {
@@ -98,6 +99,9 @@ func (b *rebuild) readHeader() error {
 	if h.Version == 0 || h.Time < 0 || h.Results > h.LastResult || h.Events > h.LastEvent ||
 		h.Blocks > h.LastBlock || h.Audits > h.LastAudit || h.EventsAfter > h.Index {
 		d.fail("its header contradicts itself")
+	}
+	if h.Settings != nil {
+		s.settings = d.settings(h.Settings)
 	}
 	b.header = h
 	return damage(d.err)
@@ -160,11 +164,27 @@ func (b *rebuild) guard() error {
 	g := d.guard(r.GetGuard())
 	a := &b.applier
 	if d.err == nil {
-		if _, again := a.guards.get(prefixKey(g.Prefix)); again {
-			d.fail("it has guard %s twice", g.Prefix)
+		if _, again := a.guards.get(guardKey(g)); again {
+			d.fail("it has a guard twice")
 		} else {
 			a.setGuard(nil, g)
 		}
+	}
+	return damage(d.err)
+}
+
+func (b *rebuild) account() error {
+	r, d, err := b.in.decode()
+	if err != nil {
+		return err
+	}
+	acct := d.account(r.GetAccount())
+	a := &b.applier
+	if _, again := a.accounts.get([]byte(acct.ID)); again || acct.ID == "" {
+		d.fail("it has account %s twice or without an id", quote(acct.ID))
+	}
+	if d.err == nil {
+		a.setAccount(nil, acct)
 	}
 	return damage(d.err)
 }

@@ -42,6 +42,9 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for g := range v.guards.all() {
 		out.record(guardRecord(g))
 	}
+	for a := range v.accounts.all() {
+		out.record(accountRecord(a))
+	}
 	for _, m := range v.order {
 		for r := range resultRecords(m, forSnapshot) {
 			out.record(r)

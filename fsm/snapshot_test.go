@@ -23,7 +23,7 @@ func sample(tb testing.TB) *Store {
 		Gateways: []netip.Addr{addr("192.0.2.254")}, MACs: []MAC{{2, 1}},
 		Guards: []netip.Prefix{prefix("100.64.0.0/16")}, Version: "v1",
 	}})
-	log.ok(tb, PutGuard{prefix("203.0.113.0/24"), "office"})
+	log.ok(tb, PutGuard{Prefix: prefix("203.0.113.0/24"), Note: "office"})
 	log.ok(tb, DeclareVM{ID: "v1", Name: "web", Owner: "c7", Addresses: []netip.Prefix{prefix("198.51.100.0/26")}})
 	log.ok(tb, running("v1", "n1", 1, "198.51.100.65", "2001:db8:1::5"))
 	incoming := running("v1", "n2", 2)
@@ -32,11 +32,11 @@ func sample(tb testing.TB) *Store {
 	log.key = "k1"
 	log.ok(tb, AddBlock{Target: Target{VM: "web"}, Reason: "unpaid", Note: "two\nlines"})
 	log.key = "k2"
-	log.ok(tb, Batch{[]Op{onPrefix("198.51.100.128/25"), onPrefix("127.0.0.1/32"), onPrefix("2001:db8:2::/48")}})
+	log.ok(tb, Batch{Ops: []Op{onPrefix("198.51.100.128/25"), onPrefix("127.0.0.1/32"), onPrefix("2001:db8:2::/48")}})
 	log.key = "k3"
 	log.refused2(tb, onVM("none"), CodeNotFound)
 	log.ok(tb, LiftBlock{ID: "b2"})
-	log.ok(tb, DeleteGuard{prefix("203.0.113.0/24")})
+	log.ok(tb, DeleteGuard{Prefix: prefix("203.0.113.0/24")})
 	return s
 }
 
@@ -153,7 +153,9 @@ func TestOldSnapshotsCanBeRead(t *testing.T) {
 	if got := s.View().Hash(); got != want {
 		t.Errorf("state hash is %s, was %s", got, want)
 	}
-	if got := sample(t).View().Hash(); got != want {
+	// The format knew no audit yet, whose head is part of the hash.
+	const audited = "de8bb7bfbc34073d22e35882ddbcd23ff3ecb6f24fb342554c8eaee13b3e4012"
+	if got := sample(t).View().Hash(); got != audited {
 		t.Errorf("the same commands now give the state hash %s", got)
 	}
 }

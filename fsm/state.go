@@ -19,17 +19,26 @@ type state struct {
 	lastEvent   uint64 // seq of the newest event
 	eventsAfter uint64 // events holds everything after this log index
 
-	nodes  table[*Node]  // by id
-	vms    table[*VM]    // by id
-	names  table[*VM]    // by name and id; VMs without a name are absent
-	places table[*VM]    // by node or destination, and id
-	blocks table[*Block] // by number
-	active table[*Block] // by target and number
-	lifted table[*Block] // by index of lifting and number
-	guards table[*Guard] // by prefix
+	nodes  table[*Node] // by id
+	vms    table[*VM]   // by id
+	names  table[*VM]   // by name and id; VMs without a name are absent
+	places table[*VM]   // by node or destination, and id
+	owners table[*VM]   // by owner and id; VMs without an owner are absent
+	// addresses are those of all VMs, by prefix and VM id.
+	addresses table[located]
+	blocks    table[*Block]   // by number
+	active    table[*Block]   // by target and number
+	pending   table[*Block]   // by target and number
+	over      table[*Block]   // by index of its end and number
+	due       table[*Block]   // by due time and number
+	guards    table[*Guard]   // by prefix, or VM
+	accounts  table[*Account] // by id
+	lists     table[*List]    // by name
+	settings  *Settings       // nil while they are the defaults
 
-	lengths prefixLengths // of the active prefix blocks
-	guarded *guardSet
+	lengths   prefixLengths // of the active prefix blocks
+	vmLengths prefixLengths // of the addresses of VMs
+	guarded   *guardSet
 
 	results table[*remembered] // by actor and key
 	order   []*remembered      // by seq
@@ -37,6 +46,12 @@ type state struct {
 	audit   auditLines
 
 	sum multisetHash
+}
+
+// located is an address of a VM.
+type located struct {
+	prefix netip.Prefix
+	vm     *VM
 }
 
 // remembered is the result of a command that had a key.
@@ -50,8 +65,11 @@ type remembered struct {
 func newState() state {
 	return state{
 		nodes: newTable[*Node](), vms: newTable[*VM](), names: newTable[*VM](), places: newTable[*VM](),
-		blocks: newTable[*Block](), active: newTable[*Block](), lifted: newTable[*Block](),
-		guards: newTable[*Guard](), results: newTable[*remembered](), guarded: &guardSet{},
+		owners: newTable[*VM](), addresses: newTable[located](),
+		blocks: newTable[*Block](), active: newTable[*Block](), pending: newTable[*Block](),
+		over: newTable[*Block](), due: newTable[*Block](),
+		guards: newTable[*Guard](), accounts: newTable[*Account](), lists: newTable[*List](),
+		results: newTable[*remembered](), guarded: &guardSet{},
 	}
 }
 
@@ -60,10 +78,16 @@ func (s *state) freeze() {
 	s.vms.freeze()
 	s.names.freeze()
 	s.places.freeze()
+	s.owners.freeze()
+	s.addresses.freeze()
 	s.blocks.freeze()
 	s.active.freeze()
-	s.lifted.freeze()
+	s.pending.freeze()
+	s.over.freeze()
+	s.due.freeze()
 	s.guards.freeze()
+	s.accounts.freeze()
+	s.lists.freeze()
 	s.results.freeze()
 }
 
@@ -73,6 +97,9 @@ func fromNanos(n int64) time.Time {
 	}
 	return time.Unix(0, n).UTC()
 }
+
+// utc is the form in which times are kept: what a snapshot gives back is equal to it.
+func utc(t time.Time) time.Time { return fromNanos(toNanos(t)) }
 
 // toNanos gives 0 for the zero time and for everything before 1970, and the last instant that fits
 // for everything after 2262.
@@ -101,11 +128,19 @@ func (s *state) namedBy(name string) []*VM {
 	return slices.Collect(s.names.under(groupKey(name)))
 }
 
+// blockWithin returns a block on a prefix inside p, p itself included, nil if there is none.
+func blockWithin(in *table[*Block], p netip.Prefix) (inside *Block) {
+	within(in, p, func(b *Block) bool { inside = b; return false })
+	return inside
+}
+
 // activeWithin calls yield for the active blocks on prefixes inside p, p itself included.
-func (s *state) activeWithin(p netip.Prefix, yield func(*Block) bool) {
-	for b := range s.active.from(targetKey(Target{Prefix: p})) {
+func (s *state) activeWithin(p netip.Prefix, yield func(*Block) bool) { within(&s.active, p, yield) }
+
+func within(in *table[*Block], p netip.Prefix, yield func(*Block) bool) {
+	for b := range in.from(targetKey(Target{Prefix: p})) {
 		// Past p, the order is by address: nothing inside p comes after the first that is not.
-		if b.Target.VM != "" || !p.Contains(b.Target.Prefix.Addr()) || !yield(b) {
+		if !b.Target.Prefix.IsValid() || !p.Contains(b.Target.Prefix.Addr()) || !yield(b) {
 			return
 		}
 	}
@@ -136,9 +171,19 @@ func (a *applier) setVM(was, is *VM) {
 				a.places.remove(pairKey(place, was.ID))
 			}
 		}
+		if was.Owner != "" && was.Owner != is.Owner {
+			a.owners.remove(pairKey(was.Owner, was.ID))
+		}
+		for _, p := range was.AllAddresses() {
+			a.addresses.remove(addressKey(p, was.ID))
+			a.vmLengths.remove(p)
+		}
 	}
 	a.indexVM(is)
 	a.sum.add(a.digest(vmRecord(is)))
+	if _, guarded := a.guards.get(vmGuardKey(is.ID)); guarded {
+		a.guarded = &guardSet{}
+	}
 }
 
 func (s *state) indexVM(vm *VM) {
@@ -151,34 +196,72 @@ func (s *state) indexVM(vm *VM) {
 			s.places.put(pairKey(place, vm.ID), vm)
 		}
 	}
+	if vm.Owner != "" {
+		s.owners.put(pairKey(vm.Owner, vm.ID), vm)
+	}
+	for _, p := range vm.AllAddresses() {
+		s.addresses.put(addressKey(p, vm.ID), located{p, vm})
+		s.vmLengths.add(p)
+	}
 }
 
 func (a *applier) setBlock(number uint64, was, is *Block) {
 	a.was.block = was
 	if was != nil {
 		a.sum.subtract(a.digest(blockRecord(was)))
-		if was.State == BlockActive && is.State != BlockActive {
-			a.active.remove(activeKey(was.Target, number))
-			if was.Target.VM == "" {
-				a.lengths.remove(was.Target.Prefix)
-			}
-		}
+		a.unindexBlock(number, was)
 	}
 	a.indexBlock(number, is)
 	a.sum.add(a.digest(blockRecord(is)))
 }
 
-// indexBlock indexes a block that is new or was just lifted.
 func (s *state) indexBlock(number uint64, b *Block) {
 	s.blocks.put(numberKey(number), b)
-	if b.State == BlockLifted {
-		s.lifted.put(liftedKey(b, number), b)
+	switch b.State {
+	case BlockPending:
+		s.pending.put(activeKey(b.Target, number), b)
+	case BlockActive:
+		s.active.put(activeKey(b.Target, number), b)
+		if b.Target.Prefix.IsValid() {
+			s.lengths.add(b.Target.Prefix)
+		}
+	default:
+		s.over.put(overKey(b, number), b)
+	}
+	if due := b.Due(); !due.IsZero() {
+		s.due.put(dueKey(due, number), b)
+	}
+}
+
+// unindexBlock takes a block out of every table but that of all blocks.
+func (s *state) unindexBlock(number uint64, b *Block) {
+	switch b.State {
+	case BlockPending:
+		s.pending.remove(activeKey(b.Target, number))
+	case BlockActive:
+		s.active.remove(activeKey(b.Target, number))
+		if b.Target.Prefix.IsValid() {
+			s.lengths.remove(b.Target.Prefix)
+		}
+	default:
+		s.over.remove(overKey(b, number))
+	}
+	if due := b.Due(); !due.IsZero() {
+		s.due.remove(dueKey(due, number))
+	}
+}
+
+func (a *applier) setAccount(was, is *Account) {
+	a.was.account = was
+	if was != nil {
+		a.sum.subtract(a.digest(accountRecord(was)))
+	}
+	if is == nil {
+		a.accounts.remove([]byte(was.ID))
 		return
 	}
-	s.active.put(activeKey(b.Target, number), b)
-	if b.Target.VM == "" {
-		s.lengths.add(b.Target.Prefix)
-	}
+	a.accounts.put([]byte(is.ID), is)
+	a.sum.add(a.digest(accountRecord(is)))
 }
 
 func (a *applier) setGuard(was, is *Guard) {
@@ -187,10 +270,10 @@ func (a *applier) setGuard(was, is *Guard) {
 		a.sum.subtract(a.digest(guardRecord(was)))
 	}
 	if is != nil {
-		a.guards.put(prefixKey(is.Prefix), is)
+		a.guards.put(guardKey(is), is)
 		a.sum.add(a.digest(guardRecord(is)))
 	} else {
-		a.guards.remove(prefixKey(was.Prefix))
+		a.guards.remove(guardKey(was))
 	}
 	a.guarded = &guardSet{}
 }

@@ -23,7 +23,10 @@ func TestAgainstModel(t *testing.T) {
 			"one":     func(t *rapid.T) { f.propose(t, genOp(f.blocks).Draw(t, "op")) },
 			"another": func(t *rapid.T) { f.propose(t, genOp(f.blocks).Draw(t, "op")) },
 			"batch": func(t *rapid.T) {
-				f.propose(t, Batch{rapid.SliceOfN(genOp(f.blocks), 1, 12).Draw(t, "ops")})
+				f.propose(t, Batch{Ops: rapid.SliceOfN(genOp(f.blocks), 1, 12).Draw(t, "ops"), Atomic: rapid.Bool().Draw(t, "atomic")})
+			},
+			"try": func(t *rapid.T) {
+				f.probe = &Command{Time: time.Unix(f.clock, 0), Actor: "token:try", Op: genOp(f.blocks).Draw(t, "op")}
 			},
 			"gap":     func(*rapid.T) { f.index += 3 },
 			"flush":   func(t *rapid.T) { f.flush(t) },
@@ -43,10 +46,11 @@ type replicas struct {
 	index                   uint64
 	clock                   int64
 	blocks                  int
+	probe                   *Command // to be tried at the next check
 }
 
 func newReplicas() *replicas {
-	small := limits{results: 6, lifted: 3, events: 16}
+	small := limits{results: 6, over: 3, events: 16}
 	return &replicas{
 		model: newModel(small), single: newStore(small), batched: newStore(small), copied: newStore(small),
 		clock: 1_700_000_000,
@@ -143,7 +147,7 @@ func (f *replicas) check(t *rapid.T) {
 		equal("blocks after "+b.ID, m.blocks[i+1:], values(slices.Collect(v.Blocks(b.ID))))
 		if b.State == BlockActive {
 			active++
-			if b.Target.VM == "" {
+			if b.Target.Prefix.IsValid() {
 				lengths.add(b.Target.Prefix)
 			}
 		}
@@ -186,9 +190,9 @@ func (f *replicas) check(t *rapid.T) {
 		nodes[n.ID] = *n
 	}
 	equal("nodes", m.nodes, nodes)
-	guards := map[netip.Prefix]Guard{}
+	guards := map[string]Guard{}
 	for g := range v.Guards() {
-		guards[g.Prefix] = *g
+		guards[guardName(*g)] = *g
 	}
 	equal("guards", m.guards, guards)
 	var guarded []netip.Prefix
@@ -197,6 +201,7 @@ func (f *replicas) check(t *rapid.T) {
 	}
 	slices.SortFunc(guarded, comparePrefix)
 	equal("guarded prefixes", m.guardedPrefixes(), guarded)
+	f.checkHolds(t, v, equal)
 	equal("events", m.events, v.events)
 	if v.eventsAfter != m.after {
 		t.Fatalf("the feed begins after %d, want %d", v.eventsAfter, m.after)
@@ -206,6 +211,65 @@ func (f *replicas) check(t *rapid.T) {
 	}
 	if f.single.View().Hash() != v.Hash() {
 		t.Fatal("hashes differ")
+	}
+}
+
+// checkHolds compares what is due, accounts, settings, and who is where.
+func (f *replicas) checkHolds(t *rapid.T, v *View, equal func(what string, want, got any)) {
+	m := f.model
+	var due []Block
+	for b := range v.Due() {
+		due = append(due, *b)
+	}
+	equal("due", m.due(), due)
+	pending := 0
+	for _, b := range m.blocks {
+		if b.State == BlockPending {
+			pending++
+		}
+	}
+	if v.CountPending() != pending || v.CountDue() != len(due) {
+		t.Fatalf("%d pending, %d due, want %d and %d", v.CountPending(), v.CountDue(), pending, len(due))
+	}
+	accounts := map[string]Account{}
+	for a := range v.Accounts("") {
+		accounts[a.ID] = *a
+	}
+	equal("accounts", m.accounts, accounts)
+	equal("settings", m.settings, v.Settings())
+	for _, owner := range []string{"o", "p"} {
+		var want, got []string
+		for id, vm := range m.vms {
+			if vm.Owner == owner {
+				want = append(want, id)
+			}
+		}
+		slices.Sort(want)
+		for vm := range v.VMsOf(owner) {
+			got = append(got, vm.ID)
+		}
+		equal("VMs of "+owner, want, got)
+	}
+	for _, p := range []string{"10.0.0.0/8", "10.1.2.0/24", "10.1.2.3/32", "2001:db8::/32"} {
+		var got []string
+		for vm := range v.VMsWithin(netip.MustParsePrefix(p)) {
+			got = append(got, vm.ID)
+		}
+		slices.Sort(got)
+		equal("VMs within "+p, m.vmsWithin(netip.MustParsePrefix(p)), got)
+	}
+	if f.probe != nil { // what Try says is what Apply does, and nothing comes of it
+		hash := v.Hash()
+		got, _ := v.Try(*f.probe)
+		if v.Hash() != hash {
+			t.Fatal("a trial changed the view")
+		}
+		copied := m.clone()
+		copied.results, copied.keys = nil, nil
+		c := *f.probe
+		c.Key = ""
+		equal("trial", copied.apply(v.Index()+1, c), got)
+		f.probe = nil
 	}
 }
 
@@ -240,6 +304,9 @@ func recomputed(v *View) multisetHash {
 	for g := range v.guards.all() {
 		a.sum.add(a.digest(guardRecord(g)))
 	}
+	for acct := range v.accounts.all() {
+		a.sum.add(a.digest(accountRecord(acct)))
+	}
 	for _, m := range v.order {
 		a.hashResult(m, a.sum.add)
 	}
@@ -252,7 +319,7 @@ func recomputed(v *View) multisetHash {
 // sameResults compares refusals by code and field: the wording is for people.
 func sameResults() cmp.Option {
 	return cmp.Options{
-		cmpopts.IgnoreFields(Error{}, "Detail"), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}),
+		cmpopts.IgnoreFields(Error{}, "Detail"), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{}),
 	}
 }
 
@@ -293,18 +360,57 @@ func genOp(blocks int) *rapid.Generator[Op] {
 	name := rapid.SampledFrom([]string{"", "web", "db", "v1"})
 	revision := rapid.SampledFrom([]uint64{0, 0, 0, 1, 5})
 	return rapid.Custom(func(t *rapid.T) Op {
-		switch rapid.IntRange(0, 9).Draw(t, "kind") {
+		switch rapid.IntRange(0, 16).Draw(t, "kind") {
 		case 0:
-			return AddBlock{Target: Target{Prefix: genPrefix().Draw(t, "prefix")}, Reason: "abuse"}
+			return AddBlock{Target: Target{Prefix: genPrefix().Draw(t, "prefix")}, Reason: "abuse", Force: true}
 		case 1:
 			ref := rapid.SampledFrom([]string{"v1", "v2", "v3", "web", "db", "none"})
 			return AddBlock{Target: Target{VM: ref.Draw(t, "vm")}, Reason: "unpaid", Note: "a\nb"}
+		case 10, 11:
+			return genHold().Draw(t, "hold")
+		case 12:
+			return LiftReason{Target: genTarget().Draw(t, "target"), Reason: rapid.SampledFrom([]string{"unpaid", "abuse", ""}).Draw(t, "reason")}
+		case 13:
+			op := PatchBlock{ID: FormatBlockID(uint64(rapid.IntRange(1, blocks+1).Draw(t, "block"))), IfRevision: revision.Draw(t, "revision")}
+			if rapid.Bool().Draw(t, "start") {
+				op.StartsAt = new(genTime().Draw(t, "start"))
+			}
+			if rapid.Bool().Draw(t, "end") {
+				op.EndsAt = new(genTime().Draw(t, "end"))
+			}
+			if rapid.Bool().Draw(t, "note") {
+				op.Note = new("changed")
+			}
+			op.Confirm = rapid.Bool().Draw(t, "confirm")
+			return op
+		case 14:
+			return FireBlock{
+				ID:       FormatBlockID(uint64(rapid.IntRange(1, blocks+1).Draw(t, "block"))),
+				Revision: rapid.Uint64Range(1, 20).Draw(t, "revision"), At: genTime().Draw(t, "at"),
+			}
+		case 15:
+			return PutAccount{
+				ID: rapid.SampledFrom([]string{"o", "p"}).Draw(t, "account"), DoNotBlockUntil: genTime().Draw(t, "until"),
+				Note: name.Draw(t, "note"), IfRevision: revision.Draw(t, "revision"),
+			}
+		case 16:
+			if rapid.Bool().Draw(t, "settings") {
+				s := DefaultSettings()
+				s.MaxVMs, s.MaxAddresses = rapid.Uint64Range(0, 2).Draw(t, "VMs"), rapid.SampledFrom([]uint64{0, 1, 256, 1 << 24}).Draw(t, "addresses")
+				return PutSettings{Settings: s, IfRevision: revision.Draw(t, "revision")}
+			}
+			vm := rapid.SampledFrom([]string{"v1", "v2", "web"}).Draw(t, "vm")
+			if rapid.Bool().Draw(t, "put") {
+				return PutGuard{VM: vm, Note: name.Draw(t, "note")}
+			}
+			return DeleteGuard{VM: vm}
 		case 2, 3:
 			id := FormatBlockID(uint64(rapid.IntRange(1, blocks+1).Draw(t, "block")))
 			return LiftBlock{ID: id, IfRevision: revision.Draw(t, "revision")}
 		case 4:
 			return DeclareVM{
-				ID: vmID.Draw(t, "vm"), Name: name.Draw(t, "name"), Owner: "o",
+				ID: vmID.Draw(t, "vm"), Name: name.Draw(t, "name"),
+				Owner: rapid.SampledFrom([]string{"", "o", "p"}).Draw(t, "owner"), DoNotBlockUntil: genTime().Draw(t, "until"),
 				Addresses:  rapid.SliceOfN(genPrefix(), 0, 3).Draw(t, "addresses"),
 				IfRevision: revision.Draw(t, "revision"),
 			}
@@ -322,9 +428,56 @@ func genOp(blocks int) *rapid.Generator[Op] {
 				MACs: []MAC{{2, 1}},
 			}}
 		case 8:
-			return PutGuard{genPrefix().Draw(t, "prefix"), name.Draw(t, "note")}
+			return PutGuard{Prefix: genPrefix().Draw(t, "prefix"), Note: name.Draw(t, "note")}
 		default:
-			return DeleteGuard{genPrefix().Draw(t, "prefix")}
+			return DeleteGuard{Prefix: genPrefix().Draw(t, "prefix")}
 		}
+	})
+}
+
+// genTime is around the time in which the tests run, or none.
+func genTime() *rapid.Generator[time.Time] {
+	return rapid.Custom(func(t *rapid.T) time.Time {
+		seconds := rapid.Int64Range(-1, 30).Draw(t, "seconds")
+		if seconds < 0 {
+			return time.Time{}
+		}
+		return time.Unix(1_700_000_000+seconds, 0)
+	})
+}
+
+func genTarget() *rapid.Generator[Target] {
+	return rapid.Custom(func(t *rapid.T) Target {
+		switch rapid.IntRange(0, 2).Draw(t, "target") {
+		case 0:
+			return Target{VM: rapid.SampledFrom([]string{"v1", "v2", "web"}).Draw(t, "vm")}
+		case 1:
+			return Target{Account: rapid.SampledFrom([]string{"o", "p"}).Draw(t, "account")}
+		}
+		return Target{Prefix: genPrefix().Draw(t, "prefix")}
+	})
+}
+
+// genHold is a block with times and a kind.
+func genHold() *rapid.Generator[AddBlock] {
+	return rapid.Custom(func(t *rapid.T) AddBlock {
+		op := AddBlock{
+			Target: genTarget().Draw(t, "target"), Reason: rapid.SampledFrom([]string{"unpaid", "abuse"}).Draw(t, "reason"),
+			StartsAt: genTime().Draw(t, "start"), Force: rapid.Bool().Draw(t, "force"),
+			Direction:     rapid.SampledFrom([]Direction{"", In, Out}).Draw(t, "direction"),
+			ConfirmWithin: time.Duration(rapid.Int64Range(0, 5).Draw(t, "confirm")) * time.Second,
+		}
+		if rapid.Bool().Draw(t, "until") {
+			op.EndsAt = genTime().Draw(t, "end")
+		} else {
+			op.Duration = time.Duration(rapid.Int64Range(0, 9).Draw(t, "duration")) * time.Second
+		}
+		switch rapid.IntRange(0, 2).Draw(t, "parameters") {
+		case 0:
+			op.Kind, op.Rate = Limit, Rate{Bits: 1_000_000}
+		case 1:
+			op.Kind, op.Ports = Ports, []PortRange{{Protocol: 6, First: 25, Last: 25}}
+		}
+		return op
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"iter"
 	"net/netip"
+	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
@@ -106,21 +107,49 @@ func appendPrefixKey(k []byte, p netip.Prefix) []byte {
 	return append(append(append(k, 6), a[:]...), byte(p.Bits()))
 }
 
+// addressKey is an address of a VM, ordered by prefix.
+func addressKey(p netip.Prefix, vm string) []byte {
+	return append(appendPrefixKey(make([]byte, 0, 18+len(vm)), p), vm...)
+}
+
+// vmGuardKey comes after the keys of all prefixes.
+func vmGuardKey(vm string) []byte { return append([]byte{'v'}, vm...) }
+
+func guardKey(g *Guard) []byte {
+	if g.VM != "" {
+		return vmGuardKey(g.VM)
+	}
+	return prefixKey(g.Prefix)
+}
+
 // targetKey is the front of the keys of all blocks on a target.
 func targetKey(t Target) []byte {
-	if t.VM != "" {
-		k := make([]byte, 0, len(t.VM)+2+8)
-		return append(append(append(k, 'v'), t.VM...), 0)
+	named := func(kind byte, name string) []byte {
+		k := make([]byte, 0, len(name)+2+8)
+		return append(append(append(k, kind), name...), 0)
+	}
+	switch {
+	case t.VM != "":
+		return named('v', t.VM)
+	case t.Account != "":
+		return named('a', t.Account)
+	case t.List != "":
+		return named('l', t.List)
 	}
 	return appendPrefixKey(append(make([]byte, 0, 19+8), 'p'), t.Prefix)
+}
+
+// dueKey orders by due time.
+func dueKey(due time.Time, number uint64) []byte {
+	return binary.BigEndian.AppendUint64(numberKey(uint64(toNanos(due))), number)
 }
 
 func activeKey(t Target, number uint64) []byte {
 	return binary.BigEndian.AppendUint64(targetKey(t), number)
 }
 
-// liftedKey orders by the time of lifting. It depends on nothing but the block, so that a restored
+// overKey orders by the end of the block. It depends on nothing but the block, so that a restored
 // node forgets blocks in the same order as the others.
-func liftedKey(b *Block, number uint64) []byte {
+func overKey(b *Block, number uint64) []byte {
 	return binary.BigEndian.AppendUint64(numberKey(b.Index), number)
 }

@@ -77,16 +77,16 @@ func (v *View) VMsOn(node string) iter.Seq[*VM] { return v.places.under(groupKey
 // CountVMs counts the VMs, declared or observed. Like the other counts it walks nothing.
 func (v *View) CountVMs() int { return v.vms.n }
 
-// CountBlocks counts the retained blocks, active and lifted.
+// CountBlocks counts the retained blocks, whatever their state.
 func (v *View) CountBlocks() int { return v.blocks.n }
 
 // CountActive counts the active blocks.
 func (v *View) CountActive() int { return v.active.n }
 
-// Block returns a block by id, active or lifted.
+// Block returns a retained block by id.
 func (v *View) Block(id string) (*Block, bool) { return v.block(id) }
 
-// Blocks walks all retained blocks in the order of their creation, after the id given ("" for all).
+// Blocks walks all retained blocks, whatever their state, in the order of their creation, after the id given ("" for all).
 // It walks none after what is no block id.
 func (v *View) Blocks(after string) iter.Seq[*Block] {
 	if after == "" {
@@ -101,17 +101,20 @@ func (v *View) Blocks(after string) iter.Seq[*Block] {
 
 // ActiveOn walks the active blocks on exactly this target, in the order of their creation.
 func (v *View) ActiveOn(t Target) iter.Seq[*Block] {
-	if (t.VM == "") != t.Prefix.IsValid() {
+	if t.given() != 1 {
 		return func(func(*Block) bool) {}
 	}
 	return v.active.under(targetKey(t))
 }
 
-// Holding returns the active blocks that hold the VM: on the VM itself, or on a prefix that covers
+// Holding returns the active blocks that hold the VM: on the VM itself, on its account, or on a prefix that covers
 // one of its addresses or that one of its declared prefixes covers. In the order of their creation.
 // It costs lookups by the VM's addresses and the prefix lengths in use, however many blocks there are.
 func (v *View) Holding(vm *VM) []*Block {
 	blocks := slices.Collect(v.ActiveOn(Target{VM: vm.ID}))
+	if vm.Owner != "" {
+		blocks = slices.AppendSeq(blocks, v.ActiveOn(Target{Account: vm.Owner}))
+	}
 	collect := func(b *Block) bool { blocks = append(blocks, b); return true }
 	seen := make(map[netip.Prefix]bool)
 	for _, p := range vm.AllAddresses() {
@@ -125,10 +128,9 @@ func (v *View) Holding(vm *VM) []*Block {
 			v.activeWithin(p, collect)
 		}
 	}
-	number := func(b *Block) uint64 { n, _ := ParseBlockID(b.ID); return n }
-	slices.SortFunc(blocks, func(a, b *Block) int { return cmp.Compare(number(a), number(b)) })
+	slices.SortFunc(blocks, func(a, b *Block) int { return cmp.Compare(blockNumber(a), blockNumber(b)) })
 	return slices.Compact(blocks)
 }
 
-// Guards walks the operators' guards, by prefix.
+// Guards walks the operators' guards: those of prefixes, by prefix, then those of VMs, by id.
 func (v *View) Guards() iter.Seq[*Guard] { return v.guards.all() }

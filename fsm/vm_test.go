@@ -150,7 +150,7 @@ func TestSameContentChangesNothing(t *testing.T) {
 	declare := DeclareVM{ID: "v1", Name: "web", Addresses: []netip.Prefix{prefix("203.0.113.9/32"), prefix("203.0.113.8/32")}}
 	observe := running("v2", "n1", 1, "203.0.113.5", "203.0.113.4")
 	node := PutNode{Node{ID: "n1", Addresses: []netip.Addr{addr("192.0.2.2"), addr("192.0.2.1")}}}
-	guard := PutGuard{prefix("192.0.2.0/24"), "x"}
+	guard := PutGuard{Prefix: prefix("192.0.2.0/24"), Note: "x"}
 	for _, op := range []Op{declare, observe, node, guard} {
 		first := log.ok(t, op)
 		before := s.View()

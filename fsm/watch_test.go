@@ -24,7 +24,7 @@ func next(tb testing.TB, w *Watcher) (*View, []Event, error) {
 // detector looks on: views must not be touched by later writes.
 func TestWatchersSeeEveryEventOnce(t *testing.T) {
 	const entries = 3000
-	s := newStore(limits{results: 50, lifted: 20, events: 20 * entries})
+	s := newStore(limits{results: 50, over: 20, events: 20 * entries})
 	var wg sync.WaitGroup
 	for range 3 {
 		w := s.Watch(0)
@@ -83,7 +83,7 @@ func TestWatchersSeeEveryEventOnce(t *testing.T) {
 		case 1:
 			op = LiftBlock{ID: FormatBlockID(uint64(i/4 + 1))}
 		case 3:
-			op = PutGuard{prefix("192.0.2.0/24"), strconv.Itoa(i)}
+			op = PutGuard{Prefix: prefix("192.0.2.0/24"), Note: strconv.Itoa(i)}
 		}
 		batch = append(batch, Entry{uint64(i + 1), encode(t, Command{Time: log.time, Key: strconv.Itoa(i), Op: op})})
 		if len(batch) > i%17 {
@@ -160,7 +160,7 @@ func TestWatcherHearsOfEntriesWithoutEvents(t *testing.T) {
 }
 
 func TestWatcherIsToldWhenTheFeedIsTooShort(t *testing.T) {
-	s := newStore(limits{results: 1, lifted: 1, events: 3})
+	s := newStore(limits{results: 1, over: 1, events: 3})
 	log := newLog(s)
 	slow, exact := s.Watch(0), s.Watch(2)
 	for range 5 {
@@ -178,14 +178,14 @@ func TestWatcherIsToldWhenTheFeedIsTooShort(t *testing.T) {
 		t.Errorf("after ErrCompacted got %v, %v", events, err)
 	}
 	// Half of an entry's events is not enough for who has not seen that entry.
-	log.ok(t, Batch{[]Op{onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32")}})
+	log.ok(t, Batch{Ops: []Op{onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32"), onPrefix("198.51.100.1/32")}})
 	if _, _, err := next(t, s.Watch(6)); !errors.Is(err, ErrCompacted) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestWatcherAcrossRestore(t *testing.T) {
-	l := limits{results: 1, lifted: 1, events: 3}
+	l := limits{results: 1, over: 1, events: 3}
 	ahead := newStore(l)
 	log := newLog(ahead)
 	older := snapshot(t, ahead.View())
