@@ -89,7 +89,7 @@ func (v *View) AuditSince(seq uint64) (lines [][]byte, complete bool) {
 	if seq >= l.head.Seq {
 		return nil, true
 	}
-	first := l.head.Seq - uint64(len(l.lines)) + 1
+	first := l.first()
 	i := sort.Search(len(l.lines), func(i int) bool { return first+uint64(i) > seq })
 	// Without spare capacity: appending to it can't reach the writer's part of the array.
 	return l.lines[i:len(l.lines):len(l.lines)], seq+1 >= first
@@ -99,19 +99,46 @@ func (v *View) AuditSince(seq uint64) (lines [][]byte, complete bool) {
 type auditLines struct {
 	head  AuditChain
 	lines [][]byte // append-only and shared, as state says
-	bytes int
+	bytes int      // of lines
+	// kept of the lines, with keptBytes, are part of the replicated state. What is before them is held
+	// for this node's disk, see Store.HoldAudit.
+	kept, keptBytes int
 }
 
-// add appends a line, which the caller no longer changes.
-func (l *auditLines) add(line []byte, head AuditChain, most int) {
+// maxHeldAuditBytes bounds what is held for a disk that does not take it.
+const maxHeldAuditBytes = 256 << 20
+
+// add appends a line, which the caller no longer changes. Of the older lines, most are kept, and those
+// after the number held.
+func (l *auditLines) add(line []byte, head AuditChain, most int, held uint64) {
 	l.head = head
 	l.lines = append(l.lines, line)
 	l.bytes += len(line)
-	for len(l.lines) > 1 && (len(l.lines) > most || l.bytes > RetainedAuditBytes) {
+	l.kept++
+	l.keptBytes += len(line)
+	for l.kept > 1 && (l.kept > most || l.keptBytes > RetainedAuditBytes) {
+		l.keptBytes -= len(l.lines[len(l.lines)-l.kept])
+		l.kept--
+	}
+	for len(l.lines) > l.kept && (l.first() <= held || l.bytes > maxHeldAuditBytes) {
 		l.bytes -= len(l.lines[0])
 		l.lines = l.lines[1:]
 	}
 }
+
+// first is the number of the oldest line.
+func (l *auditLines) first() uint64 { return l.head.Seq - uint64(len(l.lines)) + 1 }
+
+// replicated are the lines that every node has.
+func (l *auditLines) replicated() [][]byte { return l.lines[len(l.lines)-l.kept:] }
+
+// holdsNothing is the number after which HoldAudit holds lines, before it is called.
+const holdsNothing = 1<<64 - 1
+
+// HoldAudit keeps the audit lines after the number given in the views, however many they are, until it is
+// called again: they are not on this node's disk yet. They are no part of the replicated state. It may be
+// called at any time; without it, nothing is held.
+func (s *Store) HoldAudit(after uint64) { s.held.Store(after) }
 
 // audit reads one line of a snapshot.
 func (b *rebuild) audit() error {
@@ -139,6 +166,7 @@ func (b *rebuild) audit() error {
 	}
 	l.lines = append(l.lines, m.Line)
 	l.bytes += len(m.Line)
+	l.kept, l.keptBytes = len(l.lines), l.bytes
 	return nil
 }
 

@@ -207,5 +207,5 @@ func (a *applier) closeRecord(j *auditJSON, outcome string) {
 	j.text("outcome", outcome)
 	j.close('}')
 	line := slices.Clone(j.b)
-	a.audit.add(line, AuditChain{Seq: a.audit.head.Seq + 1, Head: sha256.Sum256(line)}, a.limits.audits)
+	a.audit.add(line, AuditChain{Seq: a.audit.head.Seq + 1, Head: sha256.Sum256(line)}, a.limits.audits, a.held)
 }

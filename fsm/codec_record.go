@@ -44,7 +44,7 @@ func headerRecord(s *state) *fsmpb.Record {
 		Nodes: uint64(s.nodes.n), Vms: uint64(s.vms.n), Blocks: uint64(s.blocks.n), Guards: uint64(s.guards.n),
 		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
 		Accounts: uint64(s.accounts.n), Settings: settings,
-		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(len(s.audit.lines)),
+		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(s.audit.kept),
 	}}}
 }
 

@@ -53,8 +53,8 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for i := range v.events {
 		out.record(eventRecord(v.firstEvent()+uint64(i), &v.events[i]))
 	}
-	for i, line := range v.audit.lines {
-		seq := v.audit.head.Seq - uint64(len(v.audit.lines)-i-1)
+	for i, line := range v.audit.replicated() {
+		seq := v.audit.head.Seq - uint64(v.audit.kept-i-1)
 		out.record(&fsmpb.Record{Record: &fsmpb.Record_Audit{Audit: &fsmpb.Audit{Seq: seq, Line: line}}})
 	}
 	state := v.hash()

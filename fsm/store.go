@@ -16,6 +16,7 @@ type Entry struct {
 type Store struct {
 	current atomic.Pointer[View]
 	halted  atomic.Pointer[UnsupportedError]
+	held    atomic.Uint64 // see HoldAudit
 	limits  limits
 	buf     []byte    // of the writer
 	json    auditJSON // likewise
@@ -26,6 +27,7 @@ func NewStore() *Store { return newStore(defaultLimits()) }
 
 func newStore(l limits) *Store {
 	s := &Store{limits: l}
+	s.held.Store(holdsNothing)
 	s.current.Store(&View{state: newState(), superseded: make(chan struct{})})
 	return s
 }
@@ -44,7 +46,7 @@ func (s *Store) ApplyBatch(entries []Entry) ([]Result, error) {
 		return nil, err
 	}
 	was := s.View()
-	a := applier{state: was.state, limits: s.limits, buf: s.buf, json: s.json}
+	a := applier{state: was.state, limits: s.limits, buf: s.buf, json: s.json, held: s.held.Load()}
 	results := make([]Result, 0, len(entries))
 	var halt error
 	for _, e := range entries {

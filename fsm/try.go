@@ -12,7 +12,8 @@ func (v *View) Try(c Command) (Result, []Event) {
 	a := applier{state: v.state, limits: defaultLimits()}
 	// The arrays behind these are shared with the writer: a copy that is thrown away must not append
 	// to them.
-	a.events, a.order, a.audit.lines, a.eventsAfter = nil, nil, nil, v.index
+	a.events, a.order, a.eventsAfter = nil, nil, v.index
+	a.audit = auditLines{head: v.audit.head}
 	result, err := a.entry(Entry{Index: v.index + 1, Data: data})
 	if err != nil {
 		return Result{Index: v.index, Err: asRefusal(err)}, nil
