@@ -87,6 +87,20 @@ func (a *applier) op(op Op) Result {
 		r.Guard, r.Err = a.putGuard(op)
 	case DeleteGuard:
 		r.Guard, r.Err = a.deleteGuard(op)
+	case BeginList:
+		r.Err = a.beginList(op)
+	case AddListChunk:
+		r.Err = a.addListChunk(op)
+	case CommitList:
+		r.List, r.Err = a.commitList(op)
+	case AbortList:
+		r.Err = a.abortList(op)
+	case PatchList:
+		r.List, r.Err = a.patchList(op)
+	case DescribeList:
+		r.List, r.Err = a.describeList(op)
+	case DeleteList:
+		r.List, r.Err = a.deleteList(op)
 	case Batch:
 		if r.Err = checkBatch(op); r.Err != nil {
 			return r

@@ -181,6 +181,14 @@ func askedFor(op Op) (action, object string, asked func(*auditJSON)) {
 		return "guard.delete", Target{Prefix: op.Prefix, VM: op.VM}.String(), nil
 	case PutSettings:
 		return "settings.put", "", func(j *auditJSON) { j.settings("asked", &op.Settings) }
+	case CommitList:
+		return "list.put", "", nil
+	case PatchList:
+		return "list.put", op.Name, nil
+	case DescribeList:
+		return "list.put", op.Name, nil
+	case DeleteList:
+		return "list.delete", op.Name, nil
 	case Batch:
 		return "batch", "", nil
 	}

@@ -151,6 +151,9 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 		}
 		return encodeBatch(op)
 	default:
+		if list := encodeListOp(op); list != nil {
+			return list, nil
+		}
 		return nil, &Error{CodeUnsupported, "op", fmt.Sprintf("%T is no op", op)}
 	}
 }
@@ -229,6 +232,9 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		}
 		return Batch{Ops: ops, Atomic: m.Batch.Atomic}
 	default:
+		if op := d.listOp(m); op != nil {
+			return op
+		}
 		// Of the kind of an op there is either a field unknown here, or nothing at all.
 		d.fail("has an empty op")
 		return nil

@@ -26,6 +26,7 @@ func eventTypes() []EventType {
 		EventVMMoved, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
 		EventBlockStarted, EventBlockChanged, EventBlockEnded, EventAccountChanged, EventSettings,
 		EventListChanged, EventListRemoved,
+		EventListChanged, EventListRemoved,
 	}
 }
 

@@ -44,6 +44,7 @@ func headerRecord(s *state) *fsmpb.Record {
 		Nodes: uint64(s.nodes.n), Vms: uint64(s.vms.n), Blocks: uint64(s.blocks.n), Guards: uint64(s.guards.n),
 		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
 		Accounts: uint64(s.accounts.n), Settings: settings,
+		Lists: uint64(s.lists.n), Uploads: uint64(s.uploads.n),
 		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(s.audit.kept),
 	}}}
 }
@@ -63,6 +64,8 @@ func eventRecord(seq uint64, e *Event) *fsmpb.Record {
 		m.Object = &fsmpb.Event_Account{Account: encodeAccount(e.Account)}
 	case e.Settings != nil:
 		m.Object = &fsmpb.Event_Settings{Settings: encodeSettings(e.Settings)}
+	case e.List != nil:
+		m.Object = &fsmpb.Event_List{List: encodeListObject(e.List)}
 	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
 }
@@ -86,6 +89,8 @@ func (d *decoder) event(m *fsmpb.Event) Event {
 		e.Account = d.account(o.Account)
 	case *fsmpb.Event_Settings:
 		e.Settings = d.settings(o.Settings)
+	case *fsmpb.Event_List:
+		e.List = d.list(o.List)
 	default:
 		d.fail("has an event without an object")
 	}
@@ -141,6 +146,8 @@ func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {
 		m.Object = &fsmpb.Outcome_Account{Account: encodeAccount(r.Account)}
 	case r.Settings != nil:
 		m.Object = &fsmpb.Outcome_Settings{Settings: encodeSettings(r.Settings)}
+	case r.List != nil:
+		m.Object = &fsmpb.Outcome_List{List: encodeListObject(r.List)}
 	}
 	return m
 }
@@ -169,6 +176,8 @@ func (d *decoder) outcome(m *fsmpb.Outcome) Result {
 		r.Account = d.account(o.Account)
 	case *fsmpb.Outcome_Settings:
 		r.Settings = d.settings(o.Settings)
+	case *fsmpb.Outcome_List:
+		r.List = d.list(o.List)
 	}
 	return r
 }

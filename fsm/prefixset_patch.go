@@ -84,7 +84,9 @@ func (blocks prefixBlocks) touch(touched []bool, prefixes []netip.Prefix) {
 }
 
 // touchedPast says that an entry lies behind all of p.
-func touchedPast(e, p netip.Prefix) bool { return e.Addr().Compare(p.Addr()) > 0 && !p.Contains(e.Addr()) }
+func touchedPast(e, p netip.Prefix) bool {
+	return e.Addr().Compare(p.Addr()) > 0 && !p.Contains(e.Addr())
+}
 
 func endsBefore(a, b netip.Prefix) bool { return a.Addr().Compare(b.Addr()) < 0 && !a.Overlaps(b) }
 

@@ -45,6 +45,7 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for a := range v.accounts.all() {
 		out.record(accountRecord(a))
 	}
+	out.writeLists(&v.state)
 	for _, m := range v.order {
 		for r := range resultRecords(m, forSnapshot) {
 			out.record(r)

@@ -26,15 +26,17 @@ type state struct {
 	owners table[*VM]   // by owner and id; VMs without an owner are absent
 	// addresses are those of all VMs, by prefix and VM id.
 	addresses table[located]
-	blocks    table[*Block]   // by number
-	active    table[*Block]   // by target and number
-	pending   table[*Block]   // by target and number
-	over      table[*Block]   // by index of its end and number
-	due       table[*Block]   // by due time and number
-	guards    table[*Guard]   // by prefix, or VM
-	accounts  table[*Account] // by id
-	lists     table[*List]    // by name
-	settings  *Settings       // nil while they are the defaults
+	blocks    table[*Block]    // by number
+	active    table[*Block]    // by target and number
+	pending   table[*Block]    // by target and number
+	over      table[*Block]    // by index of its end and number
+	due       table[*Block]    // by due time and number
+	guards    table[*Guard]    // by prefix, or VM
+	accounts  table[*Account]  // by id
+	lists     table[*List]     // by name
+	contents  table[PrefixSet] // of the lists, by name
+	uploads   table[*upload]   // by id
+	settings  *Settings        // nil while they are the defaults
 
 	lengths   prefixLengths // of the active prefix blocks
 	vmLengths prefixLengths // of the addresses of VMs
@@ -69,6 +71,7 @@ func newState() state {
 		blocks: newTable[*Block](), active: newTable[*Block](), pending: newTable[*Block](),
 		over: newTable[*Block](), due: newTable[*Block](),
 		guards: newTable[*Guard](), accounts: newTable[*Account](), lists: newTable[*List](),
+		contents: newTable[PrefixSet](), uploads: newTable[*upload](),
 		results: newTable[*remembered](), guarded: &guardSet{},
 	}
 }
@@ -88,6 +91,8 @@ func (s *state) freeze() {
 	s.guards.freeze()
 	s.accounts.freeze()
 	s.lists.freeze()
+	s.contents.freeze()
+	s.uploads.freeze()
 	s.results.freeze()
 }
 

@@ -307,6 +307,12 @@ func recomputed(v *View) multisetHash {
 	for acct := range v.accounts.all() {
 		a.sum.add(a.digest(accountRecord(acct)))
 	}
+	for l := range v.lists.all() {
+		a.sum.add(a.digest(listRecord(l)))
+	}
+	for u := range v.uploads.all() {
+		a.sum.add(a.digest(uploadRecord(u)))
+	}
 	for _, m := range v.order {
 		a.hashResult(m, a.sum.add)
 	}

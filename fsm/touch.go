@@ -193,6 +193,9 @@ func (s *state) touched(t Target) iter.Seq[*VM] {
 			walk(s.vmsOf(t.Account))
 		case t.Prefix.IsValid():
 			walk(s.vmsWithin(t.Prefix))
+		case t.List != "":
+			set, _ := s.contents.get([]byte(t.List))
+			walk(s.vmsListed(set))
 		}
 	}
 }

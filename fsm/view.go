@@ -107,8 +107,8 @@ func (v *View) ActiveOn(t Target) iter.Seq[*Block] {
 	return v.active.under(targetKey(t))
 }
 
-// Holding returns the active blocks that hold the VM: on the VM itself, on its account, or on a prefix that covers
-// one of its addresses or that one of its declared prefixes covers. In the order of their creation.
+// Holding returns the active blocks that hold the VM: on the VM itself, on its account, on a list that names one
+// of its addresses, or on a prefix that covers one of them or that one of its declared prefixes covers. In the order of their creation.
 // It costs lookups by the VM's addresses and the prefix lengths in use, however many blocks there are.
 func (v *View) Holding(vm *VM) []*Block {
 	blocks := slices.Collect(v.ActiveOn(Target{VM: vm.ID}))
@@ -117,7 +117,9 @@ func (v *View) Holding(vm *VM) []*Block {
 	}
 	collect := func(b *Block) bool { blocks = append(blocks, b); return true }
 	seen := make(map[netip.Prefix]bool)
-	for _, p := range vm.AllAddresses() {
+	all := vm.AllAddresses()
+	blocks = append(blocks, v.listsHolding(all)...)
+	for _, p := range all {
 		for wide := range v.lengths.around(p) {
 			if !seen[wide] {
 				seen[wide] = true

@@ -1628,7 +1628,7 @@ type AddListChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
 	Sequence      uint32                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // from 0
-	Prefixes      []byte                 `protobuf:"bytes,3,opt,name=prefixes,proto3" json:"prefixes,omitempty"`  // packed, sorted, none inside another
+	Prefixes      []byte                 `protobuf:"bytes,3,opt,name=prefixes,proto3" json:"prefixes,omitempty"`  // packed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1900,11 +1900,12 @@ func (x *DeleteList) GetIfRevision() uint64 {
 	return 0
 }
 
+// DescribeList leaves as it is what is absent.
 type DescribeList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
+	Owner         *string                `protobuf:"bytes,2,opt,name=owner,proto3,oneof" json:"owner,omitempty"`
+	Note          *string                `protobuf:"bytes,3,opt,name=note,proto3,oneof" json:"note,omitempty"`
 	Source        *ListSource            `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	IfRevision    uint64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1949,15 +1950,15 @@ func (x *DescribeList) GetName() string {
 }
 
 func (x *DescribeList) GetOwner() string {
-	if x != nil {
-		return x.Owner
+	if x != nil && x.Owner != nil {
+		return *x.Owner
 	}
 	return ""
 }
 
 func (x *DescribeList) GetNote() string {
-	if x != nil {
-		return x.Note
+	if x != nil && x.Note != nil {
+		return *x.Note
 	}
 	return ""
 }
@@ -2604,12 +2605,10 @@ func (x *List) GetRevision() uint64 {
 	return 0
 }
 
-// ListBlock is a part of the content of a list.
+// ListBlock is a part of the content of the list or upload before it in a snapshot.
 type ListBlock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	List          string                 `protobuf:"bytes,1,opt,name=list,proto3" json:"list,omitempty"`
-	Position      uint32                 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
-	Prefixes      []byte                 `protobuf:"bytes,3,opt,name=prefixes,proto3" json:"prefixes,omitempty"` // packed
+	Prefixes      []byte                 `protobuf:"bytes,1,opt,name=prefixes,proto3" json:"prefixes,omitempty"` // packed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2644,20 +2643,6 @@ func (*ListBlock) Descriptor() ([]byte, []int) {
 	return file_fsm_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *ListBlock) GetList() string {
-	if x != nil {
-		return x.List
-	}
-	return ""
-}
-
-func (x *ListBlock) GetPosition() uint32 {
-	if x != nil {
-		return x.Position
-	}
-	return 0
-}
-
 func (x *ListBlock) GetPrefixes() []byte {
 	if x != nil {
 		return x.Prefixes
@@ -2665,7 +2650,7 @@ func (x *ListBlock) GetPrefixes() []byte {
 	return nil
 }
 
-// Upload is a content that is not yet committed; its chunks follow as ListBlocks.
+// Upload is a content that is not yet committed.
 type Upload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2673,6 +2658,8 @@ type Upload struct {
 	Origin        string                 `protobuf:"bytes,3,opt,name=origin,proto3" json:"origin,omitempty"`
 	Chunks        uint32                 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
 	Index         uint64                 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"` // log index of its last op
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2740,6 +2727,20 @@ func (x *Upload) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *Upload) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Upload) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
 }
 
 // 17 to 31 are kept for further parameters of kinds.
@@ -3660,7 +3661,6 @@ type Header struct {
 	Events        uint64 `protobuf:"varint,21,opt,name=events,proto3" json:"events,omitempty"`
 	Accounts      uint64 `protobuf:"varint,22,opt,name=accounts,proto3" json:"accounts,omitempty"`
 	Lists         uint64 `protobuf:"varint,23,opt,name=lists,proto3" json:"lists,omitempty"`
-	ListBlocks    uint64 `protobuf:"varint,24,opt,name=list_blocks,json=listBlocks,proto3" json:"list_blocks,omitempty"`
 	Uploads       uint64 `protobuf:"varint,25,opt,name=uploads,proto3" json:"uploads,omitempty"`
 	Audits        uint64 `protobuf:"varint,26,opt,name=audits,proto3" json:"audits,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3819,13 +3819,6 @@ func (x *Header) GetAccounts() uint64 {
 func (x *Header) GetLists() uint64 {
 	if x != nil {
 		return x.Lists
-	}
-	return 0
-}
-
-func (x *Header) GetListBlocks() uint64 {
-	if x != nil {
-		return x.ListBlocks
 	}
 	return 0
 }
@@ -4338,14 +4331,16 @@ const file_fsm_proto_rawDesc = "" +
 	"DeleteList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vif_revision\x18\x02 \x01(\x04R\n" +
-	"ifRevision\"\xa2\x01\n" +
+	"ifRevision\"\xbf\x01\n" +
 	"\fDescribeList\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
-	"\x04note\x18\x03 \x01(\tR\x04note\x123\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\x05owner\x18\x02 \x01(\tH\x00R\x05owner\x88\x01\x01\x12\x17\n" +
+	"\x04note\x18\x03 \x01(\tH\x01R\x04note\x88\x01\x01\x123\n" +
 	"\x06source\x18\x04 \x01(\v2\x1b.palisade.fsm.v1.ListSourceR\x06source\x12\x1f\n" +
 	"\vif_revision\x18\x05 \x01(\x04R\n" +
-	"ifRevision\"W\n" +
+	"ifRevisionB\b\n" +
+	"\x06_ownerB\a\n" +
+	"\x05_note\"W\n" +
 	"\n" +
 	"ListSource\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
@@ -4402,17 +4397,17 @@ const file_fsm_proto_rawDesc = "" +
 	"\tloaded_at\x18\b \x01(\x10R\bloadedAt\x12\x14\n" +
 	"\x05actor\x18\t \x01(\tR\x05actor\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x04R\brevision\"W\n" +
-	"\tListBlock\x12\x12\n" +
-	"\x04list\x18\x01 \x01(\tR\x04list\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\rR\bposition\x12\x1a\n" +
-	"\bprefixes\x18\x03 \x01(\fR\bprefixes\"r\n" +
+	" \x01(\x04R\brevision\"'\n" +
+	"\tListBlock\x12\x1a\n" +
+	"\bprefixes\x18\x01 \x01(\fR\bprefixes\"\x9a\x01\n" +
 	"\x06Upload\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06origin\x18\x03 \x01(\tR\x06origin\x12\x16\n" +
 	"\x06chunks\x18\x04 \x01(\rR\x06chunks\x12\x14\n" +
-	"\x05index\x18\x05 \x01(\x04R\x05index\"\x96\x04\n" +
+	"\x05index\x18\x05 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04hash\x18\a \x01(\fR\x04hash\"\x96\x04\n" +
 	"\x05Block\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12/\n" +
 	"\x06target\x18\x02 \x01(\v2\x17.palisade.fsm.v1.TargetR\x06target\x12\x12\n" +
@@ -4488,7 +4483,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x06object\"-\n" +
 	"\x05Audit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04line\x18\x02 \x01(\fR\x04line\"\xd2\x04\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"\xb1\x04\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -4513,9 +4508,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\aresults\x18\x14 \x01(\x04R\aresults\x12\x16\n" +
 	"\x06events\x18\x15 \x01(\x04R\x06events\x12\x1a\n" +
 	"\baccounts\x18\x16 \x01(\x04R\baccounts\x12\x14\n" +
-	"\x05lists\x18\x17 \x01(\x04R\x05lists\x12\x1f\n" +
-	"\vlist_blocks\x18\x18 \x01(\x04R\n" +
-	"listBlocks\x12\x18\n" +
+	"\x05lists\x18\x17 \x01(\x04R\x05lists\x12\x18\n" +
 	"\auploads\x18\x19 \x01(\x04R\auploads\x12\x16\n" +
 	"\x06audits\x18\x1a \x01(\x04R\x06audits\"I\n" +
 	"\aTrailer\x12\x1d\n" +
@@ -4705,6 +4698,7 @@ func file_fsm_proto_init() {
 		(*Op_DescribeList)(nil),
 	}
 	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
+	file_fsm_proto_msgTypes[24].OneofWrappers = []any{}
 	file_fsm_proto_msgTypes[37].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
