@@ -20,7 +20,7 @@ type applier struct {
 	actor  string // of the entry being applied
 	from   string // likewise
 	was    replaced
-	held   uint64 // audit lines after this number stay
+	held   uint64    // audit lines after this number stay
 	json   auditJSON // for encoding what is audited
 	buf    []byte    // for encoding what is hashed
 }

@@ -9,6 +9,9 @@ type Query struct {
 	WaitIndex uint64
 	// Blocks are ids to report on, at most MaxQueryBlocks.
 	Blocks []string
+	// AuditFrom, if not zero, asks for the audit lines from this number on, or from the oldest that the peer
+	// has if that is later.
+	AuditFrom uint64
 }
 
 // MaxQueryBlocks bounds Query.Blocks.
@@ -23,8 +26,15 @@ type Report struct {
 	Hash     string    // state hash at Applied, hex
 	Version  string
 	Problem  string // why the kernel is behind, "" if it is not
-	Blocks   map[string]BlockReport
+	// Warning says what else is wrong with the node; its kernel stands as it says.
+	Warning string
+	Blocks  map[string]BlockReport
+	// Audit are the lines that were asked for, as many as fit into MaxReportAuditBytes, at least one.
+	Audit [][]byte
 }
+
+// MaxReportAuditBytes bounds Report.Audit, but for its first line.
+const MaxReportAuditBytes = 2 << 20
 
 // BlockReport is one peer's receipt for one block.
 type BlockReport struct {

@@ -17,9 +17,10 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":       {"agent", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":              {"fsm", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"cmd/palisade":       {"agent", "audit", "httpapi/client", "httpapi/wire", "deploy/fleet"},
+		"agent":              {"fsm", "audit", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
 		"fsm":                {},
+		"audit":              {"fsm"},
 		"cluster":            {"fsm", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},

@@ -510,6 +510,7 @@ type AskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WaitIndex     uint64                 `protobuf:"varint,1,opt,name=wait_index,json=waitIndex,proto3" json:"wait_index,omitempty"`
 	Blocks        []string               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	AuditFrom     uint64                 `protobuf:"varint,3,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -558,6 +559,13 @@ func (x *AskRequest) GetBlocks() []string {
 	return nil
 }
 
+func (x *AskRequest) GetAuditFrom() uint64 {
+	if x != nil {
+		return x.AuditFrom
+	}
+	return 0
+}
+
 type AskResponse struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	Node          string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -568,6 +576,8 @@ type AskResponse struct {
 	Version       string                  `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
 	Problem       string                  `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
 	Blocks        map[string]*BlockReport `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Audit         [][]byte                `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
+	Warning       string                  `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -656,6 +666,20 @@ func (x *AskResponse) GetBlocks() map[string]*BlockReport {
 		return x.Blocks
 	}
 	return nil
+}
+
+func (x *AskResponse) GetAudit() [][]byte {
+	if x != nil {
+		return x.Audit
+	}
+	return nil
+}
+
+func (x *AskResponse) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
 }
 
 type BlockReport struct {
@@ -914,12 +938,14 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_INVALID\x10\x04\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"C\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"b\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
 	"wait_index\x18\x01 \x01(\x04R\twaitIndex\x12\x16\n" +
-	"\x06blocks\x18\x02 \x03(\tR\x06blocks\"\xde\x02\n" +
+	"\x06blocks\x18\x02 \x03(\tR\x06blocks\x12\x1d\n" +
+	"\n" +
+	"audit_from\x18\x03 \x01(\x04R\tauditFrom\"\x8e\x03\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -929,7 +955,10 @@ const file_peer_proto_rawDesc = "" +
 	"\x04hash\x18\x05 \x01(\tR\x04hash\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12\x18\n" +
 	"\aproblem\x18\a \x01(\tR\aproblem\x12A\n" +
-	"\x06blocks\x18\b \x03(\v2).palisade.peer.v1.AskResponse.BlocksEntryR\x06blocks\x1aX\n" +
+	"\x06blocks\x18\b \x03(\v2).palisade.peer.v1.AskResponse.BlocksEntryR\x06blocks\x12\x14\n" +
+	"\x05audit\x18\t \x03(\fR\x05audit\x12\x18\n" +
+	"\awarning\x18\n" +
+	" \x01(\tR\awarning\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
 	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\"\x91\x01\n" +
