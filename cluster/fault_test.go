@@ -168,6 +168,30 @@ func TestHaltedStateStaysAMember(t *testing.T) {
 	})
 }
 
+// TestStarvationIsNoHang: a process that got no processor for an hour has not waited an hour for its disk.
+func TestStarvationIsNoHang(t *testing.T) {
+	g := newGuard("test", time.Second, func(err error) { t.Error(err) })
+	release, done := make(chan struct{}), make(chan struct{})
+	running := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = g.do("a write", 1, func() error { close(running); <-release; return nil })
+	}()
+	<-running
+	if _, stuck := g.passed(time.Hour); stuck != 0 {
+		t.Errorf("after one late look the disk is said to hang for %s", stuck)
+	}
+	var stuck time.Duration
+	for range ticks {
+		_, stuck = g.passed(time.Second / ticks)
+	}
+	if stuck == 0 {
+		t.Error("a disk that hangs while the process runs is not noticed")
+	}
+	close(release)
+	<-done
+}
+
 func TestGuardPassesWhatIsNoFailure(t *testing.T) {
 	g := newGuard("x", time.Second, func(err error) { t.Errorf("Fatal: %v", err) })
 	g.quiet.Store(false)

@@ -18,6 +18,9 @@ import (
 // slowIO is how many times longer a call that moves a whole snapshot may take.
 const slowIO = 12
 
+// ticks is how often the guard looks while a call may take its time.
+const ticks = 5
+
 // guard stands between raft and its disk. The first failure of any call is final: it is reported to
 // fatal, and every later call fails with it. That is needed because the kernel forgets a failed
 // write: after fdatasync returned EIO once, it drops the dirty pages and the next fdatasync returns
@@ -36,11 +39,14 @@ type guard struct {
 	mu   sync.Mutex
 	next uint64
 	ops  map[uint64]op
+	// ran is how long this process was seen to run: a clock that hardly advances while the whole process
+	// waits for a processor, so that starvation is not taken for a hung disk.
+	ran time.Duration
 }
 
 type op struct {
 	what  string
-	since time.Time
+	since time.Duration // on the clock of guard.ran
 	limit time.Duration
 }
 
@@ -76,7 +82,7 @@ func (g *guard) do(what string, times int, call func() error) error {
 	g.mu.Lock()
 	id := g.next
 	g.next++
-	g.ops[id] = op{what: what, since: time.Now(), limit: time.Duration(times) * g.limit}
+	g.ops[id] = op{what: what, since: g.ran, limit: time.Duration(times) * g.limit}
 	g.mu.Unlock()
 
 	err := call()
@@ -98,30 +104,36 @@ func notFound(err error) bool {
 
 // watch reports calls that do not return, until ctx ends.
 func (g *guard) watch(ctx context.Context) {
-	tick := time.NewTicker(g.limit / 5)
+	tick := time.NewTicker(g.limit / ticks)
 	defer tick.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			if o, stuck := g.stuck(now); stuck {
-				_ = g.fail(fmt.Errorf("store %s: %s has not returned for %s: the disk hangs", g.where, o.what, now.Sub(o.since).Round(time.Millisecond)))
-				return
-			}
+		case <-tick.C:
+		}
+		now := time.Now()
+		o, stuck := g.passed(now.Sub(last))
+		last = now
+		if stuck > 0 {
+			_ = g.fail(fmt.Errorf("store %s: %s has not returned for %s: the disk hangs", g.where, o.what, stuck.Round(time.Millisecond)))
+			return
 		}
 	}
 }
 
-func (g *guard) stuck(now time.Time) (op, bool) {
+// passed advances the clock, by one tick at most, and returns a call that takes too long, and for how long it does.
+func (g *guard) passed(d time.Duration) (op, time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.ran += min(d, g.limit/ticks)
 	for _, o := range g.ops {
-		if now.Sub(o.since) > o.limit {
-			return o, true
+		if took := g.ran - o.since; took > o.limit {
+			return o, took
 		}
 	}
-	return op{}, false
+	return op{}, 0
 }
 
 // guardedLogs seals every entry with a checksum, which bbolt does not do, so that an entry that was
