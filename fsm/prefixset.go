@@ -242,3 +242,14 @@ func comparePacked(a, b []byte) int {
 	}
 	return int(a[0]) - int(b[0])
 }
+
+// At returns the prefix at a place in the order of All, from 0 to Len-1. It walks the blocks.
+func (s PrefixSet) At(i int) netip.Prefix {
+	for b := range s.eachBlock() {
+		if i < b.len() {
+			return unpack(b.entry(i))
+		}
+		i -= b.len()
+	}
+	return netip.Prefix{}
+}

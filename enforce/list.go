@@ -1,0 +1,284 @@
+package enforce
+
+import (
+	"crypto/sha256"
+	"iter"
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// ListElement is a prefix that a kernel drops packets of because a list that is held names it.
+type ListElement struct {
+	Direction fsm.Direction
+	Prefix    netip.Prefix
+}
+
+// Lists is what the kernel of a node must drop because of lists: every prefix of every list that is held,
+// without what is guarded. Where a guard lies in a prefix, the prefixes around the guard stand for it.
+//
+// It holds no element: it answers from the contents in the view, which every node has anyway. It is
+// immutable and safe for concurrent use. The zero value is empty.
+type Lists struct {
+	index  uint64
+	held   []heldList // by direction and name
+	guards *guards
+}
+
+// heldList is one list in the direction in which it is held; in both if it is held in each.
+type heldList struct {
+	direction fsm.Direction
+	name      string
+	set       fsm.PrefixSet
+}
+
+// CompileLists returns what is to be dropped because of lists, as of a view, on a node.
+func CompileLists(v *fsm.View, l Local) *Lists {
+	c := &Lists{index: v.Index()}
+	for b := range v.HeldLists() {
+		_, set, ok := v.List(b.Target.List)
+		if !ok {
+			continue
+		}
+		i := slices.IndexFunc(c.held, func(h heldList) bool { return h.name == b.Target.List })
+		switch {
+		case i < 0:
+			c.held = append(c.held, heldList{b.Direction, b.Target.List, set})
+		case c.held[i].direction != b.Direction:
+			c.held[i].direction = fsm.Both
+		}
+	}
+	if len(c.held) == 0 {
+		return c
+	}
+	c.guards = newGuards(v, l)
+	slices.SortFunc(c.held, func(a, b heldList) int {
+		return slices.Compare([]string{string(a.direction), a.name}, []string{string(b.direction), b.name})
+	})
+	return c
+}
+
+// Index is the log index of the view.
+func (c *Lists) Index() uint64 { return c.index }
+
+// Empty says that no list is held.
+func (c *Lists) Empty() bool { return len(c.held) == 0 }
+
+// Hash is equal for what drops the same. The cost is that of the number of lists and guards.
+func (c *Lists) Hash() [sha256.Size]byte {
+	h := sha256.New() // its Write never fails
+	for _, l := range c.held {
+		h.Write([]byte(string(l.direction) + " " + l.set.Hash() + "\n"))
+	}
+	if c.guards != nil {
+		for _, r := range c.guards.ranges {
+			h.Write([]byte(r.String() + "\n"))
+		}
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// Contains says whether the element is to be dropped. It costs two searches for each list.
+func (c *Lists) Contains(e ListElement) bool {
+	if c.guards == nil || c.guards.overlaps(e.Prefix) {
+		return false
+	}
+	for _, l := range c.held {
+		if l.direction != e.Direction {
+			continue
+		}
+		around, ok := l.set.Covering(e.Prefix)
+		// Of a prefix around a guard, the pieces are those whose wider neighbour still overlaps it.
+		if ok && (around == e.Prefix || c.guards.overlaps(wider(e.Prefix))) {
+			return true
+		}
+	}
+	return false
+}
+
+func wider(p netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked()
+}
+
+// All walks the elements. One that several lists name comes several times.
+func (c *Lists) All() iter.Seq[ListElement] {
+	return func(yield func(ListElement) bool) {
+		for _, l := range c.held {
+			for p := range l.set.All() {
+				if !c.guards.carve(p, func(p netip.Prefix) bool { return yield(ListElement{l.direction, p}) }) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Some walks about n elements that are spread evenly, beginning at a place that seed chooses.
+func (c *Lists) Some(n int, seed uint64) iter.Seq[ListElement] {
+	return func(yield func(ListElement) bool) {
+		total := 0
+		for _, l := range c.held {
+			total += l.set.Len()
+		}
+		if total == 0 {
+			return
+		}
+		step := max(total/n, 1)
+		place := int(seed % uint64(step))
+		for _, l := range c.held {
+			for ; place < l.set.Len(); place += step {
+				if !c.guards.carve(l.set.At(place), func(p netip.Prefix) bool { return yield(ListElement{l.direction, p}) }) {
+					return
+				}
+			}
+			place -= l.set.Len()
+		}
+	}
+}
+
+// ListChanges walks what leads from one to the other: elements, and whether they are added; each once. Its cost is
+// that of what differs, however long the lists are.
+func ListChanges(from, to *Lists) iter.Seq2[ListElement, bool] {
+	return func(yield func(ListElement, bool) bool) {
+		now := &Lists{held: slices.Clone(from.held), guards: from.guards}
+		if now.guards == nil {
+			now.guards = to.guards
+		}
+		if to.guards != nil && now.guards != to.guards {
+			next := &Lists{held: now.held, guards: to.guards}
+			if !changeGuards(now, next, yield) {
+				return
+			}
+			now = next
+		}
+		// One list after the other, so that what one gives up is kept for those that still name it.
+		for _, l := range slices.Concat(to.held, from.held) {
+			if !now.change(l.direction, l.name, to.find(l.direction, l.name), yield) {
+				return
+			}
+		}
+	}
+}
+
+func (c *Lists) find(d fsm.Direction, name string) fsm.PrefixSet {
+	for _, l := range c.held {
+		if l.direction == d && l.name == name {
+			return l.set
+		}
+	}
+	return fsm.PrefixSet{}
+}
+
+// change gives one list another content and yields what that changes.
+func (c *Lists) change(d fsm.Direction, name string, set fsm.PrefixSet, yield func(ListElement, bool) bool) bool {
+	i := slices.IndexFunc(c.held, func(l heldList) bool { return l.direction == d && l.name == name })
+	if i < 0 {
+		i = len(c.held)
+		c.held = append(c.held, heldList{direction: d, name: name})
+	}
+	was := *c
+	was.held = slices.Clone(c.held)
+	old := c.held[i].set
+	c.held[i].set = set
+	for p, added := range fsm.Diff(old, set) {
+		other := c // that must not have the element, or it was, or stays, there anyway
+		if added {
+			other = &was
+		}
+		ok := c.guards.carve(p, func(p netip.Prefix) bool {
+			e := ListElement{d, p}
+			return other.Contains(e) || yield(e, added)
+		})
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// changeGuards yields what other guards change of the same lists.
+func changeGuards(from, to *Lists, yield func(ListElement, bool) bool) bool {
+	type change struct {
+		ListElement
+		added bool
+	}
+	seen := make(map[change]bool)
+	look := func(l heldList, p netip.Prefix) bool {
+		for _, side := range []struct {
+			here, there *Lists
+			added       bool
+		}{{to, from, true}, {from, to, false}} {
+			ok := side.here.guards.carve(p, func(p netip.Prefix) bool {
+				e := change{ListElement{l.direction, p}, side.added}
+				if side.there.Contains(e.ListElement) || seen[e] {
+					return true
+				}
+				seen[e] = true
+				return yield(e.ListElement, e.added)
+			})
+			if !ok {
+				return false
+			}
+		}
+		return true
+	}
+	for _, g := range from.guards.difference(to.guards) {
+		for _, l := range from.held {
+			if around, ok := l.set.Covering(g); ok {
+				if !look(l, around) {
+					return false
+				}
+				continue
+			}
+			for p := range l.set.Within(g) {
+				if !look(l, p) {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// difference returns what only one of the two guards.
+func (g *guards) difference(o *guards) []netip.Prefix {
+	var b netipx.IPSetBuilder
+	b.AddSet(g.addresses)
+	b.RemoveSet(o.addresses)
+	only, _ := b.IPSet() // the only error is that of a prefix that is not valid
+	var c netipx.IPSetBuilder
+	c.AddSet(o.addresses)
+	c.RemoveSet(g.addresses)
+	others, _ := c.IPSet()
+	return slices.Concat(only.Prefixes(), others.Prefixes())
+}
+
+// around returns the first guarded range that ends at or after the beginning of p.
+func (g *guards) around(p netip.Prefix) (netipx.IPRange, bool) {
+	i, _ := slices.BinarySearchFunc(g.ranges, p.Addr(), func(r netipx.IPRange, a netip.Addr) int { return r.To().Compare(a) })
+	if i == len(g.ranges) {
+		return netipx.IPRange{}, false
+	}
+	return g.ranges[i], true
+}
+
+// overlaps says whether some of p is guarded.
+func (g *guards) overlaps(p netip.Prefix) bool {
+	r, ok := g.around(p)
+	return ok && r.From().BitLen() == p.Addr().BitLen() && (p.Contains(r.From()) || r.From().Compare(p.Addr()) <= 0)
+}
+
+// carve yields, in order, the prefixes of what is not guarded of p. It says whether yield never said no.
+func (g *guards) carve(p netip.Prefix, yield func(netip.Prefix) bool) bool {
+	if !g.overlaps(p) {
+		return yield(p)
+	}
+	if r, _ := g.around(p); r.Contains(p.Addr()) && r.Contains(netipx.PrefixLastIP(p)) {
+		return true
+	}
+	low, high := netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(netipx.PrefixLastIP(p), p.Bits()+1).Masked()
+	return g.carve(low, yield) && g.carve(high, yield)
+}
