@@ -65,7 +65,7 @@ type APIConfig struct {
 // TokenConfig admits the holder of a bearer token. Only its hash is stored.
 type TokenConfig struct {
 	Name   string `toml:"name"`
-	Scope  string `toml:"scope"`  // "admin", "viewer" or "metrics"
+	Scope  string `toml:"scope"`  // "admin", "operator", "viewer" or "metrics"
 	SHA256 string `toml:"sha256"` // hex
 }
 
@@ -225,8 +225,8 @@ func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 		if t.Name == "" {
 			bad(key+".name", "is missing")
 		}
-		if !slices.Contains([]string{"admin", "viewer", "metrics"}, t.Scope) {
-			bad(key+".scope", "%q is none of admin, viewer, metrics", t.Scope)
+		if !slices.Contains([]string{"admin", "operator", "viewer", "metrics"}, t.Scope) {
+			bad(key+".scope", "%q is none of admin, operator, viewer, metrics", t.Scope)
 		}
 		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {
 			bad(key+".sha256", "is not 64 hex digits; make it with: printf %%s TOKEN | sha256sum")

@@ -22,6 +22,7 @@ const scopeOpen Scope = "open"
 type caller struct {
 	actor string // "token:NAME", "unix:UID", "" if nobody was asked for
 	scope Scope
+	from  string // "local" on the Unix socket, else the address; for the audit
 }
 
 // allows says whether a caller with the scope may use a route that needs another.
@@ -30,7 +31,9 @@ func (granted Scope) allows(needed Scope) bool {
 	case scopeOpen:
 		return true
 	case ScopeMetrics, ScopeViewer:
-		return granted == ScopeAdmin || granted == ScopeViewer || granted == needed
+		return granted == ScopeAdmin || granted == ScopeOperator || granted == ScopeViewer || granted == needed
+	case ScopeOperator:
+		return granted == ScopeAdmin || granted == ScopeOperator
 	case ScopeAdmin:
 		return granted == ScopeAdmin
 	}
@@ -94,7 +97,11 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 		return caller{}, problem(wire.CodeUnauthorized, "the token is not known to this node")
 	}
 	t := &s.opts.Tokens[found]
-	return caller{actor: s.actors[found], scope: t.Scope}, nil
+	from, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		from = r.RemoteAddr
+	}
+	return caller{actor: s.actors[found], scope: t.Scope, from: from}, nil
 }
 
 func identifyPeer(p peer) (caller, *wire.Problem) {
@@ -104,7 +111,7 @@ func identifyPeer(p peer) (caller, *wire.Problem) {
 	if p.uid != 0 && p.uid != uint32(os.Geteuid()) { // Linux uids fit
 		return caller{}, problem(wire.CodeForbidden, "uid %d may not call on the Unix socket; only root may", p.uid)
 	}
-	return caller{actor: "unix:" + strconv.FormatUint(uint64(p.uid), 10), scope: ScopeAdmin}, nil
+	return caller{actor: "unix:" + strconv.FormatUint(uint64(p.uid), 10), scope: ScopeAdmin, from: "local"}, nil
 }
 
 // authorize admits a request to a route or says why not.

@@ -19,9 +19,10 @@ func newFleet(t testing.TB, others ...string) *fleet { return apitest.New(t, oth
 
 // The tokens of tests, by scope.
 const (
-	adminToken   = "admin-secret-0123456789"
-	viewerToken  = "viewer-secret-0123456789"
-	metricsToken = "metrics-secret-0123456789"
+	adminToken    = "admin-secret-0123456789"
+	operatorToken = "operator-secret-0123456789"
+	viewerToken   = "viewer-secret-0123456789"
+	metricsToken  = "metrics-secret-0123456789"
 )
 
 func testOptions(f *fleet) Options {
@@ -30,6 +31,7 @@ func testOptions(f *fleet) Options {
 		Version: "test",
 		Tokens: []Token{
 			{Name: "root", Scope: ScopeAdmin, SHA256: sha256.Sum256([]byte(adminToken))},
+			{Name: "staff", Scope: ScopeOperator, SHA256: sha256.Sum256([]byte(operatorToken))},
 			{Name: "look", Scope: ScopeViewer, SHA256: sha256.Sum256([]byte(viewerToken))},
 			{Name: "prom", Scope: ScopeMetrics, SHA256: sha256.Sum256([]byte(metricsToken))},
 		},

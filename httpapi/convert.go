@@ -17,24 +17,47 @@ func prefixText(p netip.Prefix) string {
 	return p.String()
 }
 
-func wireBlock(b *fsm.Block) wire.Block {
-	t := wire.Target{VM: b.Target.VM}
-	if b.Target.Prefix.IsValid() {
-		t.Prefix = prefixText(b.Target.Prefix)
-	}
-	return wire.Block{
-		ID: b.ID, Target: t, Reason: b.Reason, Note: b.Note, Actor: b.Actor,
-		Kind: string(b.Kind), Direction: string(b.Direction), State: string(b.State),
+// wireBlock shows a block; the view knows its VM's name.
+func wireBlock(v *fsm.View, b *fsm.Block) wire.Block {
+	out := wire.Block{
+		ID: b.ID, Reason: b.Reason, Note: b.Note, Actor: b.Actor,
+		Target: wire.Target{VM: b.Target.VM, Account: b.Target.Account, List: b.Target.List},
+		Kind:   string(b.Kind), Direction: string(b.Direction), State: string(b.State),
 		Index: b.Index, Revision: b.Revision,
-		CreatedAt: b.CreatedAt, LiftedAt: b.LiftedAt, LiftedBy: b.LiftedBy,
+		CreatedAt: b.CreatedAt, StartsAt: b.StartsAt, EndsAt: b.EndsAt, ConfirmBy: b.ConfirmBy,
+		StartedAt: b.StartedAt, LiftedAt: b.LiftedAt, LiftedBy: b.LiftedBy,
 	}
+	if b.Target.Prefix.IsValid() {
+		out.Target.Prefix = prefixText(b.Target.Prefix)
+	}
+	if vm, ok := v.VM(b.Target.VM); ok {
+		out.VMName = vm.Name
+	}
+	if b.Rate != (fsm.Rate{}) {
+		out.Rate = &wire.Rate{BitsPerSecond: b.Rate.Bits, PacketsPerSecond: b.Rate.Packets}
+	}
+	for _, p := range b.Ports {
+		out.Ports = append(out.Ports, wirePort(p))
+	}
+	if b.RedirectTo.IsValid() {
+		out.RedirectTo = b.RedirectTo.String()
+	}
+	if begun(b) {
+		out.Since = b.Since()
+	}
+	return out
+}
+
+// begun says that the block is or was active: one that was delayed and cancelled never was.
+func begun(b *fsm.Block) bool {
+	return b.State != fsm.BlockPending && (b.StartsAt.IsZero() || !b.StartedAt.IsZero())
 }
 
 // wireVM shows a VM with the blocks that hold it in the view.
 func (s *Server) wireVM(v *fsm.View, vm *fsm.VM) wire.VM {
 	out := wire.VM{
 		ID: vm.ID, Name: vm.Name, Kind: vm.Kind, Node: vm.Node, Destination: vm.Destination,
-		Owner: vm.Owner, State: string(vm.State), Epoch: vm.Epoch, Revision: vm.Revision,
+		Owner: vm.Owner, DoNotBlockUntil: vm.DoNotBlockUntil, State: string(vm.State), Epoch: vm.Epoch, Revision: vm.Revision,
 		NICs:     make([]wire.NIC, 0, len(vm.NICs)),
 		Declared: make([]string, 0, len(vm.Declared)),
 		Blocks:   []string{},
@@ -68,7 +91,34 @@ func (s *Server) wireVM(v *fsm.View, vm *fsm.VM) wire.VM {
 }
 
 func wireGuard(g *fsm.Guard) wire.Guard {
-	return wire.Guard{Prefix: prefixText(g.Prefix), Note: g.Note, Actor: g.Actor, Revision: g.Revision}
+	out := wire.Guard{VM: g.VM, Note: g.Note, Actor: g.Actor, Revision: g.Revision}
+	if g.VM == "" {
+		out.Prefix = prefixText(g.Prefix)
+	}
+	return out
+}
+
+func wireAccount(v *fsm.View, a *fsm.Account) wire.Account {
+	out := wire.Account{
+		ID: a.ID, DoNotBlockUntil: a.DoNotBlockUntil, Note: a.Note, Actor: a.Actor, Revision: a.Revision, Blocks: []string{},
+	}
+	for range v.VMsOf(a.ID) {
+		out.VMs++
+	}
+	for b := range v.ActiveOn(fsm.Target{Account: a.ID}) {
+		out.Blocks = append(out.Blocks, b.ID)
+	}
+	return out
+}
+
+func wireSettings(s *fsm.Settings) wire.Settings {
+	return wire.Settings{
+		SettingsRequest: wire.SettingsRequest{
+			MaxVMs: s.MaxVMs, MaxAddresses: s.MaxAddresses,
+			Redirect: wire.RedirectPage{Title: s.RedirectTitle, Text: s.RedirectText, Link: s.RedirectLink},
+		},
+		Revision: s.Revision,
+	}
 }
 
 // wireNode joins what a node registered (nil if it never did), what the cluster sees of it (nil if it

@@ -31,7 +31,7 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 	case rt.scope == ScopeViewer && !rt.stream: // a strong read
 		codes = append(codes, wire.CodeNoQuorum)
 	}
-	if op.Method == http.MethodPost || op.Method == http.MethodPut {
+	if op.Method == http.MethodPost || op.Method == http.MethodPut || op.Method == http.MethodPatch {
 		codes = append(codes, wire.CodeMalformedJSON, wire.CodeTooLarge, wire.CodeMediaType, wire.CodeRequestTimeout)
 	}
 	schema := schemas.Schema(reflect.TypeFor[wire.Problem](), true, "Problem")
@@ -63,21 +63,14 @@ func document(o *huma.OpenAPI) ([]byte, error) {
 	// huma registers its own error model, which no answer uses.
 	delete(o.Components.Schemas.Map(), "ErrorModel")
 	delete(o.Components.Schemas.Map(), "ErrorDetail")
-	for name, schema := range o.Components.Schemas.Map() {
-		// Answers may get more fields; a client that is made from the document must let them pass.
-		if !strings.HasSuffix(name, "Request") && name != "Target" {
-			schema.AdditionalProperties = nil
+	refine(o.Components.Schemas)
+	preview := o.Components.Schemas.Schema(reflect.TypeFor[wire.Preview](), true, "Preview")
+	for _, path := range o.Paths {
+		for _, op := range []*huma.Operation{path.Post, path.Put, path.Patch, path.Delete} {
+			if op != nil {
+				describeWrite(op, preview)
+			}
 		}
-	}
-	for path, wait := range map[string]string{"/v1/blocks": "post", "/v1/blocks/{id}": "delete"} {
-		op := o.Paths[path].Post
-		if wait == "delete" {
-			op = o.Paths[path].Delete
-		}
-		done := op.Responses[strconv.Itoa(op.DefaultStatus)]
-		accepted := *done
-		accepted.Description = "Committed, but with wait=enforced some live node did not confirm in time"
-		op.Responses["202"] = &accepted
 	}
 	b, err := json.Marshal(o)
 	if err != nil {
@@ -89,6 +82,63 @@ func document(o *huma.OpenAPI) ([]byte, error) {
 	}
 	out.WriteByte('\n')
 	return out.Bytes(), nil
+}
+
+// describeWrite adds the answers that wait and dry_run can have.
+func describeWrite(op *huma.Operation, preview *huma.Schema) {
+	has := func(name string) bool {
+		return slices.ContainsFunc(op.Parameters, func(p *huma.Param) bool { return p.In == "query" && p.Name == name })
+	}
+	if has("wait") {
+		accepted := *op.Responses[strconv.Itoa(op.DefaultStatus)]
+		accepted.Description = "Committed, but with wait=enforced some live node did not confirm in time"
+		op.Responses["202"] = &accepted
+	}
+	if !has("dry_run") {
+		return
+	}
+	done := op.Responses["200"]
+	if done == nil {
+		op.Responses["200"] = &huma.Response{
+			Description: "With dry_run=true",
+			Content:     map[string]*huma.MediaType{"application/json": {Schema: preview}},
+		}
+		return
+	}
+	if media := done.Content["application/json"]; media != nil {
+		done.Content = map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{OneOf: []*huma.Schema{media.Schema, preview}}}}
+		done.Description += "; with dry_run=true a Preview"
+	}
+}
+
+// refine corrects what the types of package wire do not say: which documents are strict, and the forms of
+// what decodes itself. Requests are checked by the same schemas.
+func refine(schemas huma.Registry) {
+	all := schemas.Map()
+	strict := []string{"Target", "Rate", "Port", "RedirectPage", "BlockPatch", "BulkOp", "BulkLift", "BulkPatch"}
+	for name, schema := range all {
+		// Answers may get more fields; a client that is made from the document must let them pass.
+		if !strings.HasSuffix(name, "Request") && !slices.Contains(strict, name) {
+			schema.AdditionalProperties = nil
+		}
+	}
+	short := &huma.Schema{Type: huma.TypeString, Pattern: wire.PortPattern, Description: "Short form, for example tcp/25"}
+	short.PrecomputeMessages()
+	ports := all["BlockRequest"].Properties["ports"]
+	ports.Items = &huma.Schema{OneOf: []*huma.Schema{short, ports.Items}}
+	for _, name := range []string{"BlockPatch", "BulkPatch"} {
+		for field, format := range map[string]string{"starts_at": "date-time", "ends_at": "date-time", "note": ""} {
+			old := all[name].Properties[field]
+			is := &huma.Schema{Type: huma.TypeString, Nullable: true, Format: format, Description: old.Description, MaxLength: old.MaxLength}
+			is.PrecomputeMessages()
+			all[name].Properties[field] = is
+		}
+	}
+	for name := range all {
+		if strings.HasPrefix(name, "Optional") {
+			delete(all, name)
+		}
+	}
 }
 
 // raw is the output of a route that writes its answer itself.

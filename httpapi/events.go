@@ -157,7 +157,7 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	out := wire.Event{Index: e.Index, At: e.Time, Type: string(e.Type), Actor: e.Actor}
 	switch {
 	case e.Block != nil:
-		b := wireBlock(e.Block)
+		b := wireBlock(v, e.Block)
 		out.Block = &b
 	case e.VM != nil:
 		vm := s.wireVM(v, e.VM)
@@ -174,6 +174,12 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	case e.Guard != nil:
 		g := wireGuard(e.Guard)
 		out.Guard = &g
+	case e.Account != nil:
+		a := wireAccount(v, e.Account)
+		out.Account = &a
+	case e.Settings != nil:
+		st := wireSettings(e.Settings)
+		out.Settings = &st
 	}
 	return out
 }

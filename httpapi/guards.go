@@ -46,11 +46,21 @@ func (s *Server) listGuards(ctx context.Context, in *listGuardsInput) (*listGuar
 				break
 			}
 		}
-	} else {
-		for g := range v.Guards() {
-			if !each(prefixText(g.Prefix), wireGuard(g)) {
-				break
+	}
+	for g := range v.Guards() {
+		w := wireGuard(g)
+		if in.All == "true" {
+			if g.VM == "" {
+				continue // is among the prefixes
 			}
+			w.Why = "guard: " + g.Note
+		}
+		id := w.Prefix
+		if g.VM != "" {
+			id = cursorText("vm " + g.VM)
+		}
+		if !each(id, w) {
+			break
 		}
 	}
 	return &listGuardsOutput{ReadHeaders: h, Body: p.wire()}, nil
@@ -70,12 +80,19 @@ type guardOutput struct {
 }
 
 func (s *Server) addGuard(ctx context.Context, in *addGuardInput) (*guardOutput, error) {
-	fields := sent{"prefix": at("body.prefix", in.Body.Prefix), "note": at("body.note", nil)}
-	p, ferr := fsm.ParsePrefix("prefix", in.Body.Prefix)
-	if ferr != nil {
-		return nil, refusalProblem(ferr, fields)
+	fields := sent{"prefix": at("body.prefix", in.Body.Prefix), "vm": at("body.vm", in.Body.VM), "note": at("body.note", nil)}
+	op := fsm.PutGuard{VM: in.Body.VM, Note: in.Body.Note}
+	if (in.Body.Prefix == "") == (in.Body.VM == "") {
+		return nil, fieldProblem("body", in.Body, "want exactly one of prefix and vm")
 	}
-	res, err := s.propose(ctx, in.Key, fsm.PutGuard{Prefix: p, Note: in.Body.Note}, fields)
+	if in.Body.Prefix != "" {
+		p, ferr := fsm.ParsePrefix("prefix", in.Body.Prefix)
+		if ferr != nil {
+			return nil, refusalProblem(ferr, fields)
+		}
+		op.Prefix = p
+	}
+	res, err := s.propose(ctx, in.WriteInput, op, fields)
 	if err != nil {
 		return nil, err
 	}
@@ -97,16 +114,30 @@ type removeGuardInput struct {
 type removeGuardOutput struct{ WriteHeaders }
 
 func (s *Server) removeGuard(ctx context.Context, in *removeGuardInput) (*removeGuardOutput, error) {
-	if in.IfMatch != "" {
-		// Refused rather than ignored: the caller counts on it.
-		return nil, fieldProblem("header.If-Match", in.IfMatch, "guards have no conditional removal; send it without")
-	}
 	fields := sent{"prefix": at("path.prefix", in.Prefix)}
 	p, ferr := fsm.ParsePrefix("prefix", strings.TrimSuffix(in.Prefix, "/"))
 	if ferr != nil {
 		return nil, refusalProblem(ferr, fields)
 	}
-	res, err := s.propose(ctx, in.Key, fsm.DeleteGuard{Prefix: p}, fields)
+	return s.deleteGuard(ctx, in.WriteInput, in.MatchInput, fsm.DeleteGuard{Prefix: p}, fields)
+}
+
+type removeVMGuardInput struct {
+	WriteInput
+	MatchInput
+	VM string `path:"vm" maxLength:"255" doc:"VM id, or a name that only one VM has"`
+}
+
+func (s *Server) removeVMGuard(ctx context.Context, in *removeVMGuardInput) (*removeGuardOutput, error) {
+	return s.deleteGuard(ctx, in.WriteInput, in.MatchInput, fsm.DeleteGuard{VM: in.VM}, sent{"vm": at("path.vm", in.VM)})
+}
+
+func (s *Server) deleteGuard(ctx context.Context, in WriteInput, match MatchInput, op fsm.DeleteGuard, fields sent) (*removeGuardOutput, error) {
+	if match.IfMatch != "" {
+		// Refused rather than ignored: the caller counts on it.
+		return nil, fieldProblem("header.If-Match", match.IfMatch, "guards have no conditional removal; send it without")
+	}
+	res, err := s.propose(ctx, in, op, fields)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,9 +16,12 @@ type Scope string
 
 // The scopes of tokens.
 const (
-	ScopeAdmin   Scope = "admin"   // everything
-	ScopeViewer  Scope = "viewer"  // everything that changes nothing
-	ScopeMetrics Scope = "metrics" // /metrics
+	ScopeAdmin Scope = "admin" // everything
+	// ScopeOperator reads everything, blocks and lifts. It can't change what protects from blocks: guards, settings,
+	// do_not_block_until and force.
+	ScopeOperator Scope = "operator"
+	ScopeViewer   Scope = "viewer"  // everything that changes nothing
+	ScopeMetrics  Scope = "metrics" // /metrics
 )
 
 // Token admits the holder of a bearer token.
@@ -38,6 +42,7 @@ type Options struct {
 	Now      func() time.Time     // time.Now if nil
 
 	MaxBodyBytes       int64         // 1 MiB
+	MaxBulkBytes       int64         // of a bulk request, 64 MiB
 	MaxHeaderBytes     int           // 16 KiB
 	MaxConns           int           // open TCP connections, 1024; the Unix socket is not counted
 	MaxStreams         int           // event streams, 256
@@ -63,6 +68,7 @@ func (o *Options) setDefaults() {
 		o.Now = time.Now
 	}
 	def(&o.MaxBodyBytes, 1<<20)
+	def(&o.MaxBulkBytes, 64<<20)
 	def(&o.MaxHeaderBytes, 16<<10)
 	def(&o.MaxConns, 1024)
 	def(&o.MaxStreams, 256)
@@ -92,8 +98,8 @@ func (o *Options) validate() error {
 		switch {
 		case t.Name == "" || names[t.Name]:
 			return fmt.Errorf("httpapi: token name %q is empty or used twice", t.Name)
-		case t.Scope != ScopeAdmin && t.Scope != ScopeViewer && t.Scope != ScopeMetrics:
-			return fmt.Errorf("httpapi: token %q: scope %q is none of admin, viewer, metrics", t.Name, t.Scope)
+		case !slices.Contains([]Scope{ScopeAdmin, ScopeOperator, ScopeViewer, ScopeMetrics}, t.Scope):
+			return fmt.Errorf("httpapi: token %q: scope %q is none of admin, operator, viewer, metrics", t.Name, t.Scope)
 		case t.SHA256 == sha256.Sum256(nil) || t.SHA256 == [sha256.Size]byte{}:
 			return fmt.Errorf("httpapi: token %q: the hash is that of an empty token", t.Name)
 		}

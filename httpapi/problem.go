@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/validation"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/wire"
@@ -48,6 +49,14 @@ func kindOf(code wire.Code) (status int, title string) {
 		return http.StatusConflict, "The target must never be blocked"
 	case wire.CodeConflict:
 		return http.StatusConflict, "The state does not allow this"
+	case wire.CodeTooMany:
+		return http.StatusConflict, "The block would touch too much without a confirmation"
+	case wire.CodeDoNotBlock:
+		return http.StatusConflict, "The account or VM must not be blocked yet"
+	case wire.CodeAborted:
+		return http.StatusConflict, "Another element of the request was refused"
+	case wire.CodePrecondition:
+		return http.StatusPreconditionRequired, "If-Match is missing"
 	case wire.CodeRevision:
 		return http.StatusPreconditionFailed, "The revision does not match"
 	case wire.CodeTooLarge:
@@ -86,6 +95,12 @@ func codeOf(code fsm.Code) (wire.Code, bool) {
 		return wire.CodeGuardConflict, true
 	case fsm.CodeConflict, fsm.CodeStale:
 		return wire.CodeConflict, true
+	case fsm.CodeTooMany:
+		return wire.CodeTooMany, true
+	case fsm.CodeNotYet:
+		return wire.CodeDoNotBlock, true
+	case fsm.CodeAborted:
+		return wire.CodeAborted, true
 	case fsm.CodeRevision:
 		return wire.CodeRevision, true
 	case fsm.CodeKeyReused:
@@ -129,7 +144,7 @@ func refusalProblem(e *fsm.Error, fields sent) *wire.Problem {
 	if !ok {
 		code = wire.CodeInvalid // still a refusal: nothing changed
 	}
-	if code == wire.CodeNotFound && e.Field == "target.vm" {
+	if code == wire.CodeNotFound && strings.HasPrefix(fields[e.Field].Location, "body.") && strings.HasSuffix(fields[e.Field].Location, ".vm") {
 		code = wire.CodeVMNotFound
 	}
 	p := problem(code, "%s", e.Error())
@@ -236,6 +251,8 @@ func invalidProblem(op *huma.Operation, errs []*huma.ErrorDetail) *wire.Problem 
 			if m, ok := e.Value.(map[string]any); ok {
 				f.Value = m[name]
 			}
+		case validation.MsgExpectedMatchExactlyOneSchema:
+			f.Message = oneOfMessage(e.Location)
 		case "unknown query parameter":
 			f.Message = "unknown query parameter; known are: " + knownQuery(op)
 		}
@@ -247,6 +264,14 @@ func invalidProblem(op *huma.Operation, errs []*huma.ErrorDetail) *wire.Problem 
 		p.Detail = strings.Join(text[:min(len(text), 3)], "; ")
 	}
 	return p
+}
+
+// oneOfMessage says what is right where a schema has two forms. Only a Port has.
+func oneOfMessage(location string) string {
+	if strings.Contains(location, "ports[") {
+		return `want for example "tcp/25", "udp/1000-2000", "icmp" or {"protocol":"tcp","from":25,"to":25}`
+	}
+	return validation.MsgExpectedMatchExactlyOneSchema
 }
 
 func knownQuery(op *huma.Operation) string {

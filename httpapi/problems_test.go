@@ -80,7 +80,7 @@ func TestBadInput(t *testing.T) {
 		"limit is text":           {get("/v1/blocks?limit=many"), 422, wire.CodeInvalid, "query.limit", "integer"},
 		"nonsense cursor":         {get("/v1/vms?cursor=%21"), 422, wire.CodeInvalid, "query.cursor", "next of the page"},
 		"cursor of another list":  {get("/v1/vms?cursor=" + encodeCursor("block", "b1")), 422, wire.CodeInvalid, "query.cursor", "next of the page"},
-		"filter by both":          {get("/v1/blocks?vm=vm-1&prefix=10.0.0.1"), 422, wire.CodeInvalid, "query.prefix", "not by both"},
+		"filter by both":          {get("/v1/blocks?vm=vm-1&prefix=10.0.0.1"), 422, wire.CodeInvalid, "query", "exactly one of"},
 		"filter by unknown VM":    {get("/v1/blocks?vm=nope"), 404, wire.CodeNotFound, "query.vm", "nope"},
 		"filter by bad prefix":    {get("/v1/blocks?prefix=x"), 422, wire.CodeInvalid, "query.prefix", "CIDR"},
 		"filter by unknown state": {get("/v1/blocks?state=gone"), 422, wire.CodeInvalid, "query.state", "lifted"},

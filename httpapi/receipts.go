@@ -152,6 +152,17 @@ func confirms(r *fsm.Report, b *fsm.Block) (fsm.BlockReport, bool) {
 	return br, ok && br.Enforced && br.Index >= b.Index
 }
 
+// changedAt is when the block's state last changed.
+func changedAt(b *fsm.Block) time.Time {
+	switch {
+	case b.State.Over():
+		return b.LiftedAt
+	case b.State == fsm.BlockPending:
+		return b.CreatedAt
+	}
+	return b.Since()
+}
+
 // since says from when on there is no evidence that a silent member holds the block's state:
 //   - its last report, if that covered the block's index;
 //   - else, for a member that is down and said nothing since the block's last change, the last sign
@@ -161,10 +172,7 @@ func confirms(r *fsm.Report, b *fsm.Block) (fsm.BlockReport, bool) {
 //
 // The block's change carries the leader's clock, the others this node's.
 func (s *Server) since(b *fsm.Block, m *fsm.Member, live bool) time.Time {
-	t := b.CreatedAt
-	if b.State == fsm.BlockLifted {
-		t = b.LiftedAt
-	}
+	t := changedAt(b)
 	changed := t
 	switch h := s.memory.of(m.ID); {
 	case !h.at.IsZero() && h.enforced >= b.Index:

@@ -40,7 +40,8 @@ type ReadHeaders struct {
 
 // WriteInput is what every write takes.
 type WriteInput struct {
-	Key string `header:"Idempotency-Key" maxLength:"255" doc:"Makes a retry have one effect and the same answer. The server makes one for itself if it is missing"`
+	Key    string `header:"Idempotency-Key" maxLength:"255" doc:"Makes a retry have one effect and the same answer. The server makes one for itself if it is missing"`
+	DryRun bool   `query:"dry_run" doc:"true: change nothing and answer 200 with what would happen and what it would touch (Preview)"`
 }
 
 // MatchInput makes a write conditional.
@@ -107,28 +108,66 @@ func (s *Server) age(st fsm.Status) int64 {
 	return max(0, s.now().Sub(st.LastContact).Milliseconds())
 }
 
-// propose commits one op for the caller of ctx. The error is a problem.
-func (s *Server) propose(ctx context.Context, key string, op fsm.Op, fields sent) (fsm.Result, error) {
-	if key == "" {
-		// Even without a retry by the caller, the way to the leader may have to be tried twice.
-		key = "auto-" + rand.Text()
-	} else if i := strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
-		return fsm.Result{}, fieldProblem("header.Idempotency-Key", key, "byte %d is not printable ASCII", i)
+// propose commits one op for the caller of ctx, or only tries it. The error is a problem or a *preview.
+func (s *Server) propose(ctx context.Context, in WriteInput, op fsm.Op, fields sent) (fsm.Result, error) {
+	if in.DryRun {
+		return fsm.Result{}, s.preview(ctx, op, fields)
 	}
-	pctx, cancel := context.WithTimeout(ctx, s.opts.ProposeTimeout)
-	defer cancel()
-	res, err := s.opts.Backend.Propose(pctx, fsm.Command{Actor: callerOf(ctx).actor, Key: key, Op: op})
+	res, err := s.commit(ctx, in.Key, op)
 	if err != nil {
-		return fsm.Result{}, s.outcomeProblem(err, key)
+		return fsm.Result{}, err
 	}
 	if res.Err != nil {
-		fields["key"] = at("header.Idempotency-Key", key)
+		fields["key"] = at("header.Idempotency-Key", in.Key)
 		return fsm.Result{}, refusalProblem(res.Err, fields)
 	}
 	return res, nil
 }
 
-func etag(revision uint64) string { return `"` + strconv.FormatUint(revision, 10) + `"` }
+// command is an op in the name of the caller of ctx.
+func command(ctx context.Context, key string, op fsm.Op) fsm.Command {
+	c := callerOf(ctx)
+	return fsm.Command{Actor: c.actor, From: c.from, Key: key, Op: op}
+}
+
+// commit proposes an op and returns its result, which may be a refusal. The error is a problem.
+func (s *Server) commit(ctx context.Context, key string, op fsm.Op) (fsm.Result, error) {
+	if key == "" {
+		// Even without a retry by the caller, the way to the leader may have to be tried twice.
+		key = newKey()
+	} else if p := checkKey(key); p != nil {
+		return fsm.Result{}, p
+	}
+	res, err := s.send(ctx, key, op)
+	if err != nil {
+		return fsm.Result{}, s.outcomeProblem(err, key)
+	}
+	return res, nil
+}
+
+// send proposes an op. The error is that of the backend.
+func (s *Server) send(ctx context.Context, key string, op fsm.Op) (fsm.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.ProposeTimeout)
+	defer cancel()
+	return s.opts.Backend.Propose(ctx, command(ctx, key, op))
+}
+
+func newKey() string { return "auto-" + rand.Text() }
+
+func checkKey(key string) *wire.Problem {
+	if i := strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
+		return fieldProblem("header.Idempotency-Key", key, "byte %d is not printable ASCII", i)
+	}
+	return nil
+}
+
+// etag is "" for the revision 0 of what is not set.
+func etag(revision uint64) string {
+	if revision == 0 {
+		return ""
+	}
+	return `"` + strconv.FormatUint(revision, 10) + `"`
+}
 
 func (in MatchInput) revision() (uint64, error) {
 	if in.IfMatch == "" {

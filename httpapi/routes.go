@@ -41,26 +41,50 @@ func routes() []route {
 		return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, DefaultStatus: status}
 	}
 	notFound := []wire.Code{wire.CodeNotFound}
+	named := []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}
+	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
+	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
 	return []route{
-		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}, add: do((*Server).listBlocks)},
-		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM or a prefix, at once", http.StatusCreated), scope: ScopeAdmin,
-			codes: []wire.Code{wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide}, add: do((*Server).addBlock)},
+		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: named, add: do((*Server).listBlocks)},
+		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator,
+			codes: adding, add: do((*Server).addBlock)},
+		{op: op(http.MethodDelete, "/v1/blocks", "lift-reason", "Lift what one reason holds on one target", http.StatusOK), scope: ScopeOperator,
+			codes: named, add: do((*Server).liftReason)},
+		{op: op(http.MethodPost, "/v1/blocks/bulk", "bulk-blocks", "Add, lift and change thousands of blocks", http.StatusOK), scope: ScopeOperator,
+			codes: []wire.Code{wire.CodeAborted}, add: (*Server).addBulk},
 		{op: get("/v1/blocks/{id}", "get-block", "Show a block, where it is in force and what it dropped"), scope: ScopeViewer, codes: notFound, add: do((*Server).getBlock)},
-		{op: op(http.MethodDelete, "/v1/blocks/{id}", "lift-block", "Lift a block", http.StatusOK), scope: ScopeAdmin,
-			codes: []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}, add: do((*Server).liftBlock)},
+		{op: op(http.MethodPatch, "/v1/blocks/{id}", "patch-block", "Change the times or the note of a block, or confirm it (JSON merge patch)", http.StatusOK), scope: ScopeOperator,
+			codes: append(changing, wire.CodePrecondition, wire.CodeDoNotBlock), add: do((*Server).patchBlock)},
+		{op: op(http.MethodPost, "/v1/blocks/{id}/confirm", "confirm-block", "Confirm a block, so that it stays", http.StatusOK), scope: ScopeOperator,
+			codes: changing, add: do((*Server).confirmBlock)},
+		{op: op(http.MethodDelete, "/v1/blocks/{id}", "lift-block", "Lift a block, or cancel one that is pending", http.StatusOK), scope: ScopeOperator,
+			codes: changing, add: do((*Server).liftBlock)},
+		{op: get("/v1/blocks/{id}/receipts", "block-receipts", "Say where a block is in force, and wait for it"), scope: ScopeViewer, codes: notFound, add: do((*Server).blockReceipts)},
+		{op: get("/v1/schedule", "schedule", "List what starts and ends by itself, soonest first"), scope: ScopeViewer, add: do((*Server).schedule)},
 
 		{op: get("/v1/vms", "list-vms", "List VMs"), scope: ScopeViewer, add: do((*Server).listVMs)},
-		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, codes: []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}, add: do((*Server).getVM)},
-		{op: op(http.MethodPut, "/v1/vms/{id}", "put-vm", "Declare a VM's name, owner and addresses", http.StatusOK), scope: ScopeAdmin,
+		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, codes: named, add: do((*Server).getVM)},
+		{op: op(http.MethodPut, "/v1/vms/{id}", "put-vm", "Declare a VM's name, owner and addresses", http.StatusOK), scope: ScopeOperator,
 			codes: []wire.Code{wire.CodeRevision, wire.CodeTooWide, wire.CodeGuardConflict}, add: do((*Server).putVM)},
+
+		{op: get("/v1/accounts", "list-accounts", "List the accounts for which something is set"), scope: ScopeViewer, add: do((*Server).listAccounts)},
+		{op: get("/v1/accounts/{id}", "get-account", "Show an account"), scope: ScopeViewer, codes: notFound, add: do((*Server).getAccount)},
+		{op: op(http.MethodPut, "/v1/accounts/{id}", "put-account", "Set an account's note and until when it is not blocked for unpaid", http.StatusOK), scope: ScopeOperator,
+			codes: []wire.Code{wire.CodeRevision}, add: do((*Server).putAccount)},
 
 		{op: get("/v1/nodes", "list-nodes", "List nodes"), scope: ScopeViewer, add: do((*Server).listNodes)},
 		{op: get("/v1/nodes/{id}", "get-node", "Show a node"), scope: ScopeViewer, codes: notFound, add: do((*Server).getNode)},
 
 		{op: get("/v1/guards", "list-guards", "List what can never be blocked"), scope: ScopeViewer, add: do((*Server).listGuards)},
-		{op: op(http.MethodPost, "/v1/guards", "add-guard", "Guard a prefix", http.StatusCreated), scope: ScopeAdmin, codes: []wire.Code{wire.CodeConflict}, add: do((*Server).addGuard)},
+		{op: op(http.MethodPost, "/v1/guards", "add-guard", "Guard a prefix or a VM", http.StatusCreated), scope: ScopeAdmin,
+			codes: []wire.Code{wire.CodeConflict, wire.CodeVMNotFound, wire.CodeAmbiguous}, add: do((*Server).addGuard)},
+		{op: op(http.MethodDelete, "/v1/guards/vm/{vm}", "remove-vm-guard", "Remove the guard of a VM", http.StatusNoContent), scope: ScopeAdmin,
+			codes: named, add: do((*Server).removeVMGuard)},
 		{op: op(http.MethodDelete, "/v1/guards/{prefix}", "remove-guard", "Remove an operator's guard; the prefix is in the path as it is, with its slash", http.StatusNoContent), scope: ScopeAdmin,
 			codes: notFound, add: do((*Server).removeGuard)},
+
+		{op: get("/v1/settings", "get-settings", "Show the fleet's settings"), scope: ScopeViewer, add: do((*Server).getSettings)},
+		{op: op(http.MethodPut, "/v1/settings", "put-settings", "Replace the fleet's settings", http.StatusOK), scope: ScopeAdmin, codes: []wire.Code{wire.CodeRevision}, add: do((*Server).putSettings)},
 
 		{op: get("/v1/events", "events", "Follow all changes (server-sent events)"), scope: ScopeViewer, stream: true, codes: []wire.Code{wire.CodeTooManyStreams}, add: (*Server).addEvents},
 		{op: get("/v1/status", "status", "Show this node's standing and its picture of the fleet"), scope: ScopeViewer, add: do((*Server).status)},
@@ -96,8 +120,9 @@ func (s *Server) humaConfig() huma.Config {
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Transformers = []huma.Transformer{s.rewriteErrors}
 	cfg.Formats = map[string]huma.Format{
-		"application/json":         {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
-		"application/problem+json": {Marshal: marshalJSON},
+		"application/json":             {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
+		"application/merge-patch+json": {Unmarshal: json.Unmarshal},
+		"application/problem+json":     {Marshal: marshalJSON},
 	}
 	return cfg
 }

@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"iter"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -29,7 +31,7 @@ func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, er
 		Node: st.Node, Leader: st.Leader, Quorum: st.Quorum, Term: st.Term,
 		Index: v.Index(), CommitIndex: st.CommitIndex, StateHash: v.Hash(),
 		AgeMS: h.Age, CaughtUp: st.CaughtUp, Version: s.opts.Version,
-		Counts: wire.Counts{VMs: v.CountVMs(), Blocks: v.CountBlocks(), ActiveBlocks: v.CountActive()},
+		Counts: wire.Counts{VMs: v.CountVMs(), Blocks: v.CountBlocks(), ActiveBlocks: v.CountActive(), PendingBlocks: v.CountPending()},
 	}
 	for range v.Nodes() {
 		body.Counts.Nodes++
@@ -37,23 +39,27 @@ func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, er
 	for range v.Guards() {
 		body.Counts.Guards++
 	}
-	first := true
+	body.EnforcedIndex = s.lowestEnforced(maps.Keys(replies))
 	for id, r := range replies {
 		if r.member.Alive || r.member.Self {
 			body.Counts.Alive++
 		}
-		h := s.memory.of(id)
-		if h.at.IsZero() {
-			continue
-		}
-		if first || h.enforced < body.EnforcedIndex {
-			body.EnforcedIndex, first = h.enforced, false
-		}
 		if r.member.Self {
-			body.NodeEnforcedIndex = h.enforced
+			body.NodeEnforcedIndex = s.memory.of(id).enforced
 		}
 	}
 	return &statusOutput{ReadHeaders: h, Body: body}, nil
+}
+
+// lowestEnforced is the lowest log index in any kernel of the members that were ever heard.
+func (s *Server) lowestEnforced(members iter.Seq[string]) (index uint64) {
+	first := true
+	for id := range members {
+		if h := s.memory.of(id); !h.at.IsZero() && (first || h.enforced < index) {
+			index, first = h.enforced, false
+		}
+	}
+	return index
 }
 
 type healthzOutput struct {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/wire"
@@ -97,7 +98,14 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 	if n := len(in.Body.Addresses); n > fsm.MaxVMAddresses {
 		return nil, fieldProblem("body.addresses", n, "%d addresses; a VM has at most %d", n, fsm.MaxVMAddresses)
 	}
-	op := fsm.DeclareVM{ID: in.ID, Name: in.Body.Name, Owner: in.Body.Owner, IfRevision: rev, Addresses: make([]netip.Prefix, 0, len(in.Body.Addresses))}
+	var was time.Time
+	if vm, ok := s.opts.Backend.View().VM(in.ID); ok {
+		was = vm.DoNotBlockUntil
+	}
+	if p := mayProtect(callerOf(ctx), was, in.Body.DoNotBlockUntil); p != nil {
+		return nil, p
+	}
+	op := fsm.DeclareVM{ID: in.ID, DoNotBlockUntil: in.Body.DoNotBlockUntil, Name: in.Body.Name, Owner: in.Body.Owner, IfRevision: rev, Addresses: make([]netip.Prefix, 0, len(in.Body.Addresses))}
 	fields := sent{
 		"id":          at("path.id", in.ID),
 		"name":        at("body.name", in.Body.Name),
@@ -113,7 +121,7 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 		}
 		op.Addresses = append(op.Addresses, p)
 	}
-	res, err := s.propose(ctx, in.Key, op, fields)
+	res, err := s.propose(ctx, in.WriteInput, op, fields)
 	if err != nil {
 		return nil, err
 	}

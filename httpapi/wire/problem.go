@@ -5,22 +5,26 @@ type Code string
 
 // The codes of problems.
 const (
-	CodeInvalid        Code = "invalid"              // 422 a field is malformed, missing or unknown
-	CodeTooWide        Code = "prefix_too_wide"      // 422 wider than can be blocked
-	CodeKeyUsed        Code = "idempotency_key_used" // 422 same key, different request
-	CodeUnsupported    Code = "unsupported"          // 422 a value that a newer version knows
-	CodeMalformedJSON  Code = "malformed_json"       // 400
-	CodeUnauthorized   Code = "unauthorized"         // 401 no token, or an unknown one
-	CodeForbidden      Code = "forbidden"            // 403 the token's scope does not allow it
-	CodeNotFound       Code = "not_found"            // 404 what the URL names does not exist
-	CodeVMNotFound     Code = "vm_not_found"         // 404 a VM named inside the request does not exist
-	CodeMethod         Code = "method_not_allowed"   // 405
-	CodeRequestTimeout Code = "request_timeout"      // 408 the body did not arrive in time
-	CodeAmbiguous      Code = "ambiguous_name"       // 409 more than one VM has the name
-	CodeGuardConflict  Code = "guard_conflict"       // 409 the target must never be blocked
-	CodeConflict       Code = "conflict"             // 409 the object is not in a state that allows it
-	CodeRevision       Code = "revision_mismatch"    // 412 If-Match did not match
-	CodeTooLarge       Code = "body_too_large"       // 413
+	CodeInvalid        Code = "invalid"               // 422 a field is malformed, missing or unknown
+	CodeTooWide        Code = "prefix_too_wide"       // 422 wider than can be blocked
+	CodeKeyUsed        Code = "idempotency_key_used"  // 422 same key, different request
+	CodeUnsupported    Code = "unsupported"           // 422 a value that a newer version knows
+	CodeMalformedJSON  Code = "malformed_json"        // 400
+	CodeUnauthorized   Code = "unauthorized"          // 401 no token, or an unknown one
+	CodeForbidden      Code = "forbidden"             // 403 the token's scope does not allow it
+	CodeNotFound       Code = "not_found"             // 404 what the URL names does not exist
+	CodeVMNotFound     Code = "vm_not_found"          // 404 a VM named inside the request does not exist
+	CodeMethod         Code = "method_not_allowed"    // 405
+	CodeRequestTimeout Code = "request_timeout"       // 408 the body did not arrive in time
+	CodeAmbiguous      Code = "ambiguous_name"        // 409 more than one VM has the name
+	CodeGuardConflict  Code = "guard_conflict"        // 409 the target must never be blocked
+	CodeConflict       Code = "conflict"              // 409 the object is not in a state that allows it
+	CodeTooMany        Code = "too_many"              // 409 touches more than the settings allow without confirmation
+	CodeDoNotBlock     Code = "do_not_block"          // 409 the account or VM must not be blocked yet
+	CodeAborted        Code = "aborted"               // 409 another element of the same request was refused
+	CodeRevision       Code = "revision_mismatch"     // 412 If-Match did not match
+	CodeTooLarge       Code = "body_too_large"        // 413
+	CodePrecondition   Code = "precondition_required" // 428 If-Match is missing
 	CodeMediaType      Code = "unsupported_media_type"
 	CodeInternal       Code = "internal"         // 500 a fault of the server; nothing was changed
 	CodeNoQuorum       Code = "no_quorum"        // 503 nothing was changed; try again later

@@ -3,21 +3,22 @@
 // document; they have no effect on encoding.
 package wire
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Target is what a block holds: exactly one field is set.
 type Target struct {
 	VM     string `json:"vm,omitempty" maxLength:"255" doc:"VM id; on input also a name that only one VM has"`
 	Prefix string `json:"prefix,omitempty" maxLength:"64" doc:"IPv4 or IPv6 address or CIDR without host bits" example:"192.0.2.7"`
+	// Account and List hold what belongs to them now and later.
+	Account string `json:"account,omitempty" maxLength:"255" doc:"Every VM with this owner, now and later"`
+	List    string `json:"list,omitempty" maxLength:"255" doc:"Every prefix of the list with this name, now and later"`
 }
 
 // String gives the field that is set.
-func (t Target) String() string {
-	if t.VM != "" {
-		return t.VM
-	}
-	return t.Prefix
-}
+func (t Target) String() string { return cmp.Or(t.VM, t.Prefix, t.Account, t.List) }
 
 // Counters are the packets dropped for a block, summed over the nodes that answered.
 type Counters struct {
@@ -42,27 +43,29 @@ type Unconfirmed struct {
 type Block struct {
 	ID          string        `json:"id" example:"b17"`
 	Target      Target        `json:"target"`
+	VMName      string        `json:"vm_name,omitempty" doc:"Name of the target VM, where it has one"`
 	Reason      string        `json:"reason"`
 	Note        string        `json:"note"`
 	Actor       string        `json:"actor" doc:"Who asked for it: token:NAME, unix:UID or node:ID"`
-	Kind        string        `json:"kind" example:"drop"`
-	Direction   string        `json:"direction" example:"both"`
-	State       string        `json:"state" enum:"active,lifted"`
+	Kind        string        `json:"kind" example:"drop" doc:"drop, reject, limit, ports or redirect"`
+	Direction   string        `json:"direction" example:"both" doc:"both, in or out, seen from the target"`
+	Rate        *Rate         `json:"rate,omitempty" doc:"Of kind limit"`
+	Ports       []Port        `json:"ports,omitempty" nullable:"false" doc:"Of kind ports"`
+	RedirectTo  string        `json:"redirect_to,omitempty" doc:"Of kind redirect: the HTTP server that is asked; absent: the node's own page"`
+	State       string        `json:"state" enum:"pending,active,lifted,ended" doc:"lifted: by somebody, also before its start; ended: by itself"`
 	Index       uint64        `json:"index" doc:"Log index at which the state last changed"`
 	Revision    uint64        `json:"revision" doc:"Log index of the last change; the ETag"`
 	CreatedAt   time.Time     `json:"created_at"`
-	LiftedAt    time.Time     `json:"lifted_at,omitzero"`
-	LiftedBy    string        `json:"lifted_by,omitempty"`
+	StartsAt    time.Time     `json:"starts_at,omitzero" doc:"Agreed start of a block that was delayed"`
+	EndsAt      time.Time     `json:"ends_at,omitzero" doc:"Agreed end; absent if it is lifted by hand"`
+	ConfirmBy   time.Time     `json:"confirm_by,omitzero" doc:"When it ends unless it is confirmed before"`
+	StartedAt   time.Time     `json:"started_at,omitzero" doc:"When a delayed block became active"`
+	Since       time.Time     `json:"since,omitzero" doc:"When it became active, delayed or not; absent if it never did"`
+	LiftedAt    time.Time     `json:"lifted_at,omitzero" doc:"When it was lifted or ended"`
+	LiftedBy    string        `json:"lifted_by,omitempty" doc:"Who lifted it; schedule:end or schedule:unconfirmed if it ended by itself"`
 	Counters    *Counters     `json:"counters,omitempty"`
 	Receipts    []Receipt     `json:"receipts,omitzero" nullable:"false" doc:"Nodes whose kernel stands as this block says"`
 	Unconfirmed []Unconfirmed `json:"unconfirmed,omitzero" nullable:"false" doc:"Nodes that did not confirm it"`
-}
-
-// BlockRequest is the body of POST /v1/blocks.
-type BlockRequest struct {
-	Target Target `json:"target" doc:"Exactly one of vm and prefix"`
-	Reason string `json:"reason,omitempty" maxLength:"64" doc:"Why, for machines; \"manual\" if empty. Each reason lifts only itself" example:"unpaid"`
-	Note   string `json:"note,omitempty" maxLength:"4096" doc:"Why, for people"`
 }
 
 // NIC is one network interface of a VM as its node reports it.
@@ -94,9 +97,11 @@ type VM struct {
 	NICs        []NIC     `json:"nics" nullable:"false"`
 	Addresses   []string  `json:"addresses" nullable:"false" doc:"All addresses, declared and observed"`
 	Declared    []string  `json:"declared" nullable:"false" doc:"Addresses and prefixes declared through the API"`
-	Blocked     bool      `json:"blocked" doc:"At least one active block holds it, by VM or by address"`
+	Blocked     bool      `json:"blocked" doc:"At least one active block holds it, by VM, account or address"`
 	Blocks      []string  `json:"blocks" nullable:"false" doc:"Ids of the active blocks that hold it"`
 	Sighting    *Sighting `json:"sighting,omitempty" doc:"Present when gossip has newer word of it than the log"`
+	// DoNotBlockUntil is zero if it was not set for the VM itself.
+	DoNotBlockUntil time.Time `json:"do_not_block_until,omitzero" doc:"Blocks of reason unpaid are refused before"`
 }
 
 // VMRequest is the body of PUT /v1/vms/{id}. It replaces what is declared of the VM.
@@ -104,6 +109,8 @@ type VMRequest struct {
 	Name      string   `json:"name,omitempty" maxLength:"255" doc:"Empty keeps the name"`
 	Owner     string   `json:"owner,omitempty" maxLength:"255" doc:"Account"`
 	Addresses []string `json:"addresses,omitempty" nullable:"false" doc:"Addresses and prefixes routed to the VM, at most 1024"`
+	// DoNotBlockUntil is as in VM; to change it takes the scope admin.
+	DoNotBlockUntil time.Time `json:"do_not_block_until,omitzero" doc:"Blocks of reason unpaid are refused before. To change it takes the scope admin"`
 }
 
 // Node is a peer of the fleet on a virtualization host.
@@ -123,29 +130,32 @@ type Node struct {
 	Problem       string    `json:"problem,omitempty"`
 }
 
-// Guard is a prefix that can never be blocked.
+// Guard is a prefix or a VM that can never be blocked.
 type Guard struct {
-	Prefix   string `json:"prefix"`
+	Prefix   string `json:"prefix,omitempty"`
+	VM       string `json:"vm,omitempty" doc:"VM id"`
 	Note     string `json:"note"`
 	Actor    string `json:"actor"`
 	Revision uint64 `json:"revision"`
 	Why      string `json:"why,omitempty" doc:"With all=true: who says that it is guarded"`
 }
 
-// GuardRequest is the body of POST /v1/guards.
+// GuardRequest is the body of POST /v1/guards: exactly one of Prefix and VM is set.
 type GuardRequest struct {
-	Prefix string `json:"prefix" maxLength:"64" doc:"IPv4 or IPv6 address or CIDR without host bits"`
+	Prefix string `json:"prefix,omitempty" maxLength:"64" doc:"IPv4 or IPv6 address or CIDR without host bits"`
+	VM     string `json:"vm,omitempty" maxLength:"255" doc:"VM id, or a name that only one VM has"`
 	Note   string `json:"note,omitempty" maxLength:"4096"`
 }
 
 // Counts are sizes of the state.
 type Counts struct {
-	Nodes        int `json:"nodes"`
-	Alive        int `json:"alive" doc:"Members alive by gossip"`
-	VMs          int `json:"vms"`
-	Blocks       int `json:"blocks" doc:"Retained blocks, active and lifted"`
-	ActiveBlocks int `json:"active_blocks"`
-	Guards       int `json:"guards" doc:"Set by operators"`
+	Nodes         int `json:"nodes"`
+	Alive         int `json:"alive" doc:"Members alive by gossip"`
+	VMs           int `json:"vms"`
+	Blocks        int `json:"blocks" doc:"Retained blocks, in any state"`
+	ActiveBlocks  int `json:"active_blocks"`
+	PendingBlocks int `json:"pending_blocks" doc:"Agreed, start later"`
+	Guards        int `json:"guards" doc:"Set by operators"`
 }
 
 // Status is this node's standing and its picture of the fleet.
@@ -187,4 +197,7 @@ type Event struct {
 	VM    *VM       `json:"vm,omitempty"`
 	Node  *Node     `json:"node,omitempty"`
 	Guard *Guard    `json:"guard,omitempty"`
+
+	Account  *Account  `json:"account,omitempty"`
+	Settings *Settings `json:"settings,omitempty"`
 }
