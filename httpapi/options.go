@@ -35,6 +35,7 @@ type Token struct {
 // Options configure a Server. Backend is required; zero limits take the defaults named.
 type Options struct {
 	Backend  Backend
+	Audit    Audit                // what the state keeps of it, if nil
 	Tokens   []Token              // none: no caller over TCP is admitted
 	Registry *prometheus.Registry // of /metrics; a new one if nil
 	Logger   *slog.Logger         // discards if nil
@@ -60,6 +61,9 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
+	}
+	if o.Audit == nil {
+		o.Audit = stateAudit{o.Backend}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
