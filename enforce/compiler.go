@@ -12,22 +12,31 @@ import (
 // maxTapBytes is the longest name of a network interface (IFNAMSIZ without its end).
 const maxTapBytes = 15
 
-// Compiler holds what the kernel of this node must drop, and finds what a change of the state changes
+// Compiler holds what the kernel of this node must treat, and finds what a change of the state changes
 // of it. The cost of an Update is that of the targets it touches, however many blocks there are. It is
 // used by one goroutine.
 type Compiler struct {
 	view   *fsm.View
 	local  Local
 	guards *guards
-	// parts is what each blocked target needs. Blocks on one target share it.
-	parts map[fsm.Target][]Element
-	// refs counts the targets that need an element, so that what one gives up another keeps.
+	// parts is what each held target needs. Blocks on one target share it.
+	parts map[part][]Element
+	// refs counts the parts that need an element, so that what one gives up another keeps.
 	refs map[Element]int
+	// answers counts the references to elements for which the node answers.
+	answers int
+}
+
+// part is what of a target is compiled by itself: the target, or one VM of an account. The zero part
+// is what the node needs to answer for guests.
+type part struct {
+	target fsm.Target
+	vm     string // of a VM or account target
 }
 
 // NewCompiler returns a compiler that holds nothing.
 func NewCompiler() *Compiler {
-	return &Compiler{parts: make(map[fsm.Target][]Element), refs: make(map[Element]int)}
+	return &Compiler{parts: make(map[part][]Element), refs: make(map[Element]int)}
 }
 
 // Reset compiles everything anew. The delta leads from what the compiler held before. The compiler
@@ -35,71 +44,179 @@ func NewCompiler() *Compiler {
 func (c *Compiler) Reset(v *fsm.View, l Local) Delta {
 	old := c.refs
 	c.view, c.local, c.guards = v, l, newGuards(v, l)
-	c.parts, c.refs = make(map[fsm.Target][]Element, v.CountActive()), make(map[Element]int, v.CountActive())
+	c.parts, c.refs = make(map[part][]Element, v.CountActive()), make(map[Element]int, v.CountActive())
+	c.answers = 0
 	for b := range v.Blocks("") {
-		if b.State != fsm.BlockActive {
+		if !l.inForce(b) {
 			continue
 		}
-		if _, done := c.parts[b.Target]; done {
-			continue
-		}
-		part := c.expand(b.Target)
-		c.parts[b.Target] = part
-		for _, e := range part {
-			c.refs[e]++
+		for p := range c.partsOf(b.Target) {
+			if _, done := c.parts[p]; !done {
+				c.replace(p, nil)
+			}
 		}
 	}
-	d := Delta{Index: v.Index()}
-	for e := range c.refs {
-		if old[e] == 0 {
-			d.Add = append(d.Add, e)
-		}
-	}
+	c.replace(part{}, nil)
+	before := make(map[Element]bool, len(old))
 	for e := range old {
-		if c.refs[e] == 0 {
-			d.Remove = append(d.Remove, e)
-		}
+		before[e] = true
 	}
-	sortElements(d.Add)
-	sortElements(d.Remove)
-	return d
+	for e := range c.refs {
+		before[e] = before[e]
+	}
+	return c.delta(before)
 }
 
 // Update brings the compiler to v, given all events since the view before, and to l. It does what
 // Reset does, but looks only at what the events and the difference in l touch; a change of what is
 // guarded touches everything. The compiler keeps l, which must not change afterwards.
 func (c *Compiler) Update(v *fsm.View, events []fsm.Event, l Local) Delta {
-	if c.view == nil || !slices.Equal(l.Guards, c.local.Guards) {
+	if c.view == nil || !slices.Equal(l.Guards, c.local.Guards) || l.PagePort != c.local.PagePort || !slices.Equal(l.Missing, c.local.Missing) {
 		return c.Reset(v, l)
 	}
-	touched := make(map[fsm.Target]struct{})
+	moved := changedVMs(events, c.local.NICs, l.NICs)
+	if c.touchesGuards(v, events, moved) && !newGuards(v, l).equal(c.guards) {
+		return c.Reset(v, l)
+	}
+	old := c.view
+	here := !maps.Equal(l.Bridges, c.local.Bridges) || len(moved) > 0
+	touched := make(map[part]struct{})
+	for vm := range moved {
+		touched[part{fsm.Target{VM: vm}, vm}] = struct{}{}
+		for _, view := range []*fsm.View{old, v} {
+			if known, ok := view.VM(vm); ok && known.Owner != "" {
+				touched[part{fsm.Target{Account: known.Owner}, vm}] = struct{}{}
+			}
+		}
+	}
+	held := make(map[fsm.Target]struct{})
 	for _, e := range events {
-		switch {
-		case e.Block != nil:
-			touched[e.Block.Target] = struct{}{}
-		case e.VM != nil:
-			touched[fsm.Target{VM: e.VM.ID}] = struct{}{}
-		case (e.Node != nil || e.Guard != nil) && !newGuards(v, l).equal(c.guards):
-			return c.Reset(v, l)
+		if e.Block != nil {
+			held[e.Block.Target] = struct{}{}
 		}
 	}
-	for vm, nics := range l.NICs {
-		if !sameNICs(nics, c.local.NICs[vm]) {
-			touched[fsm.Target{VM: vm}] = struct{}{}
-		}
-	}
-	for vm := range c.local.NICs {
-		if _, ok := l.NICs[vm]; !ok {
-			touched[fsm.Target{VM: vm}] = struct{}{}
+	for _, pair := range [][2]map[string]struct{}{{l.Started, c.local.Started}, {c.local.Started, l.Started}} {
+		for id := range pair[0] {
+			b, ok := v.Block(id)
+			if _, both := pair[1][id]; ok && !both {
+				held[b.Target] = struct{}{}
+			}
 		}
 	}
 	c.view, c.local = v, l
+	for t := range held {
+		for p := range c.partsOf(t) {
+			touched[p] = struct{}{}
+		}
+	}
 
 	before := make(map[Element]bool) // of every element touched: was it held?
-	for t := range touched {
-		c.replace(t, before)
+	answered := c.answers > 0
+	for p := range touched {
+		c.replace(p, before)
 	}
-	d := Delta{Index: v.Index()}
+	if here || answered != (c.answers > 0) {
+		c.replace(part{}, before)
+	}
+	return c.delta(before)
+}
+
+// changedVMs returns the VMs of which an event or a difference in the local interfaces says something.
+func changedVMs(events []fsm.Event, from, to map[string][]fsm.NIC) map[string]struct{} {
+	changed := make(map[string]struct{})
+	for _, e := range events {
+		if e.VM != nil {
+			changed[e.VM.ID] = struct{}{}
+		}
+	}
+	for vm, nics := range to {
+		if !sameNICs(nics, from[vm]) {
+			changed[vm] = struct{}{}
+		}
+	}
+	for vm := range from {
+		if _, ok := to[vm]; !ok {
+			changed[vm] = struct{}{}
+		}
+	}
+	return changed
+}
+
+// touchesGuards says whether what is guarded may have changed. It spares the walk over all guards.
+func (c *Compiler) touchesGuards(v *fsm.View, events []fsm.Event, vms map[string]struct{}) bool {
+	for vm := range vms {
+		if _, guarded := v.GuardedVMs()[vm]; guarded {
+			return true
+		}
+	}
+	return slices.ContainsFunc(events, func(e fsm.Event) bool { return e.Node != nil || e.Guard != nil })
+}
+
+func sameNICs(a, b []fsm.NIC) bool {
+	return slices.EqualFunc(a, b, func(a, b fsm.NIC) bool {
+		return a.MAC == b.MAC && a.Tap == b.Tap && slices.Equal(a.Addresses, b.Addresses)
+	})
+}
+
+// partsOf walks the parts of a target: of an account, its VMs now.
+func (c *Compiler) partsOf(t fsm.Target) iter.Seq[part] {
+	return func(yield func(part) bool) {
+		if t.Account == "" {
+			yield(part{t, t.VM})
+			return
+		}
+		for vm := range c.view.VMsOf(t.Account) {
+			if !yield(part{t, vm.ID}) {
+				return
+			}
+		}
+	}
+}
+
+// replace brings one part up to date, and notes of every element that it touches whether it was held,
+// unless before is nil.
+func (c *Compiler) replace(p part, before map[Element]bool) {
+	var now []Element
+	switch {
+	case p != part{}:
+		now = c.expand(p)
+	case c.answers > 0:
+		now = compact(c.local.answering(c.guards))
+	}
+	note := func(e Element) {
+		if _, ok := before[e]; !ok && before != nil {
+			before[e] = c.refs[e] > 0
+		}
+	}
+	for _, e := range now {
+		note(e)
+		c.count(e, 1)
+	}
+	for _, e := range c.parts[p] {
+		note(e)
+		c.count(e, -1)
+	}
+	if len(now) > 0 {
+		c.parts[p] = now
+	} else {
+		delete(c.parts, p)
+	}
+}
+
+func (c *Compiler) count(e Element, by int) {
+	if e.Treatment != "" {
+		if t, _ := e.Treatment.Terms(); t.Answers() {
+			c.answers += by
+		}
+	}
+	if c.refs[e] += by; c.refs[e] == 0 {
+		delete(c.refs, e)
+	}
+}
+
+// delta is the difference between what was held and what is.
+func (c *Compiler) delta(before map[Element]bool) Delta {
+	d := Delta{Index: c.view.Index()}
 	for e, was := range before {
 		switch is := c.refs[e] > 0; {
 		case is && !was:
@@ -113,64 +230,77 @@ func (c *Compiler) Update(v *fsm.View, events []fsm.Event, l Local) Delta {
 	return d
 }
 
-func sameNICs(a, b []fsm.NIC) bool {
-	return slices.EqualFunc(a, b, func(a, b fsm.NIC) bool {
-		return a.MAC == b.MAC && a.Tap == b.Tap && slices.Equal(a.Addresses, b.Addresses)
-	})
-}
-
-// replace brings the part of one target up to date.
-func (c *Compiler) replace(t fsm.Target, before map[Element]bool) {
-	var part []Element
-	blocked := active(c.view, t)
-	if blocked {
-		part = c.expand(t)
-	}
-	note := func(e Element) {
-		if _, ok := before[e]; !ok {
-			before[e] = c.refs[e] > 0
-		}
-	}
-	for _, e := range part {
-		note(e)
-		c.refs[e]++
-	}
-	for _, e := range c.parts[t] {
-		note(e)
-		if c.refs[e]--; c.refs[e] == 0 {
-			delete(c.refs, e)
-		}
-	}
-	if blocked {
-		c.parts[t] = part
-	} else {
-		delete(c.parts, t)
-	}
-}
-
-func active(v *fsm.View, t fsm.Target) bool {
-	for range v.ActiveOn(t) {
-		return true
-	}
-	return false
-}
-
-// expand returns what must be dropped for a target, each element once.
-func (c *Compiler) expand(t fsm.Target) []Element {
-	if t.VM == "" {
-		return c.guards.without(nil, t.Prefix)
-	}
+// expand returns what all blocks in force on a part need of it, each element once.
+func (c *Compiler) expand(p part) []Element {
 	var list []Element
-	for _, e := range elementsOfVM(c.view, c.local, t.VM) {
+	var id *identity
+	for b := range c.view.OpenOn(p.target) {
+		if !c.local.inForce(b) {
+			continue
+		}
+		if id == nil {
+			known := c.identify(p)
+			id = &known
+		}
+		list = append(list, c.local.treat(b, *id)...)
+	}
+	return compact(list)
+}
+
+// identify returns how packets of a part are known. A VM that has left the account is not known.
+func (c *Compiler) identify(p part) (id identity) {
+	switch vm, known := c.view.VM(p.vm); {
+	case p.target.List != "":
+		return id // lists have tables of their own
+	case p.vm == "":
+		id.prefixes = c.guards.without(nil, p.target.Prefix)
+		id.once = id.prefixes
+		return id
+	case p.target.Account != "" && (!known || vm.Owner != p.target.Account):
+		return id
+	}
+	if _, guarded := c.guards.vms[p.vm]; guarded {
+		return id
+	}
+	for _, e := range elementsOfVM(c.view, c.local, p.vm) {
 		switch {
 		case e.Prefix.IsValid():
-			list = c.guards.without(list, e.Prefix)
-		case e.Tap != "" || c.guards.allows(e.MAC):
-			list = append(list, e)
+			id.prefixes = c.guards.without(id.prefixes, e.Prefix)
+		case c.guards.allowsTap(e.Tap) || c.guards.allows(e.MAC):
+			id.links = append(id.links, e)
 		}
 	}
-	sortElements(list)
-	return slices.Compact(list)
+	id.once = c.once(p.vm)
+	if len(id.once) == 0 {
+		id.once = id.prefixes
+	}
+	return id
+}
+
+// once returns for each interface of a VM its tap here, else its hardware address.
+func (c *Compiler) once(id string) []Element {
+	var list []Element
+	bound := make(map[fsm.MAC]bool)
+	put := func(n fsm.NIC) {
+		if c.guards.allows(n.MAC) && !bound[n.MAC] {
+			list = append(list, Element{MAC: n.MAC})
+		}
+	}
+	for _, n := range c.local.NICs[id] {
+		if c.guards.allowsTap(n.Tap) {
+			list = append(list, Element{Tap: n.Tap})
+			bound[n.MAC] = true
+		}
+	}
+	for _, n := range c.local.NICs[id] {
+		put(n)
+	}
+	if vm, ok := c.view.VM(id); ok {
+		for _, n := range vm.NICs {
+			put(n)
+		}
+	}
+	return list
 }
 
 // elementsOfVM returns all that is known of a VM, unguarded and with repeats: hardware addresses and
@@ -209,15 +339,19 @@ func (c *Compiler) Holds(e Element) bool { return c.refs[e] > 0 }
 // Len counts the elements that are held.
 func (c *Compiler) Len() int { return len(c.refs) }
 
-// ElementsOf returns the elements that are held for a block, sorted; none if it is not active. Other
-// blocks may hold them too. The result must not be changed.
+// ElementsOf returns the elements that are held for a block, sorted; none if it is not in force here.
+// Other blocks may hold them too.
 func (c *Compiler) ElementsOf(blockID string) []Element {
 	if c.view == nil {
 		return nil
 	}
 	b, ok := c.view.Block(blockID)
-	if !ok || b.State != fsm.BlockActive {
+	if !ok || !c.local.inForce(b) {
 		return nil
 	}
-	return c.parts[b.Target]
+	var list []Element
+	for p := range c.partsOf(b.Target) {
+		list = append(list, c.local.treat(b, c.identify(p))...)
+	}
+	return compact(list)
 }

@@ -148,6 +148,22 @@ func TestGolden(t *testing.T) {
 	l = Local{Node: "n1", Guards: l.Guards, NICs: map[string][]fsm.NIC{"odd": {nic(9, "interface-name-too-long")}}}
 	step("and it is here")
 
+	l = Local{Node: "n1", NICs: map[string][]fsm.NIC{"web": {nic(1, "vnet0")}}, PagePort: 8081, Bridges: map[string]fsm.MAC{"vnet0": hw(0xf1), "eth0": hw(0xf1)}}
+	step("odd is forgotten here, web is back", fsm.LiftBlock{ID: "b6"})
+	step("an account without VMs is blocked", fsm.AddBlock{Target: fsm.Target{Account: "acct-42"}})
+	step("db joins it", fsm.DeclareVM{ID: "db", Owner: "acct-42"})
+	step("and leaves it", fsm.DeclareVM{ID: "db", Owner: "acct-43"})
+	step("another is agreed for later", fsm.AddBlock{Target: fsm.Target{Account: "acct-43"}, Direction: fsm.Out, StartsAt: time.Unix(1000, 0)})
+	l.Started = map[string]struct{}{"b8": {}}
+	step("this node starts it without a quorum")
+	step("db is guarded: an account's hold passes it by", fsm.PutGuard{VM: "db"})
+	step("web may not send mail", fsm.AddBlock{Target: fsm.Target{VM: "web"}, Kind: fsm.Ports, Direction: fsm.Out,
+		Ports: []fsm.PortRange{{Protocol: 6, First: 25, Last: 25}, {Protocol: 17, First: 6000, Last: 6010}, {Protocol: 132}}})
+	step("web is limited: by its tap alone", fsm.AddBlock{Target: fsm.Target{VM: "web"}, Kind: fsm.Limit, Rate: fsm.Rate{Bits: 1_000_000}})
+	step("an address is refused: bridges must be known", fsm.AddBlock{Target: fsm.Target{Prefix: prefix("198.51.100.1/32")}, Kind: fsm.Reject, Direction: fsm.In})
+	step("a visitor of another sees a page", fsm.AddBlock{Target: fsm.Target{Prefix: prefix("198.51.100.2/32")}, Kind: fsm.Redirect})
+	step("the one is lifted, and the other: bridges need not be known", fsm.LiftBlock{ID: "b11"}, fsm.LiftBlock{ID: "b12"})
+
 	golden := filepath.Join("testdata", "deltas.golden")
 	if os.Getenv("UPDATE_GOLDEN") != "" {
 		if err := os.WriteFile(golden, []byte(out.String()), 0o644); err != nil {
@@ -202,6 +218,47 @@ func TestElementsOf(t *testing.T) {
 	}
 	if got := c.ElementsOf("b999"); got != nil {
 		t.Errorf("of an unknown block: %v", got)
+	}
+}
+
+// TestMissing: what this kernel can't do partly, it does wholly.
+func TestMissing(t *testing.T) {
+	f := newFleet(t)
+	target := fsm.Target{Prefix: prefix("192.0.2.1/32")}
+	f.must(fsm.AddBlock{Target: target, Kind: fsm.Reject, Direction: fsm.In}, fsm.AddBlock{Target: target, Kind: fsm.Redirect})
+	c := NewCompiler()
+	texts := func(l Local) string {
+		c.Update(f.store.View(), nil, l)
+		return fmt.Sprint(slices.SortedFunc(c.Elements(), Element.Compare))
+	}
+	for _, step := range []struct {
+		l    Local
+		want string
+	}{
+		{Local{PagePort: 80}, "[192.0.2.1 page_80 192.0.2.1 redirect_in 192.0.2.1 redirect_out 192.0.2.1 reject_in]"},
+		{Local{}, "[192.0.2.1 192.0.2.1 reject_in]"},
+		{Local{Missing: []fsm.Kind{fsm.Reject}}, "[192.0.2.1 192.0.2.1 in]"},
+		{Local{Missing: []fsm.Kind{fsm.Redirect}, PagePort: 80}, "[192.0.2.1 192.0.2.1 reject_in]"},
+	} {
+		if got := texts(step.l); got != step.want {
+			t.Errorf("%+v: %s, want %s", step.l, got, step.want)
+		}
+	}
+}
+
+func TestTreatments(t *testing.T) {
+	for _, text := range []Treatment{"", "in", "out", "reject_in", "redirect_out", "page_8081", "here", "bridge_525400000701",
+		"limit_in_b17_8000bits", "limit_out_b17_100packets", "ports_out_b1_6.25", "ports_in_b1_6.25-26_17_132.1"} {
+		if terms, ok := text.Terms(); !ok {
+			t.Errorf("%q is %+v", text, terms)
+		}
+	}
+	for _, text := range []Treatment{"both", "reject", "reject_both", "drop", "drop_in", "page_0", "page_99999", "page", "here_1", "bridge_52",
+		"limit_in", "limit_in_b1", "limit_in_b1_bits", "limit_in_b1_0bits", "limit_in_b1_1", "limit_in_b1_08bits", "ports_out_b1", "ports_out_b1_300.1",
+		"ports_out_b1_6.25-25", "ports_out_b1_6.x", "ports_out_b1_1_2_3_4_5_6_7_8_9", "prerouting", "in_x"} {
+		if terms, ok := text.Terms(); ok {
+			t.Errorf("%q was taken for %+v", text, terms)
+		}
 	}
 }
 

@@ -16,15 +16,33 @@ type guards struct {
 	addresses *netipx.IPSet
 	ranges    []netipx.IPRange // of addresses, sorted, for lookups
 	macs      map[fsm.MAC]string
+	// Of guarded VMs. Their addresses are among the addresses above.
+	vms    map[string]string
+	vmMACs map[fsm.MAC]struct{}
+	vmTaps map[string]struct{}
 }
 
 func newGuards(v *fsm.View, l Local) *guards {
+	g := &guards{macs: v.GuardedMACs(), vms: v.GuardedVMs(), vmMACs: make(map[fsm.MAC]struct{}), vmTaps: make(map[string]struct{})}
 	var b netipx.IPSetBuilder
 	for p := range guardedPrefixes(v, l) {
 		b.AddPrefix(p)
 	}
-	set, _ := b.IPSet() // the only error is that of a prefix that is not valid
-	return &guards{set, set.Ranges(), v.GuardedMACs()}
+	for id := range g.vms {
+		for _, e := range elementsOfVM(v, l, id) {
+			switch {
+			case e.Tap != "":
+				g.vmTaps[e.Tap] = struct{}{}
+			case e.Prefix.IsValid():
+				b.AddPrefix(plain(e.Prefix))
+			default:
+				g.vmMACs[e.MAC] = struct{}{}
+			}
+		}
+	}
+	g.addresses, _ = b.IPSet() // the only error is that of a prefix that is not valid
+	g.ranges = g.addresses.Ranges()
+	return g
 }
 
 func guardedPrefixes(v *fsm.View, l Local) iter.Seq[netip.Prefix] {
@@ -43,7 +61,8 @@ func guardedPrefixes(v *fsm.View, l Local) iter.Seq[netip.Prefix] {
 }
 
 func (g *guards) equal(o *guards) bool {
-	return g.addresses.Equal(o.addresses) && maps.Equal(g.macs, o.macs)
+	return g.addresses.Equal(o.addresses) && maps.Equal(g.macs, o.macs) && maps.Equal(g.vms, o.vms) &&
+		maps.Equal(g.vmMACs, o.vmMACs) && maps.Equal(g.vmTaps, o.vmTaps)
 }
 
 // without appends to list the part of p that is not guarded.
@@ -80,10 +99,17 @@ func plain(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// allows says whether a hardware address may be in a kernel: not that of a node, and one that a
-// single interface has. To drop broadcast would cut off everyone.
+// allows says whether a hardware address may be in a kernel: not that of a node or of a
+// guarded VM, and one that a single interface has. To drop broadcast would cut off everyone.
 func (g *guards) allows(m fsm.MAC) bool {
 	const group = 1
 	_, guarded := g.macs[m]
-	return !guarded && m != fsm.MAC{} && m[0]&group == 0
+	_, ofVM := g.vmMACs[m]
+	return !guarded && !ofVM && m != fsm.MAC{} && m[0]&group == 0
+}
+
+// allowsTap says whether a tap may be in a kernel: not that of a guarded VM.
+func (g *guards) allowsTap(tap string) bool {
+	_, guarded := g.vmTaps[tap]
+	return !guarded && tap != "" && len(tap) <= maxTapBytes
 }

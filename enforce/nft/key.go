@@ -147,6 +147,9 @@ func keyOf(e enforce.Element) (base, key, error) {
 	var k key
 	fields := 0
 	var b base
+	if e.Treatment != "" {
+		return b, k, fmt.Errorf("element %v: no set is for its treatment", e)
+	}
 	if e.Tap != "" {
 		fields++
 		if len(e.Tap) >= unix.IFNAMSIZ {
