@@ -52,6 +52,7 @@ type rooms struct {
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
+	auditor   *auditor
 	sightings *sightings
 	api       *httpapi.Server
 	tcp       []net.Listener
@@ -93,7 +94,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	groups := [][]part{
 		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -178,6 +179,11 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
 	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
 	r.enforcer.freed = r.announcer.Freed
+	r.auditor = &auditor{
+		log: a.log.With("room", "audit"), opts: a.cfg.audit(a.log.With("room", "audit")), node: a.cfg.Node.ID, store: r.store,
+		caughtUp: r.caughtUp, members: r.Members, ask: r.Ask, metrics: newAuditMetrics(reg), timing: defaultAuditTiming(),
+	}
+	r.auditor.hold()
 	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}
@@ -195,7 +201,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps,
 	}
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Backend: r, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

@@ -42,6 +42,13 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
+	rep.Warning = r.auditor.Warning()
+	if q.AuditFrom != 0 {
+		var err error
+		if rep.Audit, err = r.auditor.Answer(ctx, q.AuditFrom); err != nil {
+			return rep, err
+		}
+	}
 	if len(q.Blocks) == 0 {
 		return rep, nil
 	}

@@ -6,13 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/palisade/palisade/audit"
 )
 
 // Config is the agent's config file. Unknown keys are errors.
@@ -24,6 +29,7 @@ type Config struct {
 	Cluster   ClusterConfig   `toml:"cluster"`
 	API       APIConfig       `toml:"api"`
 	Inventory InventoryConfig `toml:"inventory"`
+	Audit     AuditConfig     `toml:"audit"`
 	Log       LogConfig       `toml:"log"`
 }
 
@@ -78,6 +84,20 @@ type InventoryConfig struct {
 	Libvirt struct {
 		Socket string `toml:"socket"`
 	} `toml:"libvirt"`
+}
+
+// AuditConfig says how long this node keeps the audit, in data_dir/audit. It keeps whole files: a record may stay
+// longer, until the rest of its file may go. What is beyond MaxBytes goes earlier.
+type AuditConfig struct {
+	KeepDays int   `toml:"keep_days"` // 400
+	MaxBytes int64 `toml:"max_bytes"` // 4 GiB
+}
+
+// audit gives the options of the audit on disk.
+func (c *Config) audit(log *slog.Logger) audit.Options {
+	return audit.Options{
+		Dir: filepath.Join(c.DataDir, "audit"), Keep: time.Duration(c.Audit.KeepDays) * 24 * time.Hour, MaxBytes: c.Audit.MaxBytes, Logger: log,
+	}
 }
 
 // LogConfig says how much is logged and in which form.
@@ -150,6 +170,12 @@ func (c *Config) setDefaults() {
 	if c.Inventory.Libvirt.Socket == "" {
 		c.Inventory.Libvirt.Socket = "/run/libvirt/libvirt-sock"
 	}
+	if c.Audit.KeepDays == 0 {
+		c.Audit.KeepDays = 400
+	}
+	if c.Audit.MaxBytes == 0 {
+		c.Audit.MaxBytes = audit.DefaultMaxBytes
+	}
 	if c.Log.Level == "" {
 		c.Log.Level = "info"
 	}
@@ -193,6 +219,13 @@ func (c *Config) validate() error {
 				bad(key+"."+name, "%q is not address:port", addr)
 			}
 		}
+	}
+	const mostDays = 36_500
+	if c.Audit.KeepDays < 1 || c.Audit.KeepDays > mostDays {
+		bad("audit.keep_days", "is %d; give 1 to %d days", c.Audit.KeepDays, mostDays)
+	}
+	if c.Audit.MaxBytes < 1<<20 {
+		bad("audit.max_bytes", "is %d; give at least %d (1 MiB)", c.Audit.MaxBytes, 1<<20)
 	}
 	c.API.validate(bad)
 	c.Inventory.validate(bad)

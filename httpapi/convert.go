@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -154,7 +155,7 @@ func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 	switch {
 	case r.ok:
 		out.Version = r.report.Version
-		out.Problem = r.report.Problem
+		out.Problem = cmp.Or(r.report.Problem, r.report.Warning)
 		out.Healthy = r.report.Problem == "" && (m.Alive || m.Self)
 	case !m.Alive:
 		out.Problem = "not heard of by gossip"
