@@ -43,6 +43,7 @@ type cli struct {
 	VM     VMCmd    `cmd:"" name:"vm" help:"Show and declare VMs."`
 	Guard  GuardCmd `cmd:"" help:"Show and set what can never be blocked."`
 	Node   NodeCmd  `cmd:"" help:"Show the nodes of the fleet."`
+	Audit  AuditCmd `cmd:"" help:"Show, export and verify the record of every change."`
 	Events EventCmd `cmd:"" help:"Follow all changes as they happen."`
 	Status StatCmd  `cmd:"" help:"Show this node's standing and its picture of the fleet."`
 
