@@ -47,7 +47,7 @@ func TestConfigErrorsNameTheKeyAndTheCure(t *testing.T) {
 		"clear text API":     {"127.0.0.1:8440", "0.0.0.0:8440", "tokens would travel in clear text"},
 		"bad address":        {`listen = "10.0.0.1:7420"`, `listen = "host:7420"`, "cluster.listen: \"host:7420\" is not address:port"},
 		"self not a peer":    {"[[cluster.peers]]\nid = \"n1\"", "[[cluster.peers]]\nid = \"n2\"", "has no entry for this node"},
-		"scope":              {`"admin"`, `"root"`, "none of admin, viewer, metrics"},
+		"scope":              {`"admin"`, `"root"`, "none of admin, operator, viewer, metrics"},
 		"token not hashed":   {"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "secret", "is not 64 hex digits"},
 		"driver":             {`driver = "none"`, `driver = "xen"`, "none of static, libvirt, none"},
 		"guard is no prefix": {`"192.0.2.0/24"`, `"192.0.2"`, "line 5"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -13,10 +14,14 @@ import (
 
 // BlockCmd groups what is done with blocks.
 type BlockCmd struct {
-	Add  BlockAddCmd  `cmd:"" help:"Block a VM, an address or a prefix at once, on every node."`
-	Ls   BlockLsCmd   `cmd:"" aliases:"list" help:"List blocks."`
-	Show BlockShowCmd `cmd:"" help:"Show a block, where it is in force and what it dropped."`
-	Lift BlockLiftCmd `cmd:"" help:"Lift a block. Other blocks on the same target stay."`
+	Add      BlockAddCmd      `cmd:"" help:"Block a VM, an address, a prefix, an account or a list, now or later, on every node."`
+	Ls       BlockLsCmd       `cmd:"" aliases:"list" help:"List blocks."`
+	Show     BlockShowCmd     `cmd:"" help:"Show a block, where it is in force and what it dropped."`
+	Edit     BlockEditCmd     `cmd:"" help:"Change when a block starts or ends, or its note."`
+	Confirm  BlockConfirmCmd  `cmd:"" help:"Confirm a block that was added with --confirm-within, so that it stays."`
+	Lift     BlockLiftCmd     `cmd:"" help:"Lift blocks, or cancel pending ones. Other blocks on the same target stay."`
+	Receipts BlockReceiptsCmd `cmd:"" help:"Show on which nodes a block is in force, and wait for it."`
+	Bulk     BlockBulkCmd     `cmd:"" help:"Add, lift and change thousands of blocks from a file of JSON lines."`
 }
 
 // Waiting are the flags of writes that can wait until they are in force.
@@ -24,20 +29,73 @@ type Waiting struct {
 	Wait    bool          `help:"Wait until every live node has it in its kernel."`
 	Timeout time.Duration `default:"5s" help:"How long to wait, 100ms to 60s."`
 	Key     string        `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
+	DryRun  bool          `help:"Change nothing; show what would happen and what it would touch."`
 }
 
-func (w *Waiting) write() client.Write {
-	return client.Write{Key: w.Key, Wait: w.Wait, Timeout: w.Timeout}
+// write returns how to write, and where a dry run puts what would happen.
+func (w *Waiting) write() (client.Write, *client.Preview) {
+	out := client.Write{Key: w.Key, Wait: w.Wait, Timeout: w.Timeout}
+	if w.DryRun {
+		out.Preview = new(client.Preview)
+	}
+	return out, out.Preview
+}
+
+// Sort are the flags that say what TARGET is.
+type Sort struct {
+	VM      bool `name:"vm" xor:"sort" help:"TARGET is a VM, whatever it looks like."`
+	Prefix  bool `xor:"sort" help:"TARGET is an address or CIDR."`
+	Account bool `xor:"sort" help:"TARGET is an account: all VMs that it owns, now and later."`
+	List    bool `xor:"sort" help:"TARGET is the name of a list."`
+}
+
+// target finds out what is meant: everything that is or tries to be an address or CIDR is a prefix.
+func (s *Sort) target(text string) client.Target {
+	_, err := netip.ParseAddr(text)
+	switch {
+	case s.Account:
+		return client.Target{Account: text}
+	case s.List:
+		return client.Target{List: text}
+	case !s.VM && (s.Prefix || err == nil || strings.Contains(text, "/")):
+		return client.Target{Prefix: text}
+	}
+	return client.Target{VM: text}
 }
 
 // BlockAddCmd blocks a target.
 type BlockAddCmd struct {
-	Target string `arg:"" help:"Address, CIDR, VM id, or a name that only one VM has."`
-	VM     bool   `name:"vm" xor:"kind" help:"TARGET is a VM, whatever it looks like."`
-	Prefix bool   `xor:"kind" help:"TARGET is an address or CIDR."`
-	Reason string `default:"manual" help:"Why, for machines: unpaid, abuse, ... Each reason lifts only itself."`
-	Note   string `help:"Why, for people."`
+	Target string `arg:"" help:"Address, CIDR, VM id, or a name that only one VM has; an account or list with its flag."`
+	Sort
+	Kind       string `enum:",drop,reject,limit,ports,redirect" default:"" help:"drop, reject, limit, ports or redirect; drop if not given and not implied by --rate, --port or --redirect-to."`
+	Direction  string `enum:"both,in,out" default:"both" help:"both, in or out, seen from the target."`
+	Rate       rate   `placeholder:"RATE" help:"Let so much pass in each direction, for example 10mbit or 5000pps."`
+	Port       []port `placeholder:"PORT" help:"Drop only these destination ports, for example tcp/25, udp/1000-2000 or icmp. Can be repeated."`
+	RedirectTo string `placeholder:"ADDRESS:PORT" help:"Answer visitors from this HTTP server instead of the node's own page."`
+	Reason     string `default:"manual" help:"Why, for machines: unpaid, abuse, attack, maintenance, legal, manual or another word. Each reason lifts only itself."`
+	Note       string `help:"Why, for people."`
+
+	At            moment `placeholder:"TIME" help:"Start then: +2h from now, or a time like 2026-01-31T08:00:00+01:00."`
+	For           span   `xor:"end" placeholder:"DURATION" help:"End by itself so long after the start, for example 72h or 7d."`
+	Until         moment `xor:"end" placeholder:"TIME" help:"End by itself then."`
+	ConfirmWithin span   `placeholder:"DURATION" help:"End by itself so long after the start unless it is confirmed."`
+	Force         bool   `help:"Allow to hold more than the settings allow. Takes the scope admin."`
 	Waiting
+}
+
+// kind is the one given, or the one that the parameters imply.
+func (c *BlockAddCmd) kind() string {
+	switch {
+	case c.Kind != "":
+		return c.Kind
+	case c.Rate.given():
+		return "limit"
+	case len(c.Port) > 0:
+		return "ports"
+	case c.RedirectTo != "":
+		return "redirect"
+	}
+	return "drop"
 }
 
 // Run implements the command.
@@ -46,24 +104,36 @@ func (c *BlockAddCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	t := target(c.Target, c.VM, c.Prefix)
-	w, err := api.AddBlock(ctx, client.BlockRequest{Target: t, Reason: c.Reason, Note: c.Note}, c.write())
+	req := client.BlockRequest{
+		Target: c.target(c.Target), Kind: c.kind(), Direction: c.Direction, RedirectTo: c.RedirectTo,
+		Reason: c.Reason, Note: c.Note, StartsAt: c.At.Time, EndsAt: c.Until.Time, Duration: string(c.For),
+		ConfirmWithin: string(c.ConfirmWithin), Force: c.Force,
+	}
+	if c.Rate.given() {
+		req.Rate = (*client.Rate)(&c.Rate)
+	}
+	for _, p := range c.Port {
+		req.Ports = append(req.Ports, client.Port(p))
+	}
+	write, preview := c.write()
+	w, err := api.AddBlock(ctx, req, write)
 	if err != nil {
 		return err
 	}
-	return g.printWritten(w, c.Wait, "blocked")
-}
-
-// target finds out what is meant: everything that is or tries to be an address or CIDR is a prefix.
-func target(s string, vm, prefix bool) client.Target {
-	_, err := netip.ParseAddr(s)
-	if !vm && (prefix || err == nil || strings.Contains(s, "/")) {
-		return client.Target{Prefix: s}
+	if preview != nil {
+		return g.printPreview(preview)
 	}
-	return client.Target{VM: s}
+	done := "blocked"
+	switch {
+	case w.Block.State == "pending":
+		done = "starts " + local(w.Block.StartsAt)
+	case w.Block.Kind != "drop":
+		done = what(&w.Block)
+	}
+	return g.printWritten(w, c.Wait, done)
 }
 
-// printWritten prints a block that was just added or lifted.
+// printWritten prints a block that was just changed.
 func (g *Globals) printWritten(w client.Written, waited bool, done string) error {
 	b := &w.Block
 	switch {
@@ -78,25 +148,22 @@ func (g *Globals) printWritten(w client.Written, waited bool, done string) error
 		if w.Replayed {
 			again = " (done before, with this key)"
 		}
-		g.printf("%s  %s %s%s\n", b.ID, cell(b.Target.String()), done, again)
+		g.printf("%s  %s %s%s\n", b.ID, cell(targetText(b)), done, again)
 	}
 	if w.Confirmed {
 		return nil
 	}
-	var missing []string
-	for _, u := range b.Unconfirmed {
-		missing = append(missing, u.Node)
-	}
-	return &unconfirmedError{missing}
+	return unconfirmed(b)
 }
 
 // BlockLsCmd lists blocks.
 type BlockLsCmd struct {
-	Target string `arg:"" optional:"" help:"Only blocks on exactly this VM, address or CIDR."`
-	VM     bool   `name:"vm" xor:"kind" help:"TARGET is a VM, whatever it looks like."`
-	Prefix bool   `xor:"kind" help:"TARGET is an address or CIDR."`
+	Target string `arg:"" optional:"" help:"Only blocks on exactly this VM, address, CIDR, account or list."`
+	Sort
 	Reason string `help:"Only blocks with this reason."`
-	State  string `enum:"active,lifted,all" default:"active" help:"active, lifted or all."`
+	Actor  string `help:"Only blocks that this caller asked for, for example token:billing."`
+	Kind   string `enum:",drop,reject,limit,ports,redirect" default:"" help:"Only blocks of this kind: drop, reject, limit, ports or redirect."`
+	State  string `enum:"pending,active,lifted,ended,all" default:"active" help:"pending, active, lifted, ended or all."`
 }
 
 // Run implements the command.
@@ -105,24 +172,44 @@ func (c *BlockLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	f := client.BlockFilter{Reason: c.Reason, State: c.State}
+	f := client.BlockFilter{Reason: c.Reason, Actor: c.Actor, Kind: c.Kind, State: c.State}
 	if c.Target != "" {
-		t := target(c.Target, c.VM, c.Prefix)
-		f.VM, f.Prefix = t.VM, t.Prefix
+		t := c.target(c.Target)
+		f.VM, f.Prefix, f.Account, f.List = t.VM, t.Prefix, t.Account, t.List
 	}
-	head := []string{"ID", "TARGET", "REASON", "STATE", "SINCE", "BY", "NODES", "DROPPED"}
+	head := []string{"ID", "TARGET", "WHAT", "REASON", "STATE", "SINCE", "UNTIL", "BY", "NODES", "DROPPED"}
 	return printList(g, api.Blocks(ctx, f), head, func(b client.Block) []string {
-		since := b.CreatedAt
-		if b.State == "lifted" {
-			since = b.LiftedAt
-		}
 		var dropped uint64
 		if b.Counters != nil {
 			dropped = b.Counters.Packets
 		}
-		return []string{b.ID, b.Target.String(), b.Reason, b.State, local(since), b.Actor,
+		return []string{b.ID, targetText(&b), what(&b), b.Reason, b.State, since(&b), until(&b), b.Actor,
 			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), strconv.FormatUint(dropped, 10)}
 	})
+}
+
+// since is when the block came to its state; of a pending block when it will start.
+func since(b *client.Block) string {
+	switch b.State {
+	case "pending":
+		return "from " + local(b.StartsAt)
+	case "active":
+		return local(b.Since)
+	}
+	return local(b.LiftedAt)
+}
+
+// until is when the block ends by itself next.
+func until(b *client.Block) string {
+	switch {
+	case b.State == "lifted" || b.State == "ended":
+		return ""
+	case !b.ConfirmBy.IsZero() && (b.EndsAt.IsZero() || b.ConfirmBy.Before(b.EndsAt)):
+		return local(b.ConfirmBy) + " unless confirmed"
+	case b.EndsAt.IsZero():
+		return ""
+	}
+	return local(b.EndsAt)
 }
 
 // BlockShowCmd shows one block.
@@ -147,24 +234,16 @@ func (c *BlockShowCmd) Run(ctx context.Context, g *Globals) error {
 	return nil
 }
 
-// BlockLiftCmd lifts one block.
-type BlockLiftCmd struct {
-	ID       string `arg:"" help:"Id of the block, for example b17."`
-	Revision uint64 `placeholder:"N" help:"Only if the block is still at this revision."`
-	Waiting
-}
-
-// Run implements the command.
-func (c *BlockLiftCmd) Run(ctx context.Context, g *Globals) error {
-	api, err := g.Client()
-	if err != nil {
-		return err
+// targetText is a target for people: with the name of a VM, and with what it is where that is not plain.
+func targetText(b *client.Block) string {
+	t := b.Target
+	switch {
+	case t.Account != "":
+		return "account " + t.Account
+	case t.List != "":
+		return "list " + t.List
+	case t.VM != "" && cmp.Or(b.VMName, t.VM) != t.VM:
+		return t.VM + " (" + b.VMName + ")"
 	}
-	write := c.write()
-	write.IfMatch = c.Revision
-	w, err := api.LiftBlock(ctx, c.ID, write)
-	if err != nil {
-		return err
-	}
-	return g.printWritten(w, c.Wait, "lifted")
+	return t.String()
 }

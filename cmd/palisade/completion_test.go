@@ -21,15 +21,17 @@ func script(t *testing.T, shell string) string {
 func TestBashCompletion(t *testing.T) {
 	for line, want := range map[string]string{
 		"palisade bl":                        "block",
-		"palisade block ":                    "add ls show lift",
+		"palisade block ":                    "add ls show edit confirm lift receipts bulk",
 		"palisade -o json --socket x vm s":   "show set",
 		"palisade -o ":                       "text json",
 		"palisade --output j":                "json",
-		"palisade block ls --state ":         "active lifted all",
+		"palisade block ls --state ":         "pending active lifted ended all",
 		"palisade block add --reas":          "--reason",
 		"palisade block add vm --no":         "--note",
 		"palisade completion --soc":          "--socket",
 		"palisade demo ":                     "up status migrate down",
+		"palisade block add --kind ":         "drop reject limit ports redirect",
+		"palisade block ls --kind li":        "limit",
 		"palisade events --fr":               "--from",
 		"palisade block add --reason add --": "--vm --prefix",
 	} {

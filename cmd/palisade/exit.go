@@ -81,6 +81,10 @@ func (g *Globals) fail(stderr io.Writer, err error) int {
 
 // message is what people read: a problem's detail, and what was wrong where the detail does not say.
 func message(err error) string {
+	var refused *refusedError
+	if errors.As(err, &refused) {
+		return refused.Error()
+	}
 	var unknown *client.UnknownError
 	if errors.As(err, &unknown) {
 		return unknown.Error() + "\nTry again with: --key " + unknown.Key

@@ -9,7 +9,7 @@ import (
 // GuardCmd groups what is done with guards.
 type GuardCmd struct {
 	Ls  GuardLsCmd  `cmd:"" aliases:"list" help:"List what can never be blocked."`
-	Add GuardAddCmd `cmd:"" help:"Make a prefix unblockable. A wider block keeps standing around it."`
+	Add GuardAddCmd `cmd:"" help:"Make a prefix or a VM unblockable. A wider block keeps standing around it."`
 	Rm  GuardRmCmd  `cmd:"" aliases:"remove" help:"Remove a guard that was added."`
 }
 
@@ -24,15 +24,29 @@ func (c *GuardLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	head := []string{"GUARDED", "BY", "NOTE"}
 	if c.All {
-		return printList(g, api.Guards(ctx, true), []string{"PREFIX", "WHY"}, func(w client.Guard) []string { return []string{w.Prefix, w.Why} })
+		head = []string{"GUARDED", "WHY"}
 	}
-	return printList(g, api.Guards(ctx, false), []string{"PREFIX", "BY", "NOTE"}, func(w client.Guard) []string { return []string{w.Prefix, w.Actor, w.Note} })
+	return printList(g, api.Guards(ctx, c.All), head, func(w client.Guard) []string {
+		if c.All {
+			return []string{guardText(&w), w.Why}
+		}
+		return []string{guardText(&w), w.Actor, w.Note}
+	})
+}
+
+func guardText(w *client.Guard) string {
+	if w.VM != "" {
+		return "VM " + w.VM
+	}
+	return w.Prefix
 }
 
 // GuardAddCmd adds a guard.
 type GuardAddCmd struct {
-	Prefix string `arg:"" help:"Address or CIDR."`
+	Target string `arg:"" help:"Address or CIDR; with --vm a VM id, or a name that only one VM has."`
+	VM     bool   `name:"vm" help:"TARGET is a VM."`
 	Note   string `help:"Why, for people."`
 	Key    string `placeholder:"KEY" help:"Idempotency key."`
 }
@@ -43,20 +57,25 @@ func (c *GuardAddCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	w, err := api.AddGuard(ctx, client.GuardRequest{Prefix: c.Prefix, Note: c.Note}, client.Write{Key: c.Key})
+	req := client.GuardRequest{Prefix: c.Target, Note: c.Note}
+	if c.VM {
+		req.Prefix, req.VM = "", c.Target
+	}
+	w, err := api.AddGuard(ctx, req, client.Write{Key: c.Key})
 	if err != nil {
 		return err
 	}
 	if g.JSON() {
 		return g.PrintJSON(w)
 	}
-	g.printf("%s guarded\n", cell(w.Prefix))
+	g.printf("%s guarded\n", cell(guardText(&w)))
 	return nil
 }
 
 // GuardRmCmd removes a guard.
 type GuardRmCmd struct {
-	Prefix string `arg:"" help:"Address or CIDR, as guard ls shows it."`
+	Target string `arg:"" help:"Address, CIDR or, with --vm, VM, as guard ls shows it."`
+	VM     bool   `name:"vm" help:"TARGET is a VM."`
 	Key    string `placeholder:"KEY" help:"Idempotency key."`
 }
 
@@ -66,11 +85,15 @@ func (c *GuardRmCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	if err := api.RemoveGuard(ctx, c.Prefix, client.Write{Key: c.Key}); err != nil {
+	remove := api.RemoveGuard
+	if c.VM {
+		remove = api.RemoveVMGuard
+	}
+	if err := remove(ctx, c.Target, client.Write{Key: c.Key}); err != nil {
 		return err
 	}
 	if !g.JSON() {
-		g.printf("%s is no longer guarded\n", cell(c.Prefix))
+		g.printf("%s is no longer guarded\n", cell(c.Target))
 	}
 	return nil
 }

@@ -38,14 +38,17 @@ func buildVersion() string {
 type cli struct {
 	Globals
 
-	Agent  AgentCmd `cmd:"" help:"Run the peer of this node."`
-	Block  BlockCmd `cmd:"" help:"Block VMs, addresses and prefixes; list and lift blocks."`
-	VM     VMCmd    `cmd:"" name:"vm" help:"Show and declare VMs."`
-	Guard  GuardCmd `cmd:"" help:"Show and set what can never be blocked."`
-	Node   NodeCmd  `cmd:"" help:"Show the nodes of the fleet."`
-	Audit  AuditCmd `cmd:"" help:"Show, export and verify the record of every change."`
-	Events EventCmd `cmd:"" help:"Follow all changes as they happen."`
-	Status StatCmd  `cmd:"" help:"Show this node's standing and its picture of the fleet."`
+	Agent    AgentCmd    `cmd:"" help:"Run the peer of this node."`
+	Block    BlockCmd    `cmd:"" help:"Block VMs, addresses, accounts and lists, now or later; list and lift blocks."`
+	Schedule ScheduleCmd `cmd:"" help:"List what starts and ends by itself, soonest first."`
+	VM       VMCmd       `cmd:"" name:"vm" help:"Show and declare VMs."`
+	Account  AccountCmd  `cmd:"" help:"Show and set accounts."`
+	Guard    GuardCmd    `cmd:"" help:"Show and set what can never be blocked."`
+	Settings SettingsCmd `cmd:"" help:"Show and set the fleet's settings."`
+	Node     NodeCmd     `cmd:"" help:"Show the nodes of the fleet."`
+	Audit    AuditCmd    `cmd:"" help:"Show, export and verify the record of every change."`
+	Events   EventCmd    `cmd:"" help:"Follow all changes as they happen."`
+	Status   StatCmd     `cmd:"" help:"Show this node's standing and its picture of the fleet."`
 
 	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 

@@ -100,7 +100,8 @@ func (c *StatCmd) Run(ctx context.Context, g *Globals) error {
 	g.printf("state     index %d of %d committed, %s; hash %.16s\n", s.Index, s.CommitIndex, age(s.AgeMS), s.StateHash)
 	g.printf("kernel    index %d here, %d on the slowest node\n", s.NodeEnforcedIndex, s.EnforcedIndex)
 	n := s.Counts
-	g.printf("fleet     %d nodes (%d alive), %d VMs, %d active blocks, %d guards\n", n.Nodes, n.Alive, n.VMs, n.ActiveBlocks, n.Guards)
+	g.printf("fleet     %s (%d alive), %s, %s, %d pending, %s\n", count(n.Nodes, "node"), n.Alive, count(n.VMs, "VM"),
+		count(n.ActiveBlocks, "active block"), n.PendingBlocks, count(n.Guards, "guard"))
 	return nil
 }
 
@@ -151,13 +152,15 @@ func eventText(e *client.Event) string {
 	}
 	switch {
 	case e.Block != nil:
-		return fmt.Sprintf("%s %s reason %s%s", e.Block.ID, cell(e.Block.Target.String()), cell(e.Block.Reason), by)
+		return fmt.Sprintf("%s %s %s reason %s%s", e.Block.ID, cell(targetText(e.Block)), cell(what(e.Block)), cell(e.Block.Reason), by)
 	case e.VM != nil:
 		return fmt.Sprintf("%s (%s) %s on %s%s", cell(e.VM.ID), cell(e.VM.Name), e.VM.State, cell(place(e.VM)), by)
 	case e.Node != nil:
 		return fmt.Sprintf("%s %s", cell(e.Node.ID), cell(strings.Join(e.Node.Addresses, ", ")))
 	case e.Guard != nil:
-		return cell(e.Guard.Prefix) + by
+		return cell(guardText(e.Guard)) + by
+	case e.Account != nil:
+		return cell(e.Account.ID) + by
 	case e.Type == wire.EventReset:
 		return "older events are gone: read everything again"
 	}

@@ -48,6 +48,7 @@ func setup(t *testing.T, e *testscript.Env) error {
 	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
 		Tokens: []httpapi.Token{
 			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: sha256.Sum256([]byte(scriptToken))},
+			{Name: "staff", Scope: httpapi.ScopeOperator, SHA256: sha256.Sum256([]byte("operator-" + scriptToken))},
 			{Name: "look", Scope: httpapi.ScopeViewer, SHA256: sha256.Sum256([]byte("viewer-" + scriptToken))},
 		}})
 	if err != nil {
@@ -101,6 +102,14 @@ func breakFleet(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fleetKey{}).(*apitest.Fleet)
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: fleet ACTION")
+	}
+	if args[0] == "fire" { // what is due for a block happens
+		b, ok := f.View().Block(args[1])
+		if !ok {
+			ts.Fatalf("no block %s", args[1])
+		}
+		f.Apply(fsm.FireBlock{ID: b.ID, Revision: b.Revision, At: b.Due()})
+		return
 	}
 	f.Set(func() {
 		switch args[0] {

@@ -47,12 +47,60 @@ func (t *table) row(cells ...string) {
 
 func (t *table) flush() error { return t.w.Flush() }
 
-// local writes a time for people.
+// localLayout is how times are shown, and one of the ways to give them.
+const localLayout = "2006-01-02 15:04:05Z07:00"
+
+// local writes a time for people, with their zone.
 func local(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
+	return t.Local().Format(localLayout)
+}
+
+// optional is local for a time that may not be set.
+func optional(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return local(t)
+}
+
+// count writes a number of things.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
+func blockedBy(ids []string) string {
+	if len(ids) == 0 {
+		return "no"
+	}
+	return "by " + cell(strings.Join(ids, ", "))
+}
+
+// what says what a block does, as short as it is given: "drop", "limit 10mbit out".
+func what(b *client.Block) string {
+	words := []string{b.Kind}
+	if b.Rate != nil {
+		words = append(words, rateText(b.Rate))
+	}
+	if len(b.Ports) > 0 {
+		ports := make([]string, len(b.Ports))
+		for i, p := range b.Ports {
+			ports[i] = p.String()
+		}
+		words = append(words, some(ports, 4))
+	}
+	if b.RedirectTo != "" {
+		words = append(words, "to "+b.RedirectTo)
+	}
+	if b.Direction != "both" {
+		words = append(words, b.Direction)
+	}
+	return strings.Join(words, " ")
 }
 
 // some writes the first few of a list.
@@ -75,14 +123,32 @@ func delay(changed, at time.Time) string {
 
 // printBlock shows one block, where it is in force and where not.
 func (g *Globals) printBlock(b *client.Block) {
-	changed, verb := b.CreatedAt, "in force on"
-	g.printf("%s  %s  reason %s  by %s  %s\n", b.ID, cell(b.Target.String()), cell(b.Reason), cell(b.Actor), local(b.CreatedAt))
+	g.printf("%s  %s  %s  reason %s  by %s  %s\n", b.ID, cell(targetText(b)), cell(what(b)), cell(b.Reason), cell(b.Actor), local(b.CreatedAt))
 	if b.Note != "" {
 		g.printf("  note: %s\n", cell(b.Note))
 	}
-	if b.State == "lifted" {
+	changed, verb := b.Since, "in force on"
+	switch b.State {
+	case "pending":
+		changed, verb = b.CreatedAt, "agreed with"
+		g.printf("  starts %s\n", local(b.StartsAt))
+	case "active":
+		if !b.StartsAt.IsZero() {
+			g.printf("  started %s\n", local(b.StartedAt))
+		}
+	case "ended":
+		changed, verb = b.LiftedAt, "lifted on"
+		why := "as agreed"
+		if b.LiftedBy == "schedule:unconfirmed" {
+			why = "because nobody confirmed it"
+		}
+		g.printf("  ended %s, %s\n", local(b.LiftedAt), why)
+	default:
 		changed, verb = b.LiftedAt, "lifted on"
 		g.printf("  lifted by %s  %s\n", cell(b.LiftedBy), local(b.LiftedAt))
+	}
+	if end := until(b); end != "" {
+		g.printf("  ends %s\n", end)
 	}
 	if len(b.Receipts) > 0 {
 		var on []string

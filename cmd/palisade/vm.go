@@ -81,11 +81,10 @@ func (g *Globals) printVM(v *client.VM) error {
 	if s := v.Sighting; s != nil {
 		g.printf("  seen       %s on %s, %s (not committed yet)\n", cell(s.Phase), cell(s.Node), local(s.At))
 	}
-	if v.Blocked {
-		g.printf("  blocked    by %s\n", cell(strings.Join(v.Blocks, ", ")))
-	} else {
-		g.printf("  blocked    no\n")
+	if !v.DoNotBlockUntil.IsZero() {
+		g.printf("  protect    not blocked for unpaid before %s\n", local(v.DoNotBlockUntil))
 	}
+	g.printf("  blocked    %s\n", blockedBy(v.Blocks))
 	return nil
 }
 
@@ -97,7 +96,8 @@ type VMSetCmd struct {
 	Address     []string `sep:"none" help:"Address or prefix routed to the VM; can be repeated. Replaces those declared before."`
 	NoAddresses bool     `help:"Declare no addresses."`
 	Create      bool     `help:"Declare a VM that no node has seen yet."`
-	Key         string   `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
+	Protection
+	Key string `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
 }
 
 // Run implements the command. It reads the VM and writes it back on the condition that nobody changed
@@ -118,7 +118,8 @@ func (c *VMSetCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	body := client.VMRequest{Name: v.Name, Owner: v.Owner, Addresses: v.Declared}
+	body := client.VMRequest{Name: v.Name, Owner: v.Owner, Addresses: v.Declared, DoNotBlockUntil: v.DoNotBlockUntil}
+	c.apply(&body.DoNotBlockUntil)
 	if c.Name != nil {
 		body.Name = *c.Name
 	}

@@ -32,16 +32,28 @@ import (
 //
 //nolint:revive // wire documents each of them
 type (
-	Block        = wire.Block
-	BlockRequest = wire.BlockRequest
-	Target       = wire.Target
-	VM           = wire.VM
-	VMRequest    = wire.VMRequest
-	Node         = wire.Node
-	Guard        = wire.Guard
-	GuardRequest = wire.GuardRequest
-	Status       = wire.Status
-	Event        = wire.Event
+	Block           = wire.Block
+	BlockRequest    = wire.BlockRequest
+	BlockPatch      = wire.BlockPatch
+	Target          = wire.Target
+	Rate            = wire.Rate
+	Port            = wire.Port
+	Receipts        = wire.Receipts
+	Due             = wire.Due
+	Preview         = wire.Preview
+	Impact          = wire.Impact
+	BulkResult      = wire.BulkResult
+	VM              = wire.VM
+	VMRequest       = wire.VMRequest
+	Account         = wire.Account
+	AccountRequest  = wire.AccountRequest
+	Settings        = wire.Settings
+	SettingsRequest = wire.SettingsRequest
+	Node            = wire.Node
+	Guard           = wire.Guard
+	GuardRequest    = wire.GuardRequest
+	Status          = wire.Status
+	Event           = wire.Event
 	// Problem is the error of every answer that is not a success.
 	Problem = wire.Problem //nolint:errname // RFC 9457 calls it a problem
 )
@@ -150,6 +162,9 @@ type call struct {
 	ifMatch uint64
 	wait    time.Duration // how long the server was asked to wait
 	out     any           // pointer; nil for no body
+
+	lines []byte               // instead of body: JSON lines, sent as they are
+	read  func(b []byte) error // takes an answer of JSON lines, whatever its status
 }
 
 // answer is what an answer says beside its body.
@@ -160,7 +175,7 @@ type answer struct {
 
 // do sends a call until it is answered for good.
 func (c *Client) do(ctx context.Context, q call) (answer, error) {
-	var body []byte
+	body := q.lines
 	if q.body != nil {
 		var err error
 		if body, err = json.Marshal(q.body); err != nil {
@@ -210,6 +225,9 @@ func (c *Client) attempt(ctx context.Context, q call, body []byte) (a answer, se
 		return a, true, fmt.Errorf("the answer was cut off: %w", err)
 	}
 	a = answer{status: res.StatusCode, replayed: res.Header.Get("Idempotency-Replayed") == "true"}
+	if q.read != nil && res.Header.Get("Content-Type") == jsonLines {
+		return a, true, q.read(b)
+	}
 	if res.StatusCode/100 != 2 {
 		p := problemOf(res, b)
 		return a, p.Status != http.StatusServiceUnavailable, &retryAfterError{p, res.Header.Get("Retry-After")}
@@ -237,6 +255,9 @@ func (c *Client) send(ctx context.Context, q call, body []byte) (*http.Response,
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+		if q.lines != nil {
+			req.Header.Set("Content-Type", jsonLines)
+		}
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)

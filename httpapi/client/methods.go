@@ -17,6 +17,9 @@ type Write struct {
 	IfMatch uint64        // revision that the object must have; 0 for any
 	Wait    bool          // until every live node has it in its kernel
 	Timeout time.Duration // of Wait, 100 ms to 60 s; the server's default (5 s) if 0
+	// Preview, if not nil, makes the write a dry run: nothing is changed, what would happen is put there, and
+	// the call returns nothing else. A refusal is a part of the preview and no error.
+	Preview *Preview
 }
 
 // Written is the answer to a write of a block.
@@ -31,6 +34,10 @@ func (w Write) call(method, path string, body, out any) call {
 	q := call{method: method, path: path, body: body, out: out, key: w.Key, ifMatch: w.IfMatch, query: url.Values{}}
 	if q.key == "" {
 		q.key = NewKey()
+	}
+	if w.Preview != nil {
+		q.query.Set("dry_run", "true")
+		q.out = w.Preview
 	}
 	if w.Wait {
 		q.query.Set("wait", "enforced")
@@ -53,12 +60,12 @@ func (c *Client) writeBlock(ctx context.Context, w Write, method, path string, b
 	return out, nil
 }
 
-// AddBlock blocks a VM or a prefix.
+// AddBlock blocks a VM, a prefix, an account or a list.
 func (c *Client) AddBlock(ctx context.Context, b BlockRequest, w Write) (Written, error) {
 	return c.writeBlock(ctx, w, http.MethodPost, "/v1/blocks", b)
 }
 
-// LiftBlock ends a block.
+// LiftBlock ends a block, or cancels a pending one.
 func (c *Client) LiftBlock(ctx context.Context, id string, w Write) (Written, error) {
 	return c.writeBlock(ctx, w, http.MethodDelete, "/v1/blocks/"+url.PathEscape(id), nil)
 }
@@ -70,14 +77,20 @@ func (c *Client) PutVM(ctx context.Context, id string, vm VMRequest, w Write) (V
 	return out, err
 }
 
-// AddGuard makes a prefix unblockable.
+// AddGuard makes a prefix or a VM unblockable.
 func (c *Client) AddGuard(ctx context.Context, g GuardRequest, w Write) (Guard, error) {
 	var out Guard
 	_, err := c.do(ctx, w.call(http.MethodPost, "/v1/guards", g, &out))
 	return out, err
 }
 
-// RemoveGuard removes an operator's guard.
+// RemoveVMGuard removes the guard of a VM.
+func (c *Client) RemoveVMGuard(ctx context.Context, vm string, w Write) error {
+	_, err := c.do(ctx, w.call(http.MethodDelete, "/v1/guards/vm/"+url.PathEscape(vm), nil, nil))
+	return err
+}
+
+// RemoveGuard removes an operator's guard of a prefix.
 func (c *Client) RemoveGuard(ctx context.Context, prefix string, w Write) error {
 	_, err := c.do(ctx, w.call(http.MethodDelete, "/v1/guards/"+url.PathEscape(prefix), nil, nil))
 	return err
@@ -124,16 +137,20 @@ func set(q url.Values, name, value string) {
 type BlockFilter struct {
 	VM     string // id or unique name
 	Prefix string
-	Reason string
-	State  string // "active" (default), "lifted" or "all"
+	// Account and List are those that are blocked themselves.
+	Account, List string
+	Reason        string
+	Actor         string
+	Kind          string
+	State         string // "active" (default), "pending", "lifted", "ended" or "all"
 }
 
 // Blocks walks the blocks that the filter selects, in the order of their creation.
 func (c *Client) Blocks(ctx context.Context, f BlockFilter) iter.Seq2[Block, error] {
-	q := url.Values{}
-	set(q, "vm", f.VM)
-	set(q, "prefix", f.Prefix)
+	q := targetQuery(Target{VM: f.VM, Prefix: f.Prefix, Account: f.Account, List: f.List})
 	set(q, "reason", f.Reason)
+	set(q, "actor", f.Actor)
+	set(q, "kind", f.Kind)
 	set(q, "state", f.State)
 	return all[Block](ctx, c, "/v1/blocks", q)
 }
