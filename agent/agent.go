@@ -52,6 +52,7 @@ type rooms struct {
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
+	scheduler *scheduler
 	auditor   *auditor
 	sightings *sightings
 	api       *httpapi.Server
@@ -94,7 +95,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	groups := [][]part{
 		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"scheduler", r.scheduler.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -199,6 +200,14 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.registrar = &registrar{
 		log: a.log.With("room", "registrar"), cfg: a.cfg, version: a.version,
 		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps,
+	}
+	r.scheduler = &scheduler{
+		log: a.log.With("room", "scheduler"), node: a.cfg.Node.ID, store: r.store,
+		status: r.cluster.Status, members: r.cluster.Members, ask: r.cluster.Ask, propose: r.cluster.Propose,
+		started: func(ids map[string]struct{}) {
+			r.enforcer.SetLocal(func(l *enforce.Local) { l.Started = ids })
+		},
+		metrics: newSchedulerMetrics(reg),
 	}
 	r.api, err = httpapi.New(httpapi.Options{
 		Backend: r, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,

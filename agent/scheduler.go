@@ -1,0 +1,266 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+const (
+	maxFires = 2_000 // in one log entry
+
+	// lookAgain bounds how long the scheduler trusts what it knows of the clocks and of who leads.
+	lookAgain     = 200 * time.Millisecond
+	measureClocks = 30 * time.Second
+	askClocks     = 250 * time.Millisecond
+
+	// alone is how long a node hears no leader before it starts agreed blocks by its own clock. After a
+	// start it waits longer: its state may be old, and the leader is usually there in a moment.
+	alone           = 2 * time.Second
+	aloneAfterStart = 5 * time.Second
+)
+
+// scheduler starts and ends blocks at their due times.
+//
+// The leader proposes a FireBlock for what is due. Which time it is, a majority of the voters agrees
+// on: the scheduler asks them before each firing, and takes the latest time that most of their clocks
+// have reached, so that one clock, the leader's own included, can neither end a block early nor hold
+// everything up. The state lets each fire happen once. A new leader goes on from the state.
+//
+// A node that hears no leader starts agreed blocks by its own clock, in its own kernel only, and ends
+// none.
+type scheduler struct {
+	log     *slog.Logger
+	node    string
+	store   *fsm.Store
+	status  func() fsm.Status
+	members func() []fsm.Member
+	ask     func(ctx context.Context, node string, q fsm.Query) (fsm.Report, error)
+	propose func(ctx context.Context, c fsm.Command) (fsm.Result, error)
+	// started is told, from Run, the ids of the pending blocks that this node has started by itself.
+	started func(ids map[string]struct{})
+	metrics schedulerMetrics
+
+	began    time.Time
+	offset   time.Duration // agreed time minus this node's clock
+	measured time.Time     // when offset was; zero if it is not known
+	mine     map[string]struct{}
+}
+
+type schedulerMetrics struct {
+	fired prometheus.Counter
+	late  prometheus.Histogram
+}
+
+func newSchedulerMetrics(reg prometheus.Registerer) schedulerMetrics {
+	m := schedulerMetrics{
+		fired: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_fired_total", Help: "Blocks that this node, as leader, started or ended at their due time."}),
+		late: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "palisade_fire_lateness_seconds", Help: "Time from a block's due time to the commit of its start or end.",
+			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 16),
+		}),
+	}
+	reg.MustRegister(m.fired, m.late)
+	return m
+}
+
+// Run works until ctx ends.
+func (s *scheduler) Run(ctx context.Context) error {
+	s.began = time.Now()
+	changed := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w := s.store.Watch(s.store.View().Index())
+		for {
+			if _, _, err := w.Next(ctx); err != nil && !errors.Is(err, fsm.ErrCompacted) {
+				return
+			}
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	defer func() { <-done }()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Reset(s.step(ctx))
+	}
+}
+
+// step does what is to be done now and returns when to look again.
+func (s *scheduler) step(ctx context.Context) time.Duration {
+	v, st := s.store.View(), s.status()
+	if v.CountDue() == 0 && len(s.mine) == 0 {
+		return time.Hour // a change of the state wakes us
+	}
+	s.startAlone(v, st)
+	if st.Leader != s.node || !st.Quorum {
+		s.measured = time.Time{}
+		return lookAgain
+	}
+	if time.Since(s.measured) > measureClocks {
+		if !s.measure(ctx, time.Time{}) {
+			return lookAgain
+		}
+	}
+	for b := range v.Due() {
+		wait := time.Until(b.Due().Add(-s.offset))
+		if wait > 0 {
+			return min(wait, lookAgain)
+		}
+		break
+	}
+	return s.fire(ctx, v)
+}
+
+// fire proposes what is due by the time that the voters agree on.
+func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
+	var first time.Time
+	for b := range v.Due() {
+		first = b.Due()
+		break
+	}
+	if first.IsZero() {
+		return 0 // the state has changed
+	}
+	if !s.measure(ctx, first) {
+		return lookAgain
+	}
+	at := time.Now().Add(s.offset).UTC()
+	var ops []fsm.Op
+	for b := range v.Due() {
+		if b.Due().After(at) || len(ops) == maxFires {
+			break
+		}
+		ops = append(ops, fsm.FireBlock{ID: b.ID, Revision: b.Revision, At: at})
+	}
+	if len(ops) == 0 {
+		return time.Millisecond // by the clocks of the others it is not yet time
+	}
+	r, err := s.propose(ctx, fsm.Command{Actor: "node:" + s.node, Op: fsm.Batch{Ops: ops}})
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("can't start or end what is due; trying again", "blocks", len(ops), "err", err)
+		}
+		return lookAgain
+	}
+	fired := 0
+	for i := range r.Items {
+		if r.Items[i].Err == nil {
+			fired++
+		}
+	}
+	now := time.Now().Add(s.offset)
+	s.metrics.fired.Add(float64(fired))
+	s.metrics.late.Observe(now.Sub(first).Seconds())
+	s.log.Info("started or ended blocks that were due", "blocks", fired, "index", r.Index, "late", now.Sub(first).Round(time.Microsecond))
+	return 0
+}
+
+// measure asks the voters for their clocks and keeps the offset of the latest time that a majority of
+// them has reached. It is done as soon as a majority has reached the time given, and says whether a
+// majority answered.
+func (s *scheduler) measure(ctx context.Context, enough time.Time) bool {
+	ctx, cancel := context.WithTimeout(ctx, askClocks)
+	defer cancel()
+	var others []string
+	clocks, voters := []time.Time{}, 0
+	for _, m := range s.members() {
+		switch {
+		case !m.Voter:
+		case m.Self:
+			voters++
+			clocks = append(clocks, time.Now())
+		default:
+			voters++
+			others = append(others, m.ID)
+		}
+	}
+	majority := voters/2 + 1
+	answers := make(chan time.Time, len(others))
+	for _, id := range others {
+		go func() {
+			r, err := s.ask(ctx, id, fsm.Query{})
+			if err != nil {
+				r.At = time.Time{}
+			}
+			answers <- r.At
+		}()
+	}
+	agreed := func() time.Time {
+		if len(clocks) < majority {
+			return time.Time{}
+		}
+		latest := slices.SortedFunc(slices.Values(clocks), func(a, b time.Time) int { return b.Compare(a) })
+		return latest[majority-1]
+	}
+	for range others {
+		if t := agreed(); !enough.IsZero() && !t.IsZero() && !t.Before(enough) {
+			break
+		}
+		if at := <-answers; !at.IsZero() {
+			clocks = append(clocks, at)
+		}
+	}
+	t := agreed()
+	if t.IsZero() {
+		return false
+	}
+	s.measured = time.Now()
+	s.offset = t.Round(0).Sub(s.measured.Round(0))
+	return true
+}
+
+// startAlone starts agreed blocks while no leader is heard. What was started stays so until the state
+// says what became of it.
+func (s *scheduler) startAlone(v *fsm.View, st fsm.Status) {
+	now := time.Now()
+	heard, patience := st.LastContact, alone
+	if heard.IsZero() {
+		heard, patience = s.began, aloneAfterStart
+	}
+	cut := !st.Quorum && now.Sub(heard) >= patience
+	mine := map[string]struct{}{}
+	if cut {
+		for b := range v.Due() {
+			if b.Due().After(now) {
+				break
+			}
+			if b.State == fsm.BlockPending {
+				mine[b.ID] = struct{}{}
+			}
+		}
+	} else {
+		for id := range s.mine {
+			if b, ok := v.Block(id); ok && b.State == fsm.BlockPending && !b.StartsAt.After(now) {
+				mine[id] = struct{}{}
+			}
+		}
+	}
+	if maps.Equal(mine, s.mine) {
+		return
+	}
+	for id := range mine {
+		if _, known := s.mine[id]; !known {
+			s.log.Warn("no leader is heard: starting an agreed block by this node's clock", "block", id)
+		}
+	}
+	s.mine = mine
+	s.started(mine)
+}
