@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/palisade/palisade/cluster"
+	"github.com/palisade/palisade/enforce"
 	"github.com/palisade/palisade/enforce/nft"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi"
