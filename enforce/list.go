@@ -139,28 +139,44 @@ func (c *Lists) Some(n int, seed uint64) iter.Seq[ListElement] {
 	}
 }
 
-// ListChanges walks what leads from one to the other: elements, and whether they are added; each once. Its cost is
-// that of what differs, however long the lists are.
+// ListChanges walks what leads from one to the other: elements, and whether they are added; each once, in no
+// order. Its cost is that of what differs, however long the lists are.
 func ListChanges(from, to *Lists) iter.Seq2[ListElement, bool] {
 	return func(yield func(ListElement, bool) bool) {
-		now := &Lists{held: slices.Clone(from.held), guards: from.guards}
-		if now.guards == nil {
-			now.guards = to.guards
+		c := changer{from: from, to: to, yield: yield}
+		c.now = &Lists{held: slices.Clone(from.held), guards: from.guards}
+		if c.now.guards == nil {
+			c.now.guards = to.guards
 		}
-		if to.guards != nil && now.guards != to.guards {
-			next := &Lists{held: now.held, guards: to.guards}
-			if !changeGuards(now, next, yield) {
-				return
-			}
-			now = next
+		if to.guards != nil && c.now.guards != to.guards && !c.changeGuards() {
+			return
 		}
 		// One list after the other, so that what one gives up is kept for those that still name it.
 		for _, l := range slices.Concat(to.held, from.held) {
-			if !now.change(l.direction, l.name, to.find(l.direction, l.name), yield) {
+			if !c.change(l.direction, l.name, to.find(l.direction, l.name)) {
 				return
 			}
 		}
 	}
+}
+
+// changer goes from one content to another in steps.
+type changer struct {
+	from, to, now *Lists
+	yield         func(ListElement, bool) bool
+	// seen is what the change of the guards has yielded; nil if they did not change.
+	seen map[ListElement]bool
+}
+
+// tell yields a change unless an earlier or a later step makes it none.
+func (c *changer) tell(e ListElement, added bool) bool {
+	switch {
+	case added && c.from.Contains(e), !added && c.to.Contains(e):
+		return true
+	case c.seen != nil && (c.seen[e] || added && !c.to.Contains(e) || !added && !c.from.Contains(e)):
+		return true
+	}
+	return c.yield(e, added)
 }
 
 func (c *Lists) find(d fsm.Direction, name string) fsm.PrefixSet {
@@ -172,25 +188,23 @@ func (c *Lists) find(d fsm.Direction, name string) fsm.PrefixSet {
 	return fsm.PrefixSet{}
 }
 
-// change gives one list another content and yields what that changes.
-func (c *Lists) change(d fsm.Direction, name string, set fsm.PrefixSet, yield func(ListElement, bool) bool) bool {
-	i := slices.IndexFunc(c.held, func(l heldList) bool { return l.direction == d && l.name == name })
+// change gives one list another content.
+func (c *changer) change(d fsm.Direction, name string, set fsm.PrefixSet) bool {
+	i := slices.IndexFunc(c.now.held, func(l heldList) bool { return l.direction == d && l.name == name })
 	if i < 0 {
-		i = len(c.held)
-		c.held = append(c.held, heldList{direction: d, name: name})
+		i = len(c.now.held)
+		c.now.held = append(c.now.held, heldList{direction: d, name: name})
 	}
-	was := *c
-	was.held = slices.Clone(c.held)
-	old := c.held[i].set
-	c.held[i].set = set
-	for p, added := range fsm.Diff(old, set) {
-		other := c // that must not have the element, or it was, or stays, there anyway
+	was := &Lists{held: slices.Clone(c.now.held), guards: c.now.guards}
+	c.now.held[i].set = set
+	for p, added := range fsm.Diff(was.held[i].set, set) {
+		without := c.now // what must not have the element, or nothing changes
 		if added {
-			other = &was
+			without = was
 		}
-		ok := c.guards.carve(p, func(p netip.Prefix) bool {
+		ok := c.now.guards.carve(p, func(p netip.Prefix) bool {
 			e := ListElement{d, p}
-			return other.Contains(e) || yield(e, added)
+			return without.Contains(e) || c.tell(e, added)
 		})
 		if !ok {
 			return false
@@ -199,25 +213,28 @@ func (c *Lists) change(d fsm.Direction, name string, set fsm.PrefixSet, yield fu
 	return true
 }
 
-// changeGuards yields what other guards change of the same lists.
-func changeGuards(from, to *Lists, yield func(ListElement, bool) bool) bool {
-	type change struct {
-		ListElement
-		added bool
+// changeGuards gives the lists other guards.
+func (c *changer) changeGuards() bool {
+	was := c.now
+	c.now = &Lists{held: was.held, guards: c.to.guards}
+	changed := was.guards.difference(c.to.guards)
+	if len(changed) == 0 {
+		return true
 	}
-	seen := make(map[change]bool)
-	look := func(l heldList, p netip.Prefix) bool {
+	c.seen = make(map[ListElement]bool)
+	look := func(d fsm.Direction, p netip.Prefix) bool {
 		for _, side := range []struct {
 			here, there *Lists
 			added       bool
-		}{{to, from, true}, {from, to, false}} {
+		}{{c.now, was, true}, {was, c.now, false}} {
 			ok := side.here.guards.carve(p, func(p netip.Prefix) bool {
-				e := change{ListElement{l.direction, p}, side.added}
-				if side.there.Contains(e.ListElement) || seen[e] {
+				e := ListElement{d, p}
+				if side.there.Contains(e) {
 					return true
 				}
-				seen[e] = true
-				return yield(e.ListElement, e.added)
+				ok := c.tell(e, side.added)
+				c.seen[e] = c.seen[e] || c.to.Contains(e) == side.added
+				return ok
 			})
 			if !ok {
 				return false
@@ -225,16 +242,16 @@ func changeGuards(from, to *Lists, yield func(ListElement, bool) bool) bool {
 		}
 		return true
 	}
-	for _, g := range from.guards.difference(to.guards) {
-		for _, l := range from.held {
+	for _, g := range changed {
+		for _, l := range was.held {
 			if around, ok := l.set.Covering(g); ok {
-				if !look(l, around) {
+				if !look(l.direction, around) {
 					return false
 				}
 				continue
 			}
 			for p := range l.set.Within(g) {
-				if !look(l, p) {
+				if !look(l.direction, p) {
 					return false
 				}
 			}

@@ -110,13 +110,17 @@ func TestListsAgainstModel(t *testing.T) {
 				}
 			},
 			"local guard": func(t *rapid.T) { local.Guards = several.Draw(t, "guards") },
-			"": func(t *rapid.T) {
+			"compare": func(t *rapid.T) {
 				v := f.store.View()
 				is, want := CompileLists(v, local), slowElements(v, local)
+				changes := map[ListElement]bool{}
 				for e, added := range ListChanges(was, is) {
-					if held[e] == added {
-						t.Fatalf("%v is added (%t) and was there already (%t)", e, added, held[e])
+					if _, twice := changes[e]; twice || held[e] == added {
+						t.Fatalf("%v is added (%t) and was there already (%t), or changes twice", e, added, held[e])
 					}
+					changes[e] = added
+				}
+				for e, added := range changes {
 					if held[e] = added; !added {
 						delete(held, e)
 					}

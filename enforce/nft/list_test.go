@@ -1,0 +1,507 @@
+package nft
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/fsm"
+)
+
+// listState is a replicated state with lists.
+type listState struct {
+	t     interface{ Fatal(args ...any) }
+	store *fsm.Store
+	index uint64
+}
+
+func newListState(t interface{ Fatal(args ...any) }) *listState {
+	return &listState{t: t, store: fsm.NewStore()}
+}
+
+func (s *listState) do(op fsm.Op) fsm.Result {
+	s.index++
+	data, err := fsm.MarshalCommand(fsm.Command{Time: time.Unix(1_700_000_000, 0), Actor: "test", Op: op})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r, err := s.store.ApplyBatch([]fsm.Entry{{Index: s.index, Data: data}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r[0]
+}
+
+func (s *listState) put(name string, list []netip.Prefix) {
+	var b fsm.PrefixSetBuilder
+	for _, p := range list {
+		b.Add(p)
+	}
+	set, _ := b.Set()
+	id := fmt.Sprint("u", s.index)
+	s.do(fsm.BeginList{Upload: id, Name: name})
+	seq := uint32(0)
+	for part := range set.Packed(1 << 20) {
+		s.do(fsm.AddListChunk{Upload: id, Sequence: seq, Prefixes: part})
+		seq++
+	}
+	if r := s.do(fsm.CommitList{Upload: id}); r.Err != nil {
+		s.t.Fatal(r.Err)
+	}
+}
+
+func (s *listState) hold(name string, d fsm.Direction) string {
+	r := s.do(fsm.AddBlock{Target: fsm.Target{List: name}, Direction: d, Force: true})
+	if r.Err != nil {
+		s.t.Fatal(r.Err)
+	}
+	return r.Block.ID
+}
+
+func (s *listState) compiled(guards ...netip.Prefix) *enforce.Lists {
+	return enforce.CompileLists(s.store.View(), enforce.Local{Guards: guards})
+}
+
+func (s *listState) change(guards ...netip.Prefix) ListChange {
+	return ListChange{Lists: s.compiled(guards...), Index: s.index, Remove: true}
+}
+
+func openLists(t testing.TB, n netNS, change ...func(*Options)) *Lists {
+	t.Helper()
+	o := Options{NetNS: n.fd, Logger: testLogger(t.Output())}
+	for _, c := range change {
+		c(&o)
+	}
+	k, err := OpenLists(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	return k
+}
+
+func bring(t testing.TB, k *Lists, c ListChange) {
+	t.Helper()
+	if err := k.Bring(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inKernel is what the rules of each table look into.
+func inKernel(t interface{ Fatal(args ...any) }, n netNS) map[family]map[enforce.ListElement]bool {
+	w, err := dial(n.fd, 4<<20, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.close() }()
+	in, err := w.readLists(context.Background(), "palisade_lists")
+	if err != nil || !in.ruled || in.exists && !in.sound {
+		t.Fatal(fmt.Sprintf("the tables are not sound: %+v, %v", in, err))
+	}
+	return dumpLists(t, w, in)
+}
+
+func dumpLists(t interface{ Fatal(args ...any) }, w *wire, in listFindings) map[family]map[enforce.ListElement]bool {
+	all := map[family]map[enforce.ListElement]bool{}
+	for _, f := range []family{bridge, inet} {
+		all[f] = map[enforce.ListElement]bool{}
+		for _, s := range in.used {
+			request := appendElementList(nil, "palisade_lists", s.name)
+			err := w.dump(context.Background(), unix.NFT_MSG_GETSETELEM, f, request, func(b []byte) {
+				eachElement(b, func(e element) {
+					el, ok := elementOf(s.base.base, e.key)
+					if !ok {
+						t.Fatal("no element of ours")
+					}
+					all[f][enforce.ListElement{Direction: s.base.direction, Prefix: el.Prefix}] = true
+				})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return all
+}
+
+func elementsOf(l *enforce.Lists) map[enforce.ListElement]bool {
+	all := map[enforce.ListElement]bool{}
+	for e := range l.All() {
+		all[e] = true
+	}
+	return all
+}
+
+// countedContext ends after some looks at it: in the middle of whatever it is given to.
+type countedContext struct {
+	context.Context
+
+	left atomic.Int64
+}
+
+func (c *countedContext) Err() error {
+	if c.left.Add(-1) < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestListsAgainstModel changes lists, holds and guards, ends processes and interrupts them, and compares
+// what rules look into with what is to be dropped.
+func TestListsAgainstModel(t *testing.T) {
+	n := newNetNS(t)
+	address := rapid.Custom(func(t *rapid.T) netip.Prefix {
+		a := netip.AddrFrom4([4]byte{10, 0, 0, byte(rapid.IntRange(0, 63).Draw(t, "a"))})
+		bits := rapid.SampledFrom([]int{24, 28, 30, 32, 32, 32}).Draw(t, "bits")
+		if rapid.IntRange(0, 3).Draw(t, "family") == 0 {
+			a, bits = netip.AddrFrom16([16]byte{0x20, 1, 15: a.As4()[3]}), bits+96
+		}
+		p, _ := a.Prefix(bits)
+		return p
+	})
+	several := rapid.SliceOfN(address, 0, 20)
+	name := rapid.SampledFrom([]string{"l1", "l2"})
+	rapid.Check(t, func(rt *rapid.T) {
+		_, _ = n.try("", "nft", "flush", "ruleset")
+		s := newListState(rt)
+		open := func() *Lists {
+			return openLists(t, n, func(o *Options) { o.ChunkElements = rapid.SampledFrom([]int{3, 7, 1000}).Draw(rt, "chunk") })
+		}
+		k := open()
+		var guards []netip.Prefix
+		was := map[enforce.ListElement]bool{} // known to be in force
+		exact := func(rt *rapid.T) {
+			c := s.change(guards...)
+			if err := k.Bring(t.Context(), c); err != nil {
+				rt.Fatal(err)
+			}
+			want := elementsOf(c.Lists)
+			for f, got := range inKernel(rt, n) {
+				if !maps.Equal(got, want) {
+					rt.Fatalf("%s: the kernel has\n%v\nwant\n%v", f, got, want)
+				}
+			}
+			was = want
+		}
+		rt.Repeat(map[string]func(*rapid.T){
+			"put": func(rt *rapid.T) { s.put(name.Draw(rt, "name"), several.Draw(rt, "list")) },
+			"hold": func(rt *rapid.T) {
+				d := rapid.SampledFrom([]fsm.Direction{fsm.In, fsm.Out, fsm.Both}).Draw(rt, "direction")
+				s.do(fsm.AddBlock{Target: fsm.Target{List: name.Draw(rt, "name")}, Direction: d, Force: true})
+			},
+			"lift": func(rt *rapid.T) {
+				if all := slices.Collect(s.store.View().HeldLists()); len(all) > 0 {
+					s.do(fsm.LiftBlock{ID: rapid.SampledFrom(all).Draw(rt, "block").ID})
+				}
+			},
+			"guard": func(rt *rapid.T) { guards = several.Draw(rt, "guards") },
+			"bring": exact,
+			"only add": func(rt *rapid.T) {
+				c := s.change(guards...)
+				c.Remove = false
+				if err := k.Bring(t.Context(), c); err != nil {
+					rt.Fatal(err)
+				}
+				for f, got := range inKernel(rt, n) {
+					for e := range maps.Keys(was) {
+						if !got[e] {
+							rt.Fatalf("%s: %v went", f, e)
+						}
+					}
+					for e := range c.Lists.All() {
+						if !got[e] {
+							rt.Fatalf("%s: %v did not come", f, e)
+						}
+					}
+				}
+				maps.Copy(was, elementsOf(c.Lists))
+			},
+			"restart": func(rt *rapid.T) {
+				_ = k.Close()
+				k = open()
+			},
+			"interrupt": func(rt *rapid.T) {
+				c := s.change(guards...)
+				ctx := &countedContext{Context: t.Context()}
+				ctx.left.Store(rapid.Int64Range(0, 60).Draw(rt, "looks"))
+				if k.Bring(ctx, c) == nil {
+					was = elementsOf(c.Lists)
+					return
+				}
+				for f, got := range inKernelLoosely(rt, n) {
+					for e := range maps.Keys(was) {
+						if c.Lists.Contains(e) && !got[e] {
+							rt.Fatalf("%s: %v is in both contents and went", f, e)
+						}
+					}
+				}
+				maps.DeleteFunc(was, func(e enforce.ListElement, _ bool) bool { return !c.Lists.Contains(e) })
+			},
+		})
+		exact(rt)
+		_ = k.Close()
+	})
+}
+
+// inKernelLoosely is inKernel where a change was interrupted.
+func inKernelLoosely(t interface{ Fatal(args ...any) }, n netNS) map[family]map[enforce.ListElement]bool {
+	w, err := dial(n.fd, 4<<20, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.close() }()
+	in, err := w.readLists(context.Background(), "palisade_lists")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !in.ruled {
+		t.Fatal("rules look into something else")
+	}
+	return dumpLists(t, w, in)
+}
+
+func TestListPackets(t *testing.T) {
+	b := newTestbed(t)
+	k := openLists(t, b.host.ns)
+	s := newListState(t)
+	// What the packets of each flow must do.
+	type rule func(f *flow) (dropped bool)
+	check := func(what string, dropped rule) {
+		t.Helper()
+		flows := b.everyPath()
+		for _, f := range flows {
+			f.send(20)
+		}
+		for _, f := range flows {
+			if !dropped(f) {
+				waitFor(t, what+": all of "+f.String()+" arrived", func() bool { return f.lost() == 0 })
+			}
+		}
+		for _, f := range flows {
+			if n := f.to.received(f.id); dropped(f) && n > 0 {
+				t.Errorf("%s: %v: %d packets leaked", what, f, n)
+			}
+		}
+	}
+	from := func(e *endpoint, f *flow) bool { return f.from == e }
+	to := func(e *endpoint, f *flow) bool { return f.to == e }
+	p := netip.MustParsePrefix
+
+	// Prefixes of all lengths around the guest outside, the guest on the bridge, and the routed one.
+	s.put("feed", []netip.Prefix{p("10.9.0.128/25"), p("fd09::8000/113"), p("10.7.0.2/32"), p("fd07::2/128"), p("198.51.100.0/24")})
+	id := s.hold("feed", fsm.Out)
+	bring(t, k, s.change())
+	check("out", func(f *flow) bool { return from(b.outside, f) || from(b.blocked, f) })
+	s.do(fsm.LiftBlock{ID: id})
+	id = s.hold("feed", fsm.In)
+	bring(t, k, s.change())
+	check("in", func(f *flow) bool { return to(b.outside, f) || to(b.blocked, f) })
+	second := s.hold("feed", fsm.Out)
+	bring(t, k, s.change())
+	either := func(f *flow) bool {
+		return from(b.outside, f) || from(b.blocked, f) || to(b.outside, f) || to(b.blocked, f)
+	}
+	check("in and out by two holds", either)
+	s.do(fsm.LiftBlock{ID: second})
+	s.do(fsm.LiftBlock{ID: id})
+	bring(t, k, s.change())
+	check("lifted", func(*flow) bool { return false })
+
+	// A guard inside of a listed prefix passes, and nothing else of the prefix does.
+	s.put("wide", []netip.Prefix{p("10.7.0.0/16"), p("fd07::/32")})
+	s.hold("wide", fsm.Both)
+	guards := []netip.Prefix{p("10.7.0.5/32"), p("fd07::5/128"), p("10.7.0.1/32"), p("fd07::1/128")}
+	bring(t, k, s.change(guards...))
+	check("guards in a listed prefix", func(f *flow) bool { return from(b.blocked, f) || to(b.blocked, f) })
+}
+
+// TestListReplacedUnderLoad replaces contents, in part and whole, while packets of a guest that every
+// content names, and of one that none does, flow on all paths.
+func TestListReplacedUnderLoad(t *testing.T) {
+	b := newTestbed(t)
+	k := openLists(t, b.host.ns)
+	s := newListState(t)
+	own := []netip.Prefix{netip.MustParsePrefix("10.7.0.2/32"), netip.MustParsePrefix("fd07::/125")}
+	guard := []netip.Prefix{netip.MustParsePrefix("fd07::1/128"), netip.MustParsePrefix("fd07::5/128")}
+	many := func(net byte, n int) []netip.Prefix {
+		list := slices.Clone(own)
+		for i := range n {
+			list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{net, byte(i >> 15), byte(i >> 7), byte(i << 1)}), 32))
+			if i%10 == 0 {
+				list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{net + 1, byte(i >> 8), byte(i), 0}), 24))
+			}
+		}
+		return list
+	}
+	s.put("feed", own)
+	s.hold("feed", fsm.Both)
+	bring(t, k, s.change(guard...))
+	var blocked, innocent []*flow
+	for _, f := range b.everyPath() {
+		if f.from == b.blocked || f.to == b.blocked {
+			blocked = append(blocked, f)
+		} else {
+			innocent = append(innocent, f)
+		}
+	}
+	stop := flood(append(slices.Clone(blocked), innocent...)...)
+	for i := range 6 {
+		s.put("feed", many(byte(20+10*i), 12_000)) // anew
+		bring(t, k, s.change(guard...))
+		s.put("feed", many(byte(20+10*i), 11_900)) // in place
+		bring(t, k, s.change(guard...))
+		again := openLists(t, b.host.ns) // another life, with another content
+		s.put("feed", many(byte(22+10*i), 6000))
+		bring(t, again, s.change(guard...))
+		_ = k.Close()
+		k = again
+		s.put("feed", own)
+		bring(t, k, s.change(guard...))
+	}
+	stop()
+	for _, f := range blocked {
+		if n := f.to.received(f.id); n > 0 {
+			t.Errorf("%v: %d of %d packets leaked", f, n, f.sent)
+		}
+	}
+	for _, f := range innocent {
+		waitFor(t, "all of "+f.String()+" arrived", func() bool { return f.lost() == 0 })
+	}
+}
+
+func TestListsRestart(t *testing.T) {
+	n := newNetNS(t)
+	s := newListState(t)
+	var list []netip.Prefix
+	for i := range 30_000 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 15), byte(i >> 7), byte(i << 1)}), 32-i%2))
+	}
+	s.put("feed", list)
+	s.hold("feed", fsm.Both)
+	k := openLists(t, n)
+	bring(t, k, s.change())
+	before := n.run("nft", "list", "sets", "bridge")
+	_ = k.Close()
+
+	k = openLists(t, n)
+	if index, err := k.Index(t.Context()); err != nil || index != s.index {
+		t.Fatalf("the kernel stands for index %d (%v), want %d", index, err, s.index)
+	}
+	bring(t, k, s.change())
+	if after := n.run("nft", "list", "sets", "bridge"); after != before {
+		t.Error("a restart with an unchanged content loaded it again")
+	}
+	if err := k.Check(t.Context()); err != nil {
+		t.Errorf("an intact kernel was found to be changed: %v", err)
+	}
+	for _, c := range []struct {
+		what string
+		nft  string
+	}{
+		{"a set is flushed", "flush set inet palisade_lists both_a4_32"},
+		{"rules are flushed", "flush chain bridge palisade_lists prerouting"},
+		{"a table is gone", "delete table bridge palisade_lists"},
+		{"the other table is gone", "delete table inet palisade_lists"},
+		{"a table sleeps", "add table inet palisade_lists { flags dormant; }"},
+		{"everything is flushed", "flush ruleset"},
+		{"the marker is flushed", "flush set inet palisade_lists enforced"},
+		{"the set has another type", "delete table inet palisade_lists; add table inet palisade_lists; add set inet palisade_lists both_a4_32 { type ipv6_addr; }; add set inet palisade_lists enforced { type ipv4_addr; }; add chain inet palisade_lists prerouting { type filter hook prerouting priority 7; policy accept; }"},
+	} {
+		n.runInput(strings.ReplaceAll(c.nft, "; add ", "\nadd "), "nft", "-f", "-")
+		if err := k.Check(t.Context()); err == nil {
+			t.Errorf("%s: not noticed", c.what)
+		}
+		bring(t, k, s.change())
+		want := elementsOf(s.compiled())
+		for f, got := range inKernel(t, n) {
+			if !maps.Equal(got, want) {
+				t.Fatalf("%s: %s holds %d elements afterwards, want %d", c.what, f, len(got), len(want))
+			}
+		}
+	}
+	s.do(fsm.LiftBlock{ID: "b1"})
+	bring(t, k, s.change())
+	for f, got := range inKernel(t, n) {
+		if len(got) > 0 {
+			t.Errorf("%s holds %d elements of no list", f, len(got))
+		}
+	}
+	if err := k.Bring(t.Context(), ListChange{Lists: s.compiled(), Index: 1}); err == nil {
+		t.Error("the kernel went back to an older index")
+	}
+}
+
+// A node that has not caught up may need what an earlier life dropped.
+func TestListsReleaseGuards(t *testing.T) {
+	n := newNetNS(t)
+	s := newListState(t)
+	p := netip.MustParsePrefix
+	s.put("feed", []netip.Prefix{p("192.0.2.0/29"), p("198.51.100.7/32"), p("203.0.113.0/24")})
+	s.hold("feed", fsm.Out)
+	bring(t, openLists(t, n), s.change())
+	k := openLists(t, n)
+	if err := k.Release(t.Context(), []netip.Prefix{p("192.0.2.1/32"), p("198.51.100.7/32"), p("10.0.0.0/8")}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[enforce.ListElement]bool{}
+	for _, s := range []string{"192.0.2.0/32", "192.0.2.2/31", "192.0.2.4/30", "203.0.113.0/24"} {
+		want[enforce.ListElement{Direction: fsm.Out, Prefix: p(s)}] = true
+	}
+	for f, got := range inKernel(t, n) {
+		if !maps.Equal(got, want) {
+			t.Errorf("%s holds %v, want %v", f, got, want)
+		}
+	}
+	// In the end it is what the state says.
+	bring(t, k, s.change(p("192.0.2.1/32")))
+	for f, got := range inKernel(t, n) {
+		if want := elementsOf(s.compiled(p("192.0.2.1/32"))); !maps.Equal(got, want) {
+			t.Errorf("%s holds %v, want %v", f, got, want)
+		}
+	}
+}
+
+// An urgent block must not wait for a list.
+func TestUrgentBlockDuringALoad(t *testing.T) {
+	n := newNetNS(t)
+	s := newListState(t)
+	var list []netip.Prefix
+	for i := range 200_000 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 15), byte(i >> 7), byte(i << 1)}), 32))
+	}
+	s.put("feed", list)
+	s.hold("feed", fsm.Both)
+	k, urgent := openLists(t, n), adopted(t, n)
+	loaded := make(chan error, 1)
+	go func() { loaded <- k.Bring(t.Context(), s.change()) }()
+	var waits []time.Duration
+	for i := uint64(1); ; i++ {
+		select {
+		case err := <-loaded:
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(waits)
+			median, worst := waits[len(waits)/2], waits[len(waits)-1]
+			t.Logf("%d blocks during the load: median %s, worst %s", len(waits), median, worst)
+			if median > 10*time.Millisecond {
+				t.Errorf("an urgent block took %s (median) while a list was loaded, want at most 10 ms", median)
+			}
+			return
+		default:
+		}
+		begin := time.Now()
+		apply(t, urgent, i, elements(prefix(fmt.Sprintf("192.0.2.%d", i%250))), nil)
+		waits = append(waits, time.Since(begin))
+	}
+}
