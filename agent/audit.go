@@ -220,64 +220,66 @@ func (a *auditor) fill(ctx context.Context, disk *audit.Log, state [][]byte) err
 		a.log.Info("fetching audit records that this node has missed", "first", disk.Head().Seq+1, "last", joint.Seq)
 	}
 	for disk.Head().Seq < joint.Seq {
-		oldest, silent := a.fetch(ctx, disk)
-		if oldest == nil {
-			continue // what was missing next is on the disk
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if silent != nil && time.Since(a.missing) < a.timing.patience {
+		got, err := a.fetch(ctx, disk)
+		switch {
+		case err != nil:
+			return err
+		case got.next:
+			continue
+		case got.silent != nil && time.Since(a.missing) < a.timing.patience:
 			return fmt.Errorf("records %d to %d are missing here, and a node that may have them does not answer: %w",
-				disk.Head().Seq+1, joint.Seq, silent)
-		}
-		gap, err := fsm.AuditFrom(oldest[0])
-		if err != nil || gap.Seq >= joint.Seq {
+				disk.Head().Seq+1, joint.Seq, got.silent)
+		case got.oldest == nil || got.before >= joint.Seq:
 			a.log.Error("audit records are on no node any more", "first", disk.Head().Seq+1, "last", joint.Seq)
 			return nil
 		}
-		a.log.Error("audit records are on no node any more", "first", disk.Head().Seq+1, "last", gap.Seq)
-		if err := disk.AppendAfterGap(oldest); err != nil {
+		a.log.Error("audit records are on no node any more", "first", disk.Head().Seq+1, "last", got.before)
+		if err := disk.AppendAfterGap(got.oldest); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fetch asks the other nodes for what follows on the disk, and writes what the first that has it gives.
-// Then oldest is nil. Else it is the oldest that any of them has, or one line that is no record, and silent
-// is why one of them did not answer.
-func (a *auditor) fetch(ctx context.Context, disk *audit.Log) (oldest [][]byte, silent error) {
+// fetched is what the other nodes have of what is missing here.
+type fetched struct {
+	next   bool     // one had what follows on the disk, and it is there now
+	oldest [][]byte // else the oldest later lines that any has
+	before uint64   // number of the record before those
+	silent error    // why one of them gave nothing that can be used
+}
+
+// fetch asks the other nodes for what follows on the disk, one after the other, and writes what the first
+// that has it gives. The error is that of ctx.
+func (a *auditor) fetch(ctx context.Context, disk *audit.Log) (fetched, error) {
 	head := disk.Head()
-	oldest = [][]byte{nil}
-	lowest := ^uint64(0)
+	var out fetched
 	for _, m := range a.members() {
 		if m.Self || m.ID == a.node {
 			continue
 		}
 		lines, err := a.askFor(ctx, m.ID, head.Seq+1)
-		if err != nil {
-			silent = fmt.Errorf("node %s: %w", m.ID, err)
-			continue
+		if ctx.Err() != nil {
+			return out, ctx.Err()
 		}
-		if len(lines) == 0 {
-			continue
+		var before fsm.AuditChain
+		if err == nil && len(lines) > 0 {
+			before, err = fsm.AuditFrom(lines[0])
 		}
-		before, err := fsm.AuditFrom(lines[0])
+		if err == nil && len(lines) > 0 && before.Seq == head.Seq {
+			if err = disk.Append(lines); err == nil {
+				out.next = true
+				return out, nil
+			}
+		}
 		switch {
 		case err != nil:
-			silent = fmt.Errorf("node %s: %w", m.ID, err)
-		case before.Seq == head.Seq:
-			if err := disk.Append(lines); err != nil {
-				silent = fmt.Errorf("what node %s has can't be used: %w", m.ID, err)
-				continue
-			}
-			return nil, nil
-		case before.Seq > head.Seq && before.Seq < lowest:
-			oldest, lowest = lines, before.Seq
+			out.silent = fmt.Errorf("node %s: %w", m.ID, err)
+		case len(lines) > 0 && before.Seq > head.Seq && (out.oldest == nil || before.Seq < out.before):
+			out.oldest, out.before = lines, before.Seq
 		}
 	}
-	return oldest, silent
+	return out, nil
 }
 
 func (a *auditor) askFor(ctx context.Context, node string, from uint64) ([][]byte, error) {

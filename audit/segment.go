@@ -68,8 +68,8 @@ func (s *segment) readBegins() (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer f.Close()
-	for line := range lines(f) {
-		if t, err := recordTime(line); err == nil {
+	for line, err := range lines(f) {
+		if t, bad := recordTime(line); err == nil && bad == nil {
 			return t, nil
 		}
 		break

@@ -48,8 +48,9 @@ func auditAction(t EventType) string {
 		return "list.put"
 	case EventListRemoved:
 		return "list.delete"
+	case EventBlockForgotten:
 	}
-	return "" // EventBlockForgotten
+	return ""
 }
 
 // replaced holds the objects that were just replaced in the state, until the event that tells of it

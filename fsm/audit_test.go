@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -183,8 +184,8 @@ func TestTamperingIsFoundAndNamed(t *testing.T) {
 	// Whoever renumbers and links again what follows is betrayed by the head.
 	var c AuditChain
 	for i, l := range slices.Concat(lines[:2], lines[3:]) {
-		rest := l[bytes.Index(l, []byte(`","index"`)):]
-		l = slices.Concat(fmt.Appendf(nil, `{"seq":%d,"prev":"%x`, i+1, c.Head), rest)
+		_, rest, _ := bytes.Cut(l, []byte(`","index"`))
+		l = slices.Concat(fmt.Appendf(nil, `{"seq":%d,"prev":"%x","index"`, i+1, c.Head), rest)
 		if err := c.Next(l); err != nil {
 			t.Fatal(err)
 		}
@@ -272,7 +273,7 @@ func TestTheStateKeepsTheNewestOfTheAudit(t *testing.T) {
 	s := newStore(l)
 	log := newLog(s)
 	for i := range 10 {
-		log.ok(t, PutGuard{Prefix: netip.MustParsePrefix("192.0.2.0/28"), Note: fmt.Sprint(i)})
+		log.ok(t, PutGuard{Prefix: netip.MustParsePrefix("192.0.2.0/28"), Note: strconv.Itoa(i)})
 	}
 	for _, s := range []*Store{s, restored(t, l, s.View())} {
 		v := s.View()

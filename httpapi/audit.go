@@ -77,7 +77,7 @@ const (
 	// auditScan is how many records are looked at for one page; if the filter finds too few, the page is short
 	// and its cursor goes on.
 	auditScan = 50_000
-	// auditWindow is how many records are looked at at once while going back.
+	// auditWindow is how many records are read at once while going back.
 	auditWindow       = 5_000
 	auditVerifyWait   = 10 * time.Minute // until the answer is out
 	auditExportFlush  = 64 << 10
@@ -99,13 +99,13 @@ type listAuditOutput struct {
 }
 
 func (s *Server) listAudit(ctx context.Context, in *listAuditInput) (*listAuditOutput, error) {
-	at, err := decodeCursor("audit-"+in.Order, in.Cursor)
+	last, err := decodeCursor("audit-"+in.Order, in.Cursor)
 	if err != nil {
 		return nil, err
 	}
 	var seq uint64
-	if at != "" {
-		if seq, err = strconv.ParseUint(at, 10, 64); err != nil {
+	if last != "" {
+		if seq, err = strconv.ParseUint(last, 10, 64); err != nil {
 			return nil, fieldProblem("query.cursor", in.Cursor, "not a cursor of this list; send the next of the page before, or none")
 		}
 	}

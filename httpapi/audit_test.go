@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/palisade/palisade/fsm"
@@ -75,7 +76,7 @@ func TestPagesOfTheAudit(t *testing.T) {
 	f := newFleet(t)
 	s := newServer(t, f)
 	for i := range 25 {
-		f.Apply(fsm.PutAccount{ID: fmt.Sprintf("acct-%d", i%5), Note: fmt.Sprint(i)})
+		f.Apply(fsm.PutAccount{ID: fmt.Sprintf("acct-%d", i%5), Note: strconv.Itoa(i)})
 	}
 	first := f.View().AuditHead().Seq - 25 // newFleet may have done something
 	walk := func(query string) (all []uint64) {
@@ -123,7 +124,7 @@ func TestTheExportIsTheChain(t *testing.T) {
 	f := newFleet(t)
 	s := newServer(t, f)
 	for i := range 5 {
-		f.Apply(fsm.PutAccount{ID: "a", Note: fmt.Sprint(i)})
+		f.Apply(fsm.PutAccount{ID: "a", Note: strconv.Itoa(i)})
 	}
 	head := f.View().AuditHead()
 	lines := bytes.Split(bytes.TrimSuffix(answered(t, s.do(t, request{path: "/v1/audit/export"})), []byte("\n")), []byte("\n"))

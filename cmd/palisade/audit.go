@@ -171,7 +171,7 @@ func verifyNode(ctx context.Context, g *Globals) (auditVerdict, error) {
 	defer stop()
 	out, in := io.Pipe()
 	go func() { _ = in.CloseWithError(api.ExportAudit(ctx, 0, node.Last, in)) }() // ends when the reading does
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	found, err := verifyLines(out)
 	if err != nil {
 		return auditVerdict{}, err
