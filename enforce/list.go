@@ -40,7 +40,7 @@ func CompileLists(v *fsm.View, l Local) *Lists {
 	c := &Lists{index: v.Index()}
 	for b := range v.HeldLists() {
 		_, set, ok := v.List(b.Target.List)
-		if !ok {
+		if !ok || !l.inForce(b) {
 			continue
 		}
 		i := slices.IndexFunc(c.held, func(h heldList) bool { return h.name == b.Target.List })

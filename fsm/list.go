@@ -116,8 +116,18 @@ func (v *View) Lists(after string) iter.Seq[*List] {
 // CountLists counts the lists.
 func (v *View) CountLists() int { return v.lists.n }
 
-// HeldLists walks the active blocks on lists, by the list's name.
-func (v *View) HeldLists() iter.Seq[*Block] { return v.active.under(heldListsKey()) }
+// HeldLists walks the active and the pending blocks on lists.
+func (v *View) HeldLists() iter.Seq[*Block] {
+	return func(yield func(*Block) bool) {
+		for _, in := range []*table[*Block]{&v.active, &v.pending} {
+			for b := range in.under(heldListsKey()) {
+				if !yield(b) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // Overlaps says whether a prefix of the set is p, around it or inside it.
 func (s PrefixSet) Overlaps(p netip.Prefix) bool {

@@ -133,7 +133,7 @@ func (k *Lists) bring(ctx context.Context, c ListChange) error {
 }
 
 // settle makes the rules look into the new sets, and then removes what is not to be dropped.
-func (k *Lists) settle(w *listWriter, c ListChange, deltas map[listBase]*listDelta, p listPlan, rules []namedSet) error {
+func (k *Lists) settle(w *listWriter, c ListChange, deltas map[listBase]*listDelta, p listPlan, rules []listSet) error {
 	if k.rules == nil || !slices.Equal(k.rules, rules) {
 		if p.several {
 			w.flush() // all that is added is in before the rules switch
@@ -226,7 +226,7 @@ func (k *Lists) planLists(deltas map[listBase]*listDelta, c ListChange) listPlan
 		}
 		if was != nil && !c.Remove {
 			// The old generation stays in force until something may go.
-			k.legacy = append(k.legacy, namedSet{b, was.name})
+			k.legacy = append(k.legacy, listSet{b, was.name})
 		}
 		p.after[b] = k.newSet(b, n)
 		p.create = append(p.create, b)
@@ -267,7 +267,7 @@ func (k *Lists) prepare(ctx context.Context) error {
 		w.addTable(f)
 	}
 	for _, c := range k.discard {
-		w.deleteChain(c.chain)
+		w.dropListChain(c)
 	}
 	for _, c := range listChains() {
 		w.addChain(c.chain)

@@ -32,7 +32,7 @@ type Lists struct {
 	have   *enforce.Lists
 	live   map[listBase]*liveSet
 	stale  map[listBase]bool // live sets that hold more than have says
-	legacy []namedSet        // sets in force whose content is not known
+	legacy []listSet         // sets in force whose content is not known
 	newest map[listBase]int  // generation
 	marker listMarker
 	// ready says that tables, chains and the marker's set are there and right; badMark and discard, that the
@@ -41,7 +41,7 @@ type Lists struct {
 	badMark bool
 	discard []listChain
 	junk    []setName
-	rules   []namedSet // that the rules look into; nil if they are not known
+	rules   []listSet // that the rules look into; nil if they are not known
 }
 
 // OpenLists connects to the kernel and changes nothing. Of the options, Table defaults to
@@ -178,10 +178,10 @@ func (k *Lists) release(ctx context.Context, guards []netip.Prefix) error {
 }
 
 // inForce are the sets that the rules have to look into.
-func inForce(live map[listBase]*liveSet, legacy []namedSet) []namedSet {
+func inForce(live map[listBase]*liveSet, legacy []listSet) []listSet {
 	sets := slices.Clone(legacy)
 	for b, s := range live {
-		sets = append(sets, namedSet{b, s.name})
+		sets = append(sets, listSet{b, s.name})
 	}
 	return sortSets(sets)
 }

@@ -85,19 +85,19 @@ func listChains() []listChain {
 	}
 }
 
-// namedSet is a set that rules look into.
-type namedSet struct {
+// listSet is a set that rules look into.
+type listSet struct {
 	base listBase
 	name string
 }
 
-func sortSets(sets []namedSet) []namedSet {
-	slices.SortFunc(sets, func(a, b namedSet) int { return cmp.Or(a.base.compare(b.base), strings.Compare(a.name, b.name)) })
+func sortSets(sets []listSet) []listSet {
+	slices.SortFunc(sets, func(a, b listSet) int { return cmp.Or(a.base.compare(b.base), strings.Compare(a.name, b.name)) })
 	return sets
 }
 
 // rules returns the encoded rules of the chain for the sets.
-func (c listChain) rules(sets []namedSet) (rules [][]byte, err error) {
+func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 	for _, s := range sets {
 		for _, m := range c.matches {
 			if !s.base.looks(m) {
@@ -113,7 +113,7 @@ func (c listChain) rules(sets []namedSet) (rules [][]byte, err error) {
 	return rules, nil
 }
 
-func listExprs(f family, m match, s namedSet) []expr.Any {
+func listExprs(f family, m match, s listSet) []expr.Any {
 	list := isProtocol(f, s.base.base.kind)
 	n := uint32(s.base.base.keyLen())
 	offset := uint32(12) // of the IPv4 source

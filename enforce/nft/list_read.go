@@ -23,7 +23,7 @@ type listFindings struct {
 	// sound says that tables, chains and sets are there, of the right kinds, and the marker is.
 	sound   bool
 	discard []listChain // of another kind: created again
-	used    []namedSet  // rules look into them, in the order of their rules
+	used    []listSet   // rules look into them, in the order of their rules
 	sizes   map[string]uint32
 	junk    []setName // ours by name, but no rule looks into them, or of another type
 	newest  map[listBase]int
@@ -110,7 +110,7 @@ func (in *listFindings) findSets(r ruleset) {
 			}
 		}
 		if len(sets) == 2 && (used[setName{bridge, name}] || used[setName{inet, name}]) {
-			in.used = append(in.used, namedSet{b, name})
+			in.used = append(in.used, listSet{b, name})
 			in.sizes[name] = min(sets[0].size, sets[1].size)
 			continue
 		}

@@ -100,8 +100,14 @@ func (w *listWriter) addListSet(b listBase, s *liveSet) {
 	}
 }
 
+func (w *listWriter) dropListChain(c listChain) {
+	a := appendString(nil, unix.NFTA_CHAIN_TABLE, w.table)
+	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
+	w.batch.add(unix.NFT_MSG_DELCHAIN, 0, c.family, fmt.Sprintf("delete chain %s %s %s", c.family, w.table, c.name), a)
+}
+
 // replaceListRules makes the rules of all chains look into these sets.
-func (w *listWriter) replaceListRules(sets []namedSet) error {
+func (w *listWriter) replaceListRules(sets []listSet) error {
 	for _, c := range listChains() {
 		rules, err := c.rules(sets)
 		if err != nil {
