@@ -244,6 +244,34 @@ func TestARecordSaysWhoAskedForWhat(t *testing.T) {
 	}
 }
 
+func TestListsAreRecordedWithoutTheirContent(t *testing.T) {
+	s := NewStore()
+	log := newLog(s)
+	log.ok(t, BeginList{Upload: "u", Name: "feed", Origin: "feed.txt"})
+	log.ok(t, AddListChunk{Upload: "u", Prefixes: packed("10.0.0.0/24", "10.9.0.0/16")})
+	log.ok(t, CommitList{Upload: "u"})
+	log.refused(t, PatchList{Name: "none"}, CodeNotFound, "name")
+	log.ok(t, DeleteList{Name: "feed"})
+	var got []string
+	records := audited(t, s.View())
+	for _, r := range records {
+		got = append(got, r.Action+" "+r.Object+" "+r.Outcome)
+	}
+	if want := []string{"list.put feed done", "list.put none not_found", "list.delete feed done"}; !slices.Equal(got, want) {
+		t.Fatalf("got %q, want %q", got, want)
+	}
+	var l struct {
+		Name, Origin, Hash string
+		Size               int
+	}
+	if err := json.Unmarshal(records[0].After, &l); err != nil || l.Name != "feed" || l.Origin != "feed.txt" || l.Size != 2 || len(l.Hash) != 64 {
+		t.Errorf("after %s: %v", records[0].After, err)
+	}
+	if string(records[2].Before) != string(records[0].After) || records[2].After != nil {
+		t.Errorf("removing went from %s to %s", records[2].Before, records[2].After)
+	}
+}
+
 func TestWhatIsNoDeedIsNotRecorded(t *testing.T) {
 	s := NewStore()
 	log := newLog(s)
