@@ -88,7 +88,7 @@ func newCluster(o Options, w world) (*Cluster, error) {
 		id: o.ID, version: o.Version, peers: map[string]Peer{}, timing: o.Timing.withDefaults(),
 		store: o.Store, knownIndex: o.KnownIndex, answer: o.Answer, onFatal: o.Fatal,
 		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
-		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(), convoy: &convoy{max: maxRounds},
+		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
 		forward: map[string]*forwarder{}, started: time.Now(),
 	}
 	for _, p := range o.Peers {

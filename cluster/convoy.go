@@ -3,14 +3,20 @@ package cluster
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // convoy lets the leader's proposals set out together. While fewer than max groups are on the way, one
 // sets out at once and alone; what comes in meanwhile waits and shares the next group, and with it the
 // disk writes and messages of one round of raft. So a lone writer waits for nobody, and the cost of a
 // round does not grow with the number of writers.
+//
+// After a large group has ended, the next waits a moment for those who have just got their answers and
+// write again: a round costs every node a disk write and messages, which more of them then share.
 type convoy struct {
-	max int // groups on the way at once
+	max   int           // groups on the way at once
+	large int           // members of a group after which the next one waits; 0: it never does
+	wait  time.Duration // how long
 
 	mu      sync.Mutex
 	groups  int
@@ -19,6 +25,7 @@ type convoy struct {
 
 // group is proposals that set out at the same time.
 type group struct {
+	size    int           // that have joined
 	left    int           // that have not arrived
 	set     chan struct{} // closed when it sets out
 	started bool
@@ -30,7 +37,7 @@ func (c *convoy) join(ctx context.Context) (*group, error) {
 	c.mu.Lock()
 	if c.groups < c.max {
 		c.groups++
-		g := &group{left: 1, started: true}
+		g := &group{size: 1, left: 1, started: true}
 		c.mu.Unlock()
 		return g, nil
 	}
@@ -38,6 +45,7 @@ func (c *convoy) join(ctx context.Context) (*group, error) {
 		c.waiting = &group{set: make(chan struct{})}
 	}
 	g := c.waiting
+	g.size++
 	g.left++
 	c.mu.Unlock()
 	select {
@@ -62,11 +70,25 @@ func (c *convoy) arrive(g *group) {
 	c.arrived(g)
 }
 
-// arrived is arrive for a caller that holds mu. When the last of a group has arrived, the next sets out.
+// arrived is arrive for a caller that holds mu. When the last of a group has arrived, the next sets out,
+// or will soon.
 func (c *convoy) arrived(g *group) {
 	if g.left--; g.left > 0 {
 		return
 	}
+	if c.large == 0 || g.size < c.large {
+		c.next()
+		return
+	}
+	time.AfterFunc(c.wait, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.next()
+	})
+}
+
+// next lets those who wait set out, in the place of a group that has ended. The caller holds mu.
+func (c *convoy) next() {
 	next := c.waiting
 	c.waiting = nil
 	if next == nil || next.left == 0 {

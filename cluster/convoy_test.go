@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestConvoy(t *testing.T) {
@@ -83,4 +84,58 @@ func TestConvoy(t *testing.T) {
 			t.Errorf("the way is not free: %+v, %v", g, err)
 		}
 	})
+}
+
+func TestConvoyGathers(t *testing.T) {
+	const wait = time.Millisecond
+	for _, members := range []int{1, 2, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &convoy{max: 1, large: 3, wait: wait}
+			first, err := c.join(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			set := make(chan *group, members)
+			join := func() {
+				g, err := c.join(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				set <- g
+			}
+			for range members {
+				go join()
+			}
+			synctest.Wait()
+			c.arrive(first) // alone: those who waited set out at once
+			synctest.Wait()
+			if len(set) != members {
+				t.Fatalf("%d of %d set out after a small group", len(set), members)
+			}
+			for range members {
+				c.arrive(<-set)
+			}
+			// The next meets a way that is free, or waits together with the one behind it.
+			begin := time.Now()
+			go join()
+			synctest.Wait()
+			go join()
+			one, want := <-set, time.Duration(0)
+			if members == 3 {
+				want = wait
+			}
+			if waited := time.Since(begin); waited != want {
+				t.Errorf("after a group of %d the next waited %v, want %v", members, waited, want)
+			}
+			c.arrive(one)
+			two := <-set
+			if together := one == two; together != (members == 3) {
+				t.Errorf("after a group of %d the next two set out together: %t", members, together)
+			}
+			c.arrive(two)
+			if time.Sleep(2 * wait); c.groups != 0 {
+				t.Errorf("%d groups on the way after all arrived", c.groups)
+			}
+		})
+	}
 }
