@@ -228,7 +228,7 @@ func (a *applier) endBlock(number uint64, was *Block, state BlockState, by strin
 // forgetOver drops the blocks that have been over for longest, beyond what is retained.
 func (a *applier) forgetOver() {
 	for a.over.n > a.limits.over {
-		_, b, _ := a.over.root().Minimum()
+		b, _ := a.over.first()
 		number, _ := ParseBlockID(b.ID)
 		a.unindexBlock(number, b)
 		a.blocks.remove(numberKey(number))

@@ -1,56 +1,80 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"iter"
 	"net/netip"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	"github.com/google/btree"
 )
 
-// table is an ordered map from keys to objects. A frozen table is immutable. A copy of it can be
-// changed by one goroutine without touching the original; freeze ends the changing.
+// table is an ordered map from keys to objects. A frozen table is immutable. Each copy of it can be
+// changed by one goroutine without touching the others; freeze ends the changing.
 type table[T any] struct {
-	tree *iradix.Tree[T]
-	txn  *iradix.Txn[T] // nil while nothing was changed since freeze
+	tree *btree.BTreeG[pair[T]] // frozen
+	work *btree.BTreeG[pair[T]] // nil while nothing was changed since freeze
 	n    int
 }
 
-func newTable[T any]() table[T] { return table[T]{tree: iradix.New[T]()} }
-
-func (t *table[T]) root() *iradix.Node[T] {
-	if t.txn != nil {
-		return t.txn.Root()
-	}
-	return t.tree.Root()
+type pair[T any] struct {
+	key   []byte
+	value T
 }
 
-func (t *table[T]) get(key []byte) (T, bool) { return t.root().Get(key) }
+// branching of the trees: a change copies the nodes on its way, of up to 32 pairs each.
+const branching = 16
+
+func newTable[T any]() table[T] {
+	less := func(a, b pair[T]) bool { return bytes.Compare(a.key, b.key) < 0 }
+	// Without a list of free nodes: those that views still hold can't be used again.
+	return table[T]{tree: btree.NewWithFreeListG(branching, less, btree.NewFreeListG[pair[T]](0))}
+}
+
+func (t *table[T]) current() *btree.BTreeG[pair[T]] {
+	if t.work != nil {
+		return t.work
+	}
+	return t.tree
+}
+
+func (t *table[T]) get(key []byte) (T, bool) {
+	p, ok := t.current().Get(pair[T]{key: key})
+	return p.value, ok
+}
 
 // put keeps the key: the caller must not use its bytes again.
 func (t *table[T]) put(key []byte, v T) {
-	if t.txn == nil {
-		t.txn = t.tree.Txn()
-	}
-	if _, replaced := t.txn.Insert(key, v); !replaced {
+	if _, replaced := t.changing().ReplaceOrInsert(pair[T]{key, v}); !replaced {
 		t.n++
 	}
 }
 
 func (t *table[T]) remove(key []byte) {
-	if t.txn == nil {
-		t.txn = t.tree.Txn()
-	}
-	if _, removed := t.txn.Delete(key); removed {
+	if _, removed := t.changing().Delete(pair[T]{key: key}); removed {
 		t.n--
 	}
 }
 
-func (t *table[T]) freeze() {
-	if t.txn != nil {
-		t.tree, t.txn = t.txn.CommitOnly(), nil
+func (t *table[T]) changing() *btree.BTreeG[pair[T]] {
+	if t.work == nil {
+		mine := *t.tree // Clone changes its receiver, which other copies share
+		t.work = mine.Clone()
 	}
+	return t.work
+}
+
+func (t *table[T]) freeze() {
+	if t.work != nil {
+		t.tree, t.work = t.work, nil
+	}
+}
+
+// first returns the object with the lowest key.
+func (t *table[T]) first() (T, bool) {
+	p, ok := t.current().Min()
+	return p.value, ok
 }
 
 // all walks in the order of the keys. The table must not be changed meanwhile.
@@ -59,28 +83,16 @@ func (t *table[T]) all() iter.Seq[T] { return t.from(nil) }
 // from walks all keys at or after the one given.
 func (t *table[T]) from(key []byte) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		it := t.root().Iterator()
-		if len(key) > 0 {
-			it.SeekLowerBound(key)
-		}
-		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-			if !yield(v) {
-				return
-			}
-		}
+		t.current().AscendGreaterOrEqual(pair[T]{key: key}, func(p pair[T]) bool { return yield(p.value) })
 	}
 }
 
 // under walks all keys that begin with the prefix.
 func (t *table[T]) under(prefix []byte) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		it := t.root().Iterator()
-		it.SeekPrefix(prefix)
-		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-			if !yield(v) {
-				return
-			}
-		}
+		t.current().AscendGreaterOrEqual(pair[T]{key: prefix}, func(p pair[T]) bool {
+			return bytes.HasPrefix(p.key, prefix) && yield(p.value)
+		})
 	}
 }
 
