@@ -11,7 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -62,7 +62,10 @@ type rooms struct {
 	caughtUp  chan struct{}
 }
 
-const ballastBytes = 24 << 20
+// gcPercent is how much garbage the collector lets come together, in per cent of what is alive. Under load
+// the state is most of that; Go's 100 would scan it so often that it takes an eighth of the CPU. An idle
+// agent has 10 MiB alive, and stays below 60 MiB.
+const gcPercent = 300
 
 // fatalGrace is how long an orderly stop may take after a fatal error.
 const fatalGrace = 3 * time.Second
@@ -74,11 +77,9 @@ var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on e
 // order of start: what the kernel holds is adopted before raft may vote or apply, the enforcer runs before the
 // first entry arrives, and the API answers last. Stop is the reverse.
 func (a *Agent) Run(ctx context.Context) error {
-	// A small heap would be collected hundreds of times a second under load. Pages that are never
-	// touched take no memory, and let the collector wait for this much garbage at least.
-	ballast := make([]byte, ballastBytes)
-	defer runtime.KeepAlive(ballast)
-
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r, held, err := a.wire(ctx, func(err error) {
