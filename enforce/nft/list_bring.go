@@ -155,6 +155,9 @@ func (k *Lists) settle(w *listWriter, c ListChange, deltas map[listBase]*listDel
 			w.deleteSet(s.family, s.name)
 		}
 	}
+	for _, s := range k.junk {
+		w.deleteSet(s.family, s.name)
+	}
 	exact := c.Remove || len(k.legacy) == 0 && len(p.stale) == 0
 	marker := listMarker{index: c.Index}
 	if exact {
@@ -166,8 +169,8 @@ func (k *Lists) settle(w *listWriter, c ListChange, deltas map[listBase]*listDel
 		return w.err
 	}
 	k.have, k.live, k.stale, k.marker, k.rules = c.Lists, p.after, p.stale, marker, rules
-	if c.Remove {
-		k.legacy, k.junk = nil, nil
+	if k.junk = nil; c.Remove {
+		k.legacy = nil
 	}
 	return nil
 }
@@ -183,7 +186,7 @@ func (k *Lists) dropped(p listPlan) []setName {
 	for _, s := range k.legacy {
 		names = append(names, s.name)
 	}
-	sets := k.junk
+	var sets []setName
 	for _, name := range names {
 		sets = append(sets, setName{bridge, name}, setName{inet, name})
 	}
@@ -270,7 +273,7 @@ func (k *Lists) prepare(ctx context.Context) error {
 		w.dropListChain(c)
 	}
 	for _, c := range listChains() {
-		w.addChain(c.chain)
+		w.addListChain(c)
 	}
 	if k.badMark {
 		w.deleteSet(inet, markerSet)

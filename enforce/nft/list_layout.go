@@ -36,7 +36,7 @@ func parseListName(s string) (b listBase, generation int, ok bool) {
 		return b, 0, false
 	}
 	b.base, generation, ok = parseName(rest)
-	return b, generation, ok && (b.base.kind == kind4 || b.base.kind == kind6)
+	return b, generation, ok && b.name(generation) == s && (b.base.kind == kind4 || b.base.kind == kind6)
 }
 
 func (b listBase) compare(o listBase) int {
@@ -47,7 +47,7 @@ func (b listBase) compare(o listBase) int {
 // keyOfList returns where the kernel holds an element.
 func keyOfList(e enforce.ListElement) (listBase, key) {
 	var k key
-	b := listBase{e.Direction, base{kind6, uint8(e.Prefix.Bits())}}
+	b := listBase{e.Direction, base{kind: kind6, bits: uint8(e.Prefix.Bits())}}
 	if a := e.Prefix.Addr(); a.Is4() {
 		b.base.kind = kind4
 		four := a.As4()
@@ -66,22 +66,21 @@ func (b listBase) looks(m match) bool {
 
 // listChain is a base chain and which addresses of its packets are looked up.
 type listChain struct {
-	chain
-
-	matches []match
+	family   family
+	name     string
+	hook     uint32
+	priority int32
+	matches  []match
 }
 
 // listChains are those of the main tables that look at addresses, for the same reasons.
 func listChains() []listChain {
-	hook := func(f family, name string, hook uint32, priority int32, matches ...match) listChain {
-		return listChain{chain{family: f, name: name, hook: hook, priority: priority}, matches}
-	}
 	return []listChain{
-		hook(bridge, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, source, dest),
-		hook(bridge, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, dest),
-		hook(inet, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, source, dest),
-		hook(inet, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, dest),
-		hook(inet, "postrouting", unix.NF_INET_POST_ROUTING, priorityAfterNAT, source, dest),
+		{bridge, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{source, dest}},
+		{bridge, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{dest}},
+		{inet, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{source, dest}},
+		{inet, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{dest}},
+		{inet, "postrouting", unix.NF_INET_POST_ROUTING, priorityAfterNAT, []match{source, dest}},
 	}
 }
 

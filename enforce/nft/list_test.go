@@ -119,11 +119,12 @@ func dumpLists(t interface{ Fatal(args ...any) }, w *wire, in listFindings) map[
 			request := appendElementList(nil, "palisade_lists", s.name)
 			err := w.dump(context.Background(), unix.NFT_MSG_GETSETELEM, f, request, func(b []byte) {
 				eachElement(b, func(e element) {
-					el, ok := elementOf(s.base.base, e.key)
-					if !ok {
-						t.Fatal("no element of ours")
+					a, _ := netip.AddrFromSlice(e.key[:s.base.base.keyLen()])
+					p := netip.PrefixFrom(a, int(s.base.base.bits))
+					if p != p.Masked() {
+						t.Fatal("no packet matches " + p.String())
 					}
-					all[f][enforce.ListElement{Direction: s.base.direction, Prefix: el.Prefix}] = true
+					all[f][enforce.ListElement{Direction: s.base.direction, Prefix: p}] = true
 				})
 			})
 			if err != nil {

@@ -11,13 +11,17 @@ import (
 	"github.com/palisade/palisade/enforce"
 )
 
+// markerSetID is the number that the marker's set has in a batch; those of others follow.
+const markerSetID = 1
+
 // listWriter brings changes of the tables of lists to the kernel, in transactions of a bounded number of
 // elements, so that whoever has something urgent waits for one of them at most.
 type listWriter struct {
 	k   *Lists
 	ctx context.Context
 	writer
-	room    int // elements that still fit
+	room    int    // elements that still fit
+	sent    uint32 // sets created: each has a number in its batch
 	add     map[listBase][]key
 	remove  map[listBase][]key
 	sets    map[listBase]*liveSet
@@ -29,7 +33,7 @@ type listWriter struct {
 func (k *Lists) begin(ctx context.Context, sets map[listBase]*liveSet) *listWriter {
 	return &listWriter{
 		k: k, ctx: ctx, writer: writer{table: k.opts.Table}, room: k.opts.ChunkElements, sets: sets,
-		add: make(map[listBase][]key), remove: make(map[listBase][]key),
+		sent: markerSetID, add: make(map[listBase][]key), remove: make(map[listBase][]key),
 	}
 }
 
@@ -52,6 +56,7 @@ func (w *listWriter) flush() {
 		w.err = w.sample()
 	}
 	w.writer = writer{table: w.table}
+	w.sent = markerSetID
 	w.room, w.queries, w.present = w.k.opts.ChunkElements, w.queries[:0], w.present[:0]
 }
 
@@ -93,11 +98,29 @@ func (w *listWriter) sample() error {
 // addListSet creates a set in both tables, without counters: they would be half of its memory.
 func (w *listWriter) addListSet(b listBase, s *liveSet) {
 	for _, f := range []family{bridge, inet} {
-		a := w.setHeader(s.name, b.base.keyType(), b.base.keyLen())
+		w.sent++
+		a := appendString(nil, unix.NFTA_SET_TABLE, w.table)
+		a = appendString(a, unix.NFTA_SET_NAME, s.name)
+		a = appendUint32(a, unix.NFTA_SET_FLAGS, 0)
+		a = appendUint32(a, unix.NFTA_SET_KEY_TYPE, b.base.keyType())
+		a = appendUint32(a, unix.NFTA_SET_KEY_LEN, uint32(b.base.keyLen()))
+		a = appendUint32(a, unix.NFTA_SET_ID, w.sent)
 		a, desc := openNest(a, unix.NFTA_SET_DESC)
 		a = closeNest(appendUint32(a, unix.NFTA_SET_DESC_SIZE, s.size), desc)
 		w.batch.add(unix.NFT_MSG_NEWSET, netlink.Create, f, fmt.Sprintf("add set %s %s %s of size %d", f, w.table, s.name, s.size), a)
 	}
+}
+
+func (w *listWriter) addListChain(c listChain) {
+	a := appendString(nil, unix.NFTA_CHAIN_TABLE, w.table)
+	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
+	a, hook := openNest(a, unix.NFTA_CHAIN_HOOK)
+	a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
+	a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+	a = closeNest(a, hook)
+	a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
+	a = appendString(a, unix.NFTA_CHAIN_TYPE, "filter")
+	w.batch.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, w.table, c.name), a)
 }
 
 func (w *listWriter) dropListChain(c listChain) {
