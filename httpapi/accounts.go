@@ -94,7 +94,7 @@ func (s *Server) putAccount(ctx context.Context, in *putAccountInput) (*putAccou
 	op := fsm.PutAccount{ID: in.ID, DoNotBlockUntil: in.Body.DoNotBlockUntil, Note: in.Body.Note, IfRevision: rev}
 	res, err := s.propose(ctx, in.WriteInput, op, sent{
 		"id": at("path.id", in.ID), "note": at("body.note", nil), "if_revision": at("header.If-Match", in.IfMatch),
-	})
+	}.just)
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ func (s *Server) addBlock(ctx context.Context, in *addBlockInput) (*blockOutput,
 	if p != nil {
 		return nil, p
 	}
-	res, err := s.propose(ctx, in.WriteInput, op, addFields(&in.Body))
+	res, err := s.propose(ctx, in.WriteInput, op, func() sent { return addFields(&in.Body) })
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (s *Server) patchBlock(ctx context.Context, in *patchBlockInput) (*blockOut
 	}
 	fields := patchFields(in.ID, &in.Body)
 	fields["if_revision"] = at("header.If-Match", in.IfMatch)
-	res, err := s.propose(ctx, in.WriteInput, op, fields)
+	res, err := s.propose(ctx, in.WriteInput, op, fields.just)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (s *Server) changeBlock(ctx context.Context, in *oneBlockInput, op func(rev
 	res, err := s.propose(ctx, in.WriteInput, op(rev), sent{
 		"id":          at("path.id", in.ID),
 		"if_revision": at("header.If-Match", in.IfMatch),
-	})
+	}.just)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (s *Server) liftReason(ctx context.Context, in *liftReasonInput) (*liftReas
 	}
 	fields := targetFields("query", in.target())
 	fields["reason"] = at("query.reason", in.Reason)
-	res, err := s.propose(ctx, in.WriteInput, fsm.LiftReason{Target: t, Reason: in.Reason}, fields)
+	res, err := s.propose(ctx, in.WriteInput, fsm.LiftReason{Target: t, Reason: in.Reason}, fields.just)
 	if err != nil {
 		return nil, err
 	}
@@ -143,8 +143,8 @@ func (s *Server) liftReason(ctx context.Context, in *liftReasonInput) (*liftReas
 		blocks[i] = res.Items[i].Block
 	}
 	out := &liftReasonOutput{Status: http.StatusOK, WriteHeaders: WriteHeaders{Index: res.Index, Replayed: replayed(res)}}
-	all := true
-	out.Body.Items, all = s.written(ctx, res, blocks, wait)
+	items, all := s.written(ctx, res, blocks, wait)
+	out.Body.Items = items
 	if !all {
 		out.Status = http.StatusAccepted
 	}

@@ -250,7 +250,7 @@ func (b *bulkRun) results(v *fsm.View, res fsm.Result) {
 		}
 		item := res.Items[next]
 		next++
-		out := b.s.outcome(v, e.op, item, e.fields())
+		out := b.s.outcome(v, e.op, item, e.fields)
 		if b.in.Atomic && item.Err != nil {
 			b.status = http.StatusConflict
 		}

@@ -92,7 +92,7 @@ func (s *Server) addGuard(ctx context.Context, in *addGuardInput) (*guardOutput,
 		}
 		op.Prefix = p
 	}
-	res, err := s.propose(ctx, in.WriteInput, op, fields)
+	res, err := s.propose(ctx, in.WriteInput, op, fields.just)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (s *Server) deleteGuard(ctx context.Context, in WriteInput, match MatchInpu
 		// Refused rather than ignored: the caller counts on it.
 		return nil, fieldProblem("header.If-Match", match.IfMatch, "guards have no conditional removal; send it without")
 	}
-	res, err := s.propose(ctx, in, op, fields)
+	res, err := s.propose(ctx, in, op, fields.just)
 	if err != nil {
 		return nil, err
 	}

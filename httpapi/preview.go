@@ -10,7 +10,7 @@ import (
 
 // preview is the answer to a write with dry_run. It travels as an error, so that no handler goes on as if
 // something had been written, and every write has dry_run without a line of its own.
-type preview struct{ wire.Preview } //nolint:errname // it is an answer
+type preview struct{ wire.Preview }
 
 // Error implements error.
 func (p *preview) Error() string { return "this was a dry run" }
@@ -19,7 +19,7 @@ func (p *preview) Error() string { return "this was a dry run" }
 func (p *preview) GetStatus() int { return http.StatusOK }
 
 // preview tries an op on the state that this node has.
-func (s *Server) preview(ctx context.Context, op fsm.Op, fields sent) error {
+func (s *Server) preview(ctx context.Context, op fsm.Op, fields func() sent) error {
 	v := s.opts.Backend.View()
 	c := command(ctx, "", op)
 	c.Time = s.now()
@@ -32,9 +32,9 @@ func (s *Server) preview(ctx context.Context, op fsm.Op, fields sent) error {
 }
 
 // outcome shows the result of an op as the request made alone would be answered.
-func (s *Server) outcome(v *fsm.View, op fsm.Op, res fsm.Result, fields sent) wire.Outcome {
+func (s *Server) outcome(v *fsm.View, op fsm.Op, res fsm.Result, fields func() sent) wire.Outcome {
 	if res.Err != nil {
-		p := refusalProblem(res.Err, fields)
+		p := refusalProblem(res.Err, fields())
 		return wire.Outcome{Status: p.Status, Problem: p}
 	}
 	out := wire.Outcome{Status: http.StatusOK}

@@ -134,6 +134,9 @@ func fieldProblem(location string, value any, format string, args ...any) *wire.
 // field to location and value.
 type sent map[string]wire.FieldError
 
+// just is for fields that are at hand.
+func (f sent) just() sent { return f }
+
 func at(location string, value any) wire.FieldError {
 	return wire.FieldError{Location: location, Value: value}
 }

@@ -108,8 +108,9 @@ func (s *Server) age(st fsm.Status) int64 {
 	return max(0, s.now().Sub(st.LastContact).Milliseconds())
 }
 
-// propose commits one op for the caller of ctx, or only tries it. The error is a problem or a *preview.
-func (s *Server) propose(ctx context.Context, in WriteInput, op fsm.Op, fields sent) (fsm.Result, error) {
+// propose commits one op for the caller of ctx, or only tries it. The error is a problem or a *preview. Where
+// fields were sent is asked only for a refusal.
+func (s *Server) propose(ctx context.Context, in WriteInput, op fsm.Op, fields func() sent) (fsm.Result, error) {
 	if in.DryRun {
 		return fsm.Result{}, s.preview(ctx, op, fields)
 	}
@@ -118,8 +119,9 @@ func (s *Server) propose(ctx context.Context, in WriteInput, op fsm.Op, fields s
 		return fsm.Result{}, err
 	}
 	if res.Err != nil {
-		fields["key"] = at("header.Idempotency-Key", in.Key)
-		return fsm.Result{}, refusalProblem(res.Err, fields)
+		places := fields()
+		places["key"] = at("header.Idempotency-Key", in.Key)
+		return fsm.Result{}, refusalProblem(res.Err, places)
 	}
 	return res, nil
 }

@@ -124,9 +124,9 @@ func (s *Server) humaConfig() huma.Config {
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Transformers = []huma.Transformer{s.rewriteErrors}
 	cfg.Formats = map[string]huma.Format{
-		"application/json":             {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
-		"application/merge-patch+json": {Unmarshal: json.Unmarshal},
-		"application/problem+json":     {Marshal: marshalJSON},
+		"application/json":         {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
+		"json":                     {Unmarshal: json.Unmarshal}, // of application/merge-patch+json
+		"application/problem+json": {Marshal: marshalJSON},
 	}
 	return cfg
 }

@@ -50,7 +50,7 @@ func (s *Server) putSettings(ctx context.Context, in *putSettingsInput) (*putSet
 		"redirect_text":  at("body.redirect.text", nil),
 		"redirect_link":  at("body.redirect.link", page.Link),
 		"if_revision":    at("header.If-Match", in.IfMatch),
-	})
+	}.just)
 	if err != nil {
 		return nil, err
 	}

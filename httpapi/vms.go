@@ -121,7 +121,7 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 		}
 		op.Addresses = append(op.Addresses, p)
 	}
-	res, err := s.propose(ctx, in.WriteInput, op, fields)
+	res, err := s.propose(ctx, in.WriteInput, op, fields.just)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -216,7 +217,7 @@ func (c *BlockReceiptsCmd) Run(ctx context.Context, g *Globals) error {
 	} else {
 		t := newTable(g.Stdout, "NODE", "IN FORCE", "INDEX", "SINCE")
 		for _, n := range r.Receipts {
-			t.row(n.Node, "yes", fmt.Sprint(n.Index), local(n.At))
+			t.row(n.Node, "yes", strconv.FormatUint(n.Index, 10), local(n.At))
 		}
 		for _, n := range r.Unconfirmed {
 			t.row(n.Node, "NOT CONFIRMED", "", local(n.Since))
