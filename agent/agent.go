@@ -50,6 +50,8 @@ type rooms struct {
 	kernel    *nft.Kernel
 	cluster   *cluster.Cluster
 	enforcer  *enforcer
+	lists     *listEnforcer
+	listTable *nft.Lists
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
@@ -91,11 +93,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = r.kernel.Close() }() // the connection alone: what the kernel holds stays
+	defer func() { _, _ = r.kernel.Close(), r.listTable.Close() }() // the connections alone: what the kernel holds stays
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
-		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}},
+		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}},
 		{{"cluster", r.cluster.Run}},
 		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"scheduler", r.scheduler.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
@@ -180,6 +182,11 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	a.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
 	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
+	if r.listTable, err = nft.OpenLists(nft.Options{Logger: a.log.With("room", "lists")}); err != nil {
+		return r, held, fmt.Errorf("open nftables for lists: %w", err)
+	}
+	r.lists = newListEnforcer(a.log.With("room", "lists"), reg, r.store, r.listTable, r.caughtUp)
+	r.enforcer.lists = r.lists
 	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
 	r.enforcer.freed = r.announcer.Freed
 	r.auditor = &auditor{
@@ -225,6 +232,9 @@ func (r *rooms) release() {
 	}
 	if r.kernel != nil {
 		_ = r.kernel.Close()
+	}
+	if r.listTable != nil {
+		_ = r.listTable.Close()
 	}
 }
 

@@ -33,12 +33,18 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if q.WaitIndex != 0 {
 		// A deadline that passes is no failure: the report says how far the kernel is.
 		_ = r.enforcer.WaitEnforced(ctx, q.WaitIndex)
+		if holdsLists(r.store.View(), q.Blocks) {
+			_ = r.lists.WaitEnforced(ctx, q.WaitIndex)
+		}
 	}
 	view := r.store.View()
 	rep := fsm.Report{
 		Node: a.cfg.Node.ID, At: time.Now(), Applied: view.Index(), Hash: view.Hash(), Version: a.version,
 	}
 	rep.Enforced, rep.Problem = r.enforcer.Standing()
+	if _, problem := r.lists.Standing(); problem != "" && rep.Problem == "" {
+		rep.Problem = "lists: " + problem
+	}
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
@@ -56,6 +62,10 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	for _, id := range q.Blocks[:min(len(q.Blocks), fsm.MaxQueryBlocks)] {
 		b, ok := view.Block(id)
 		if !ok {
+			continue
+		}
+		if b.Target.List != "" {
+			rep.Blocks[id] = r.lists.Receipt(view, b)
 			continue
 		}
 		// Without counters the receipt still stands: it is about what is held, not what was dropped.

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -42,6 +41,7 @@ type enforcer struct {
 	caughtUp <-chan struct{} // closed once the state was as new as the leader's
 	localCh  chan struct{}   // signals that local changed
 	freed    func([]fsm.MAC) // told what has left the kernel; must not block; may be nil
+	lists    *listEnforcer   // told what local is; may be nil
 	metrics  enforcerMetrics
 
 	mu       sync.Mutex // guards all below
@@ -105,7 +105,11 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 func (e *enforcer) SetLocal(update func(*enforce.Local)) {
 	e.mu.Lock()
 	update(&e.local)
+	local := e.local
 	e.mu.Unlock()
+	if e.lists != nil {
+		e.lists.SetLocal(local)
+	}
 	select {
 	case e.localCh <- struct{}{}:
 	default:
@@ -125,30 +129,10 @@ func (e *enforcer) Run(ctx context.Context, held nft.Held) error {
 	ctx, cancel := context.WithCancel(ctx)
 	feed := make(chan batch)
 	var wg sync.WaitGroup
-	wg.Go(func() { e.follow(ctx, feed) })
+	wg.Go(func() { follow(ctx, e.store, feed) })
 	defer wg.Wait()
 	defer cancel()
 	return e.loop(ctx, feed, held)
-}
-
-// follow turns the blocking watcher into a channel. It never runs ahead: while the loop is busy, the
-// watcher gathers what comes in.
-func (e *enforcer) follow(ctx context.Context, feed chan<- batch) {
-	view := e.store.View()
-	w := e.store.Watch(view.Index())
-	b := batch{view: view, reset: true}
-	for {
-		select {
-		case feed <- b:
-		case <-ctx.Done():
-			return
-		}
-		v, events, err := w.Next(ctx)
-		if err != nil && !errors.Is(err, fsm.ErrCompacted) {
-			return
-		}
-		b = batch{view: v, events: events, reset: err != nil}
-	}
 }
 
 // pending is what the loop still owes the kernel and the receipts.

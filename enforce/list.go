@@ -3,6 +3,7 @@ package enforce
 import (
 	"crypto/sha256"
 	"iter"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -75,10 +76,17 @@ func (c *Lists) Hash() [sha256.Size]byte {
 	}
 	if c.guards != nil {
 		for _, r := range c.guards.ranges {
-			h.Write([]byte(r.String() + "\n"))
+			if slices.ContainsFunc(r.Prefixes(), c.names) { // others take nothing away
+				h.Write([]byte(r.String() + "\n"))
+			}
 		}
 	}
 	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// names says whether a list that is held names some of p.
+func (c *Lists) names(p netip.Prefix) bool {
+	return slices.ContainsFunc(c.held, func(l heldList) bool { return l.set.Overlaps(p) })
 }
 
 // Contains says whether the element is to be dropped. It costs two searches for each list.
@@ -116,25 +124,27 @@ func (c *Lists) All() iter.Seq[ListElement] {
 	}
 }
 
-// Some walks about n elements that are spread evenly, beginning at a place that seed chooses.
+// Some walks about n elements, one at a random place of each n-th part of all. The seed says which.
 func (c *Lists) Some(n int, seed uint64) iter.Seq[ListElement] {
 	return func(yield func(ListElement) bool) {
 		total := 0
 		for _, l := range c.held {
 			total += l.set.Len()
 		}
-		if total == 0 {
-			return
-		}
+		random := rand.New(rand.NewPCG(seed, 0))
 		step := max(total/n, 1)
-		place := int(seed % uint64(step))
-		for _, l := range c.held {
-			for ; place < l.set.Len(); place += step {
+		for part := 0; part < total; part += step {
+			place := part + random.IntN(min(step, total-part))
+			for _, l := range c.held {
+				if place >= l.set.Len() {
+					place -= l.set.Len()
+					continue
+				}
 				if !c.guards.carve(l.set.At(place), func(p netip.Prefix) bool { return yield(ListElement{l.direction, p}) }) {
 					return
 				}
+				break
 			}
-			place -= l.set.Len()
 		}
 	}
 }

@@ -230,7 +230,7 @@ func (k *Lists) known(ctx context.Context, want *enforce.Lists) error {
 	if len(live) != len(in.used) || len(live) != len(n) {
 		return nil
 	}
-	if all, err := k.spots(ctx, want, live); err != nil || !all {
+	if all, err := k.spots(ctx, want, live, listSpots); err != nil || !all {
 		return err
 	}
 	k.have, k.live, k.legacy = want, live, nil
@@ -264,7 +264,7 @@ func (k *Lists) check(ctx context.Context) error {
 	if !in.sound || !in.ruled || in.marker != k.marker || !slices.Equal(in.used, k.rules) {
 		return errTampered
 	}
-	if all, err := k.spots(ctx, k.have, k.live); err != nil || !all {
+	if all, err := k.spots(ctx, k.have, k.live, listSpots/4); err != nil || !all {
 		return errors.Join(errTampered, err)
 	}
 	k.generation = generation

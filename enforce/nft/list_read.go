@@ -171,9 +171,9 @@ func elementComment(b []byte) string {
 }
 
 // spots asks the kernel for some elements of a content and says whether all are there.
-func (k *Lists) spots(ctx context.Context, l *enforce.Lists, sets map[listBase]*liveSet) (bool, error) {
+func (k *Lists) spots(ctx context.Context, l *enforce.Lists, sets map[listBase]*liveSet, n int) (bool, error) {
 	var queries []query
-	for e := range l.Some(listSpots, rand.Uint64()) {
+	for e := range l.Some(n, rand.Uint64()) {
 		b, key := keyOfList(e)
 		s := sets[b]
 		if s == nil {

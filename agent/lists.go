@@ -1,0 +1,337 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/nft"
+	"github.com/palisade/palisade/fsm"
+)
+
+// listKernel is what the list enforcer needs of enforce/nft.
+type listKernel interface {
+	Index(ctx context.Context) (uint64, error)
+	Bring(ctx context.Context, c nft.ListChange) error
+	Release(ctx context.Context, guards []netip.Prefix) error
+	Check(ctx context.Context) error
+}
+
+var _ listKernel = (*nft.Lists)(nil)
+
+// listEnforcer keeps what lists drop in this node's kernel equal to the state. It is a loop of its own, so
+// that a list that takes seconds to load holds up no block; its rules are those of the enforcer. Blocks on
+// lists get their receipts from here.
+type listEnforcer struct {
+	log      *slog.Logger
+	store    *fsm.Store
+	kernel   listKernel
+	caughtUp <-chan struct{} // closed once the state was as new as the leader's
+	localCh  chan struct{}   // signals that local changed
+	metrics  listMetrics
+	interval time.Duration // of looks at the kernel
+
+	mu       sync.Mutex // guards all below
+	local    *enforce.Local
+	enforced uint64        // log index whose lists are in the kernel
+	startAt  time.Time     // when the kernel first matched the state
+	problem  string        // why the kernel is behind, "" if it is not
+	advanced chan struct{} // closed and replaced when enforced grows
+	since    map[string]receipt
+}
+
+type listMetrics struct {
+	enforced prometheus.Gauge
+	failures prometheus.Counter
+	tampered prometheus.Counter
+	latency  prometheus.Histogram
+}
+
+func newListMetrics(reg prometheus.Registerer) listMetrics {
+	m := listMetrics{
+		enforced: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_lists_enforced_index", Help: "Log index whose lists are in the kernel."}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_lists_kernel_failures_total", Help: "Changes of lists in the kernel that failed and were tried again."}),
+		tampered: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_lists_tampered_total", Help: "How often another program had changed the tables of lists."}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "palisade_lists_apply_seconds", Help: "Time that bringing changed lists to the kernel took.",
+			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 14),
+		}),
+	}
+	reg.MustRegister(m.enforced, m.failures, m.tampered, m.latency)
+	return m
+}
+
+func newListEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k listKernel, caughtUp <-chan struct{}) *listEnforcer {
+	return &listEnforcer{
+		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second,
+		localCh: make(chan struct{}, 1), advanced: make(chan struct{}), since: map[string]receipt{},
+	}
+}
+
+// SetLocal tells what this node knows of itself. Until it is called with guards, the lists in the kernel stay as
+// they are: one of them may name this node's own addresses. l must not be changed afterwards.
+func (e *listEnforcer) SetLocal(l enforce.Local) {
+	if l.Guards == nil {
+		return
+	}
+	e.mu.Lock()
+	e.local = &l
+	e.mu.Unlock()
+	select {
+	case e.localCh <- struct{}{}:
+	default:
+	}
+}
+
+// listWork is what the loop still owes the kernel and the receipts.
+type listWork struct {
+	view     *fsm.View
+	lists    *enforce.Lists // compiled; nil if they have to be again
+	events   []fsm.Event    // of blocks on lists, since the last receipt
+	dirty    bool           // the kernel may differ from lists
+	floor    uint64         // the log index that the kernel stood for at the start
+	floored  bool           // floor was read
+	caughtUp bool
+}
+
+// Run enforces until ctx ends. The kernel keeps what it has.
+func (e *listEnforcer) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	feed := make(chan batch)
+	var wg sync.WaitGroup
+	wg.Go(func() { follow(ctx, e.store, feed) })
+	defer wg.Wait()
+	defer cancel()
+
+	w := listWork{dirty: true}
+	caughtUp := e.caughtUp
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	<-retry.C
+	look := time.NewTicker(e.interval)
+	defer look.Stop()
+	wait := retryKernelMin
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case b := <-feed:
+			w.take(b)
+		case <-e.localCh:
+			w.lists, w.dirty = nil, true
+		case <-caughtUp:
+			caughtUp, w.caughtUp, w.dirty = nil, true, true
+		case <-look.C:
+			e.look(ctx, &w)
+		case <-retry.C:
+		}
+		if err := e.step(ctx, &w); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			e.fail(err)
+			w.dirty = true
+			retry.Reset(wait)
+			wait = min(2*wait, retryKernelMax)
+			continue
+		}
+		wait = retryKernelMin
+	}
+}
+
+// follow turns the blocking watcher into a channel. It never runs ahead.
+func follow(ctx context.Context, store *fsm.Store, feed chan<- batch) {
+	view := store.View()
+	w := store.Watch(view.Index())
+	b := batch{view: view, reset: true}
+	for {
+		select {
+		case feed <- b:
+		case <-ctx.Done():
+			return
+		}
+		v, events, err := w.Next(ctx)
+		if err != nil && !errors.Is(err, fsm.ErrCompacted) {
+			return
+		}
+		b = batch{view: v, events: events, reset: err != nil}
+	}
+}
+
+// take notes whether the step of the feed can change what lists drop.
+func (w *listWork) take(b batch) {
+	w.view = b.view
+	changed := b.reset
+	for _, ev := range b.events {
+		switch {
+		case ev.Block != nil && ev.Block.Target.List != "":
+			w.events = append(w.events, ev)
+			changed = true
+		case ev.List != nil, ev.Node != nil, ev.Guard != nil:
+			changed = true
+		case ev.VM != nil && !changed:
+			for g := range b.view.Guards() {
+				changed = changed || g.VM == ev.VM.ID
+			}
+		}
+	}
+	if changed {
+		w.lists, w.dirty = nil, true
+	}
+}
+
+// step brings what is due to the kernel and gives the receipts for it.
+func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
+	e.mu.Lock()
+	local := e.local
+	e.mu.Unlock()
+	if w.view == nil || local == nil {
+		return nil
+	}
+	if !w.floored {
+		index, err := e.kernel.Index(ctx)
+		if err != nil {
+			return err
+		}
+		w.floor, w.floored = index, true
+	}
+	if !w.caughtUp && w.dirty {
+		// Among what is dropped since an earlier life may be what this node needs to catch up.
+		if err := e.kernel.Release(ctx, local.Guards); err != nil {
+			return err
+		}
+	}
+	if !w.caughtUp && w.view.Index() < w.floor {
+		return nil // the kernel knows better
+	}
+	behind := w.view.Index() < w.floor
+	if w.dirty {
+		begin := time.Now()
+		if w.lists == nil {
+			w.lists = enforce.CompileLists(w.view, *local)
+		}
+		index := max(w.view.Index(), w.floor)
+		if err := e.kernel.Bring(ctx, nft.ListChange{Lists: w.lists, Index: index, Remove: w.caughtUp && !behind}); err != nil {
+			return err
+		}
+		w.dirty = false
+		took := time.Since(begin)
+		e.metrics.latency.Observe(took.Seconds())
+		if took > time.Second {
+			e.log.Info("the kernel holds the lists", "index", index, "took", took.Round(time.Millisecond))
+		}
+	}
+	if w.caughtUp {
+		problem := ""
+		if behind && !w.lists.Empty() {
+			problem = fmt.Sprintf("the kernel holds lists of log index %d, which this fleet (at %d) does not know; they are kept", w.floor, w.view.Index())
+		}
+		e.record(w, problem)
+	}
+	return nil
+}
+
+// look finds out whether another program has changed the tables.
+func (e *listEnforcer) look(ctx context.Context, w *listWork) {
+	if w.dirty {
+		return
+	}
+	if err := e.kernel.Check(ctx); err != nil && ctx.Err() == nil {
+		e.metrics.tampered.Inc()
+		e.log.Error("lists in the kernel are not as they were left; bringing them back", "err", err)
+		w.dirty = true
+	}
+}
+
+// record gives the receipts: the kernel holds the lists of the view.
+func (e *listEnforcer) record(w *listWork, problem string) {
+	now := time.Now()
+	index := w.view.Index()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.startAt.IsZero() {
+		e.startAt = now
+	}
+	for _, ev := range w.events {
+		if ev.Type == fsm.EventBlockForgotten {
+			delete(e.since, ev.Block.ID)
+			continue
+		}
+		e.since[ev.Block.ID] = receipt{index: index, at: now}
+	}
+	w.events = nil
+	if problem != "" && problem != e.problem {
+		e.log.Warn(problem)
+	}
+	e.problem = problem
+	if index > e.enforced || e.enforced == 0 {
+		e.enforced = index
+		e.metrics.enforced.Set(float64(index))
+		close(e.advanced)
+		e.advanced = make(chan struct{})
+	}
+}
+
+func (e *listEnforcer) fail(err error) {
+	e.metrics.failures.Inc()
+	e.log.Error("lists in the kernel are behind the state; trying again", "err", err)
+	e.mu.Lock()
+	e.problem = err.Error()
+	e.mu.Unlock()
+}
+
+// Standing returns the log index whose lists are in the kernel and why it is behind ("" if it is not).
+func (e *listEnforcer) Standing() (enforced uint64, problem string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.enforced, e.problem
+}
+
+// WaitEnforced blocks until the kernel has the lists of the log index.
+func (e *listEnforcer) WaitEnforced(ctx context.Context, index uint64) error {
+	for {
+		e.mu.Lock()
+		done, advanced := e.enforced >= index, e.advanced
+		e.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Receipt reports on a block on a list: in force is the block with the content that the list has in the view.
+func (e *listEnforcer) Receipt(v *fsm.View, b *fsm.Block) fsm.BlockReport {
+	index := b.Index
+	if l, _, ok := v.List(b.Target.List); ok && !b.State.Over() {
+		index = max(index, l.Revision)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := fsm.BlockReport{Enforced: !e.startAt.IsZero() && e.enforced >= index, Index: e.enforced, At: e.startAt}
+	if known, ok := e.since[b.ID]; ok {
+		r.At = known.at
+	}
+	return r
+}
+
+// holdsLists says whether one of the blocks is on a list.
+func holdsLists(v *fsm.View, ids []string) bool {
+	for _, id := range ids {
+		if b, ok := v.Block(id); ok && b.Target.List != "" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,263 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/nft"
+	"github.com/palisade/palisade/fsm"
+)
+
+// fakeListKernel remembers what it was told to hold. It can fail, be slow, and be tampered with.
+type fakeListKernel struct {
+	mu       sync.Mutex
+	index    uint64
+	brought  []nft.ListChange
+	released [][]netip.Prefix
+	fail     error
+	tampered error
+	gate     chan struct{} // if not nil, Bring waits until it is closed
+}
+
+func (k *fakeListKernel) Index(context.Context) (uint64, error) { return k.index, nil }
+
+func (k *fakeListKernel) Bring(_ context.Context, c nft.ListChange) error {
+	k.mu.Lock()
+	gate := k.gate
+	k.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fail == nil {
+		k.brought = append(k.brought, c)
+		k.tampered = nil
+	}
+	return k.fail
+}
+
+func (k *fakeListKernel) Release(_ context.Context, guards []netip.Prefix) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.released = append(k.released, guards)
+	return nil
+}
+
+func (k *fakeListKernel) Check(context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.tampered
+}
+
+func (k *fakeListKernel) set(change func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change()
+}
+
+func (k *fakeListKernel) calls() []nft.ListChange {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.brought)
+}
+
+func (k *fakeListKernel) holds(s string) bool {
+	all := k.calls()
+	return len(all) > 0 && all[len(all)-1].Lists.Contains(enforce.ListElement{Direction: fsm.Both, Prefix: netip.MustParsePrefix(s)})
+}
+
+type listBench struct {
+	*bench
+
+	kernel *fakeListKernel
+	lists  *listEnforcer
+}
+
+func newListBench(t *testing.T, kernelIndex uint64) *listBench {
+	t.Helper()
+	b := &listBench{bench: newBench(t, 0), kernel: &fakeListKernel{index: kernelIndex}}
+	b.lists = newListEnforcer(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), b.store, b.kernel, b.caughtUp)
+	b.lists.interval = 5 * time.Millisecond
+	return b
+}
+
+func (b *listBench) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.lists.Run(ctx) }()
+	b.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+func (b *listBench) guard(list ...string) {
+	guards := []netip.Prefix{}
+	for _, s := range list {
+		guards = append(guards, netip.MustParsePrefix(s))
+	}
+	b.lists.SetLocal(enforce.Local{Guards: guards})
+}
+
+func (b *listBench) put(name string, prefixes ...string) *fsm.List {
+	b.t.Helper()
+	var set fsm.PrefixSetBuilder
+	for _, s := range prefixes {
+		set.Add(netip.MustParsePrefix(s))
+	}
+	content, _ := set.Set()
+	b.apply(fsm.BeginList{Upload: "u", Name: name})
+	for part := range content.Packed(1 << 20) {
+		b.apply(fsm.AddListChunk{Upload: "u", Prefixes: part})
+	}
+	return b.apply(fsm.CommitList{Upload: "u"}).List
+}
+
+func (b *listBench) hold(name string) *fsm.Block {
+	b.t.Helper()
+	return b.apply(fsm.AddBlock{Target: fsm.Target{List: name}}).Block
+}
+
+func (b *listBench) enforced(index uint64) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 5*time.Second)
+	defer cancel()
+	if err := b.lists.WaitEnforced(ctx, index); err != nil {
+		b.t.Fatalf("the lists of index %d are not enforced: %v", index, err)
+	}
+}
+
+func TestAListHoldIsConfirmedWhenItsContentIsInTheKernel(t *testing.T) {
+	b := newListBench(t, 0)
+	b.enforcer.lists = b.lists
+	b.bench.run()
+	b.run()
+	b.enforcer.SetLocal(func(l *enforce.Local) { l.Guards = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")} })
+	close(b.caughtUp)
+	b.enforced(b.index)
+
+	gate := make(chan struct{})
+	b.kernel.set(func() { b.kernel.gate = gate })
+	b.put("feed", "198.51.100.0/24", "192.0.2.0/24")
+	hold := b.hold("feed")
+	single := b.block("203.0.113.9/32")
+	b.waitEnforced(b.index) // the single block, while the list is still loaded
+	if r, err := b.enforcer.Receipt(t.Context(), single); err != nil || !r.Enforced {
+		t.Errorf("the block beside the list is not in force: %+v, %v", r, err)
+	}
+	if r := b.lists.Receipt(b.store.View(), hold); r.Enforced {
+		t.Error("a list that is not loaded is reported in force")
+	}
+	close(gate)
+	b.enforced(b.index)
+	if r := b.lists.Receipt(b.store.View(), hold); !r.Enforced || r.Index < hold.Index || r.At.IsZero() {
+		t.Errorf("receipt %+v", r)
+	}
+	if !b.kernel.holds("198.51.100.0/24") || b.kernel.holds("192.0.2.0/24") || !b.kernel.holds("192.0.2.128/25") {
+		t.Error("the kernel was not given the list without this node's own address")
+	}
+
+	// With another content it is in force once that is.
+	gate = make(chan struct{})
+	b.kernel.set(func() { b.kernel.gate = gate })
+	b.put("feed", "198.51.100.0/24")
+	if r := b.lists.Receipt(b.store.View(), hold); r.Enforced {
+		t.Error("a changed list is reported in force")
+	}
+	close(gate)
+	b.enforced(b.index)
+	if r := b.lists.Receipt(b.store.View(), hold); !r.Enforced {
+		t.Errorf("receipt %+v", r)
+	}
+	lifted := b.apply(fsm.LiftBlock{ID: hold.ID}).Block
+	b.enforced(b.index)
+	if r := b.lists.Receipt(b.store.View(), lifted); !r.Enforced || b.kernel.holds("198.51.100.0/24") {
+		t.Errorf("lifted: receipt %+v", r)
+	}
+}
+
+func TestListsOnlyGrowBeforeCatchingUp(t *testing.T) {
+	b := newListBench(t, 6)
+	b.put("feed", "198.51.100.0/24") // 3 entries
+	b.run()
+	b.hold("feed")
+	b.guard("192.0.2.1/32")
+	b.eventually("guards are looked for in what an earlier life left", func() bool {
+		b.kernel.mu.Lock()
+		defer b.kernel.mu.Unlock()
+		return len(b.kernel.released) > 0
+	})
+	if calls := b.kernel.calls(); len(calls) > 0 {
+		t.Fatalf("a state older than the kernel changed it: %+v", calls)
+	}
+	b.put("feed", "203.0.113.0/24")
+	b.eventually("the state is as new as the kernel", func() bool { return b.kernel.holds("203.0.113.0/24") })
+	for _, c := range b.kernel.calls() {
+		if c.Remove || c.Index < 6 {
+			t.Errorf("before catching up: removals %t, index %d", c.Remove, c.Index)
+		}
+	}
+	if index, _ := b.lists.Standing(); index != 0 {
+		t.Errorf("index %d is claimed before catching up", index)
+	}
+	close(b.caughtUp)
+	b.enforced(b.index)
+	if calls := b.kernel.calls(); !calls[len(calls)-1].Remove {
+		t.Error("after catching up nothing is removed")
+	}
+}
+
+func TestListsStayUntilTheNodeKnowsItself(t *testing.T) {
+	b := newListBench(t, 0)
+	b.put("feed", "198.51.100.0/24")
+	b.hold("feed")
+	b.lists.SetLocal(enforce.Local{Node: "n1"})
+	if err := b.lists.step(t.Context(), &listWork{view: b.store.View(), dirty: true, caughtUp: true}); err != nil {
+		t.Fatal(err)
+	}
+	if calls := b.kernel.calls(); len(calls) > 0 {
+		t.Error("lists were brought before the node knew its own addresses")
+	}
+	close(b.caughtUp)
+	b.run()
+	b.guard()
+	b.enforced(b.index)
+}
+
+func TestListsAreTriedAgainAndRepaired(t *testing.T) {
+	b := newListBench(t, 0)
+	b.kernel.fail = errors.New("no memory")
+	close(b.caughtUp)
+	b.run()
+	b.guard()
+	b.put("feed", "198.51.100.0/24")
+	b.hold("feed")
+	b.eventually("the failure is reported", func() bool { _, p := b.lists.Standing(); return p == "no memory" })
+	b.kernel.set(func() { b.kernel.fail = nil })
+	b.enforced(b.index)
+	if _, p := b.lists.Standing(); p != "" {
+		t.Errorf("still reported: %s", p)
+	}
+
+	// What has nothing to do with lists asks nothing of their kernel.
+	n := len(b.kernel.calls())
+	b.block("203.0.113.9/32")
+	b.enforced(b.index)
+	if len(b.kernel.calls()) != n {
+		t.Error("a block on an address brought the lists again")
+	}
+	b.kernel.set(func() { b.kernel.tampered = errors.New("flushed") })
+	b.eventually("the lists are brought back", func() bool { return len(b.kernel.calls()) > n })
+}
