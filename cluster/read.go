@@ -116,7 +116,7 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	if nodeID == c.id {
 		return c.answer(ctx, q)
 	}
-	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom})
+	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain)})
 	if err != nil {
 		return fsm.Report{}, err
 	}
@@ -127,7 +127,7 @@ func (c *Cluster) onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.As
 	if len(req.GetBlocks()) > fsm.MaxQueryBlocks {
 		return nil, errors.New("too many blocks")
 	}
-	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom()})
+	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain())})
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (c *Cluster) onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.As
 func encodeReport(r fsm.Report) *peerpb.AskResponse {
 	out := &peerpb.AskResponse{
 		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced,
-		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit,
+		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit, Explained: encodeExplanation(r.Explained),
 	}
 	if len(r.Blocks) > 0 {
 		out.Blocks = make(map[string]*peerpb.BlockReport, len(r.Blocks))
@@ -153,7 +153,7 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 func decodeReport(p *peerpb.AskResponse) fsm.Report {
 	r := fsm.Report{
 		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(),
-		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(),
+		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(), Explained: decodeExplanation(p.GetExplained()),
 	}
 	if len(p.GetBlocks()) > 0 {
 		r.Blocks = make(map[string]fsm.BlockReport, len(p.GetBlocks()))

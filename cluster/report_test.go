@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -15,7 +16,10 @@ func TestReportsSurviveTheWire(t *testing.T) {
 	want := fsm.Report{
 		Node: "n1", At: time.Unix(1_700_000_000, 5), Applied: 7, Enforced: 6, Hash: "ab", Version: "v1", Problem: "p", Warning: "w",
 		Blocks: map[string]fsm.BlockReport{"b1": {Enforced: true, Index: 6, At: time.Unix(1_700_000_001, 0), Packets: 3, Bytes: 400}},
-		Audit:  [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
+		Explained: &fsm.Explanation{Verdict: fsm.VerdictLimit, Why: "w", Guards: []string{"g"}, Holds: []fsm.ExplainedHold{{
+			Block: "b1", Kind: fsm.Limit, Direction: fsm.In, By: "x", Treats: true, Started: true, Since: time.Unix(1_700_000_002, 0), Packets: 1, Bytes: 2,
+		}}},
+		Audit: [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
 	}
 	data, err := proto.Marshal(encodeReport(want))
 	if err != nil {
@@ -27,5 +31,17 @@ func TestReportsSurviveTheWire(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, decodeReport(&m)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestPacketsSurviveTheWire(t *testing.T) {
+	for _, want := range []*fsm.Packet{
+		nil,
+		{Dst: netip.MustParseAddr("2001:db8::1"), Protocol: 58},
+		{Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("192.0.2.2"), Protocol: 6, SrcPort: 65535, DstPort: 80},
+	} {
+		if got := decodePacket(encodePacket(want)); (got == nil) != (want == nil) || got != nil && *got != *want {
+			t.Errorf("%+v came as %+v", want, got)
+		}
 	}
 }

@@ -1,6 +1,9 @@
 package fsm
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Query asks one peer what it knows of its own kernel.
 type Query struct {
@@ -12,6 +15,8 @@ type Query struct {
 	// AuditFrom, if not zero, asks for the audit lines from this number on, or from the oldest that the peer
 	// has if that is later.
 	AuditFrom uint64
+	// Explain, if not nil, asks what the peer does with a packet.
+	Explain *Packet
 }
 
 // MaxQueryBlocks bounds Query.Blocks.
@@ -31,6 +36,8 @@ type Report struct {
 	Blocks  map[string]BlockReport
 	// Audit are the lines that were asked for, as many as fit into MaxReportAuditBytes, at least one.
 	Audit [][]byte
+	// Explained is the answer to Query.Explain.
+	Explained *Explanation
 }
 
 // MaxReportAuditBytes bounds Report.Audit, but for its first line.
@@ -82,4 +89,47 @@ type Sighting struct {
 	Phase Phase
 	Epoch uint64
 	At    time.Time // the reporting node's clock
+}
+
+// Packet is what Explain is asked about. The zero value of a field is an unknown one: only what is
+// given can match.
+type Packet struct {
+	Src, Dst         netip.Addr
+	Protocol         uint8 // IP protocol number: 6 TCP, 17 UDP
+	SrcPort, DstPort uint16
+}
+
+// Verdict is what a node does with a packet that comes by.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictPass     Verdict = "pass"
+	VerdictDrop     Verdict = "drop"
+	VerdictReject   Verdict = "reject"   // discarded, and answered with a reset or ICMP
+	VerdictRedirect Verdict = "redirect" // answered by the node's page
+	VerdictLimit    Verdict = "limit"    // passes as long as the rate is not exceeded
+)
+
+// Explanation says what one node does with a packet and why.
+type Explanation struct {
+	Verdict Verdict
+	Why     string // for people
+	// Holds are the blocks that match the packet, the strictest first. The first that Treats decides.
+	Holds []ExplainedHold
+	// Guards are why holds do not match that else would: the guarded prefix or VM, and who guards it.
+	Guards []string
+}
+
+// ExplainedHold is one block that matches a packet.
+type ExplainedHold struct {
+	Block     string
+	Kind      Kind      // as this node carries it out: Drop for what its kernel can't do
+	Direction Direction // of the packet, seen from the target: In or Out
+	By        string    // what of the packet is the target's, "192.0.2.7 of VM vm1", "192.0.2.0/24"
+	Treats    bool      // false for ports that are not those of the packet
+	Started   bool      // by this node alone, while it has no quorum
+	Since     time.Time
+	// Packets and Bytes were discarded for the block on this node.
+	Packets, Bytes uint64
 }

@@ -511,6 +511,7 @@ type AskRequest struct {
 	WaitIndex     uint64                 `protobuf:"varint,1,opt,name=wait_index,json=waitIndex,proto3" json:"wait_index,omitempty"`
 	Blocks        []string               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
 	AuditFrom     uint64                 `protobuf:"varint,3,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`
+	Explain       *Packet                `protobuf:"bytes,4,opt,name=explain,proto3" json:"explain,omitempty"` // absent if nothing is to be explained
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +567,89 @@ func (x *AskRequest) GetAuditFrom() uint64 {
 	return 0
 }
 
+func (x *AskRequest) GetExplain() *Packet {
+	if x != nil {
+		return x.Explain
+	}
+	return nil
+}
+
+type Packet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Src           []byte                 `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"` // absent if it is not known
+	Dst           []byte                 `protobuf:"bytes,2,opt,name=dst,proto3" json:"dst,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	SrcPort       uint32                 `protobuf:"varint,4,opt,name=src_port,json=srcPort,proto3" json:"src_port,omitempty"`
+	DstPort       uint32                 `protobuf:"varint,5,opt,name=dst_port,json=dstPort,proto3" json:"dst_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Packet) Reset() {
+	*x = Packet{}
+	mi := &file_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Packet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Packet) ProtoMessage() {}
+
+func (x *Packet) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Packet.ProtoReflect.Descriptor instead.
+func (*Packet) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Packet) GetSrc() []byte {
+	if x != nil {
+		return x.Src
+	}
+	return nil
+}
+
+func (x *Packet) GetDst() []byte {
+	if x != nil {
+		return x.Dst
+	}
+	return nil
+}
+
+func (x *Packet) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Packet) GetSrcPort() uint32 {
+	if x != nil {
+		return x.SrcPort
+	}
+	return 0
+}
+
+func (x *Packet) GetDstPort() uint32 {
+	if x != nil {
+		return x.DstPort
+	}
+	return 0
+}
+
 type AskResponse struct {
 	state         protoimpl.MessageState  `protogen:"open.v1"`
 	Node          string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -578,13 +662,14 @@ type AskResponse struct {
 	Blocks        map[string]*BlockReport `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Audit         [][]byte                `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
 	Warning       string                  `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
+	Explained     *Explanation            `protobuf:"bytes,11,opt,name=explained,proto3" json:"explained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +681,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +694,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{8}
+	return file_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -682,6 +767,189 @@ func (x *AskResponse) GetWarning() string {
 	return ""
 }
 
+func (x *AskResponse) GetExplained() *Explanation {
+	if x != nil {
+		return x.Explained
+	}
+	return nil
+}
+
+type Explanation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	Holds         []*ExplainedHold       `protobuf:"bytes,3,rep,name=holds,proto3" json:"holds,omitempty"`
+	Guards        []string               `protobuf:"bytes,4,rep,name=guards,proto3" json:"guards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Explanation) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *Explanation) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Explanation) GetHolds() []*ExplainedHold {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *Explanation) GetGuards() []string {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+type ExplainedHold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Block         string                 `protobuf:"bytes,1,opt,name=block,proto3" json:"block,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Direction     string                 `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	By            string                 `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	Treats        bool                   `protobuf:"varint,5,opt,name=treats,proto3" json:"treats,omitempty"`
+	Started       bool                   `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
+	SinceUnixNano int64                  `protobuf:"varint,7,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
+	Packets       uint64                 `protobuf:"varint,8,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedHold) Reset() {
+	*x = ExplainedHold{}
+	mi := &file_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedHold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedHold) ProtoMessage() {}
+
+func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
+func (*ExplainedHold) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExplainedHold) GetBlock() string {
+	if x != nil {
+		return x.Block
+	}
+	return ""
+}
+
+func (x *ExplainedHold) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ExplainedHold) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ExplainedHold) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *ExplainedHold) GetTreats() bool {
+	if x != nil {
+		return x.Treats
+	}
+	return false
+}
+
+func (x *ExplainedHold) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
+}
+
+func (x *ExplainedHold) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *ExplainedHold) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *ExplainedHold) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type BlockReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Enforced      bool                   `protobuf:"varint,1,opt,name=enforced,proto3" json:"enforced,omitempty"`
@@ -695,7 +963,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +975,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +988,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{9}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -773,7 +1041,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +1053,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +1066,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Sighting) GetVm() string {
@@ -855,7 +1123,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1135,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1148,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -938,14 +1206,21 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_INVALID\x10\x04\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"b\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x96\x01\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
 	"wait_index\x18\x01 \x01(\x04R\twaitIndex\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\tR\x06blocks\x12\x1d\n" +
 	"\n" +
-	"audit_from\x18\x03 \x01(\x04R\tauditFrom\"\x8e\x03\n" +
+	"audit_from\x18\x03 \x01(\x04R\tauditFrom\x122\n" +
+	"\aexplain\x18\x04 \x01(\v2\x18.palisade.peer.v1.PacketR\aexplain\"~\n" +
+	"\x06Packet\x12\x10\n" +
+	"\x03src\x18\x01 \x01(\fR\x03src\x12\x10\n" +
+	"\x03dst\x18\x02 \x01(\fR\x03dst\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x19\n" +
+	"\bsrc_port\x18\x04 \x01(\rR\asrcPort\x12\x19\n" +
+	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xcb\x03\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -958,10 +1233,26 @@ const file_peer_proto_rawDesc = "" +
 	"\x06blocks\x18\b \x03(\v2).palisade.peer.v1.AskResponse.BlocksEntryR\x06blocks\x12\x14\n" +
 	"\x05audit\x18\t \x03(\fR\x05audit\x12\x18\n" +
 	"\awarning\x18\n" +
-	" \x01(\tR\awarning\x1aX\n" +
+	" \x01(\tR\awarning\x12;\n" +
+	"\texplained\x18\v \x01(\v2\x1d.palisade.peer.v1.ExplanationR\texplained\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\"\x91\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\"\x88\x01\n" +
+	"\vExplanation\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x125\n" +
+	"\x05holds\x18\x03 \x03(\v2\x1f.palisade.peer.v1.ExplainedHoldR\x05holds\x12\x16\n" +
+	"\x06guards\x18\x04 \x03(\tR\x06guards\"\xf1\x01\n" +
+	"\rExplainedHold\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\tR\x05block\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12\x16\n" +
+	"\x06treats\x18\x05 \x01(\bR\x06treats\x12\x18\n" +
+	"\astarted\x18\x06 \x01(\bR\astarted\x12&\n" +
+	"\x0fsince_unix_nano\x18\a \x01(\x03R\rsinceUnixNano\x12\x18\n" +
+	"\apackets\x18\b \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\t \x01(\x04R\x05bytes\"\x91\x01\n" +
 	"\vBlockReport\x12\x1a\n" +
 	"\benforced\x18\x01 \x01(\bR\benforced\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12 \n" +
@@ -1000,7 +1291,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_peer_proto_goTypes = []any{
 	(Standing)(0),             // 0: palisade.peer.v1.Standing
 	(Outcome_Kind)(0),         // 1: palisade.peer.v1.Outcome.Kind
@@ -1012,23 +1303,29 @@ var file_peer_proto_goTypes = []any{
 	(*ReadIndexRequest)(nil),  // 7: palisade.peer.v1.ReadIndexRequest
 	(*ReadIndexResponse)(nil), // 8: palisade.peer.v1.ReadIndexResponse
 	(*AskRequest)(nil),        // 9: palisade.peer.v1.AskRequest
-	(*AskResponse)(nil),       // 10: palisade.peer.v1.AskResponse
-	(*BlockReport)(nil),       // 11: palisade.peer.v1.BlockReport
-	(*Sighting)(nil),          // 12: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 13: palisade.peer.v1.NodeMeta
-	nil,                       // 14: palisade.peer.v1.AskResponse.BlocksEntry
+	(*Packet)(nil),            // 10: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 11: palisade.peer.v1.AskResponse
+	(*Explanation)(nil),       // 12: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 13: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 14: palisade.peer.v1.BlockReport
+	(*Sighting)(nil),          // 15: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 16: palisade.peer.v1.NodeMeta
+	nil,                       // 17: palisade.peer.v1.AskResponse.BlocksEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	0,  // 0: palisade.peer.v1.HelloResponse.standing:type_name -> palisade.peer.v1.Standing
 	6,  // 1: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
 	1,  // 2: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
-	14, // 3: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	11, // 4: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	5,  // [5:5] is the sub-list for method output_type
-	5,  // [5:5] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	10, // 3: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	17, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	12, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	13, // 6: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	14, // 7: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -1042,7 +1339,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
