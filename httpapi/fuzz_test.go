@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -162,5 +164,65 @@ func FuzzRequest(f *testing.F) {
 		if w.Code >= 500 || !json.Valid(w.Body.Bytes()) {
 			t.Fatalf("%s: %d %s", u, w.Code, w.Body)
 		}
+	})
+}
+
+// Any lines give one result each, or one problem; an element that is done was proposed, and none is a fault.
+func FuzzBulk(f *testing.F) {
+	for _, s := range []string{
+		`{"target":{"prefix":"203.0.113.9"}}`, `{"add":{"target":{"vm":"vm-1"},"kind":"ports","ports":["tcp/25",{"protocol":"udp"}]}}`,
+		`{"lift":{"id":"b1"}}` + "\n\n" + `{"lift":{"target":{"account":"a"},"reason":"x"}}`, `{"patch":{"id":"b1","ends_at":null,"note":null,"revision":3}}`,
+		`{"add":null}`, `{"patch":{"id":"b1","starts_at":"2090-01-01T00:00:00Z"}}` + "\r\n[", `{"add":{},"add":{"target":{"vm":"vm-1"}}}`, "\xff\n{}", `{"lift":{"target":null}}`,
+	} {
+		f.Add([]byte(s), false)
+	}
+	fl := newFleet(f)
+	fl.RunVM("vm-1", "web", "n1", "192.0.2.7")
+	s := newServer(f, fl)
+	f.Fuzz(func(t *testing.T, body []byte, atomic bool) {
+		r := httptest.NewRequest(http.MethodPost, "/v1/blocks/bulk?atomic="+strconv.FormatBool(atomic), bytes.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+adminToken)
+		before := fl.View().Index()
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, r)
+		if w.Header().Get("Content-Type") != "application/jsonl" {
+			var p wire.Problem
+			if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code >= 500 || fl.View().Index() != before {
+				t.Fatalf("%d: %s", w.Code, w.Body)
+			}
+			return
+		}
+		done := false
+		for d := json.NewDecoder(w.Body); d.More(); {
+			var e wire.BulkResult
+			if err := d.Decode(&e); err != nil || e.Status >= 500 || e.Status == 0 || (e.Problem == nil) != (e.Status < 300) {
+				t.Fatalf("%v: %+v", err, e)
+			}
+			done = done || e.Problem == nil
+		}
+		if done && fl.View().Index() == before || atomic && done != (w.Code == http.StatusOK) {
+			t.Fatalf("%d, done %v", w.Code, done)
+		}
+	})
+}
+
+func FuzzPatch(f *testing.F) {
+	for _, s := range []string{`{"ends_at":null}`, `{"note":"x","confirm":true}`, `{"starts_at":"2090-01-01T00:00:00Z"}`, `{"ends_at":"1500-01-01T00:00:00Z"}`, `{"ends_at":{}}`, `null`, `{"Note":"x","note":7}`} {
+		f.Add([]byte(s))
+	}
+	fl := newFleet(f)
+	was := &fsm.Block{State: fsm.BlockLifted}
+	s := newServer(f, fl)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if was.State.Over() {
+			b := add(t, s, `{"target":{"account":"a"},"starts_at":"2098-01-01T00:00:00Z"}`)
+			was, _ = fl.View().Block(b.ID)
+		}
+		post(t, s, fl, "PATCH", "/v1/blocks/"+was.ID, body, "If-Match", etag(was.Revision))
+		is, _ := fl.View().Block(was.ID)
+		if is.Target != was.Target || is.Reason != was.Reason || is.Due().After(latestTime()) {
+			t.Fatalf("%+v", is)
+		}
+		was = is
 	})
 }

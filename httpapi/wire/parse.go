@@ -47,7 +47,7 @@ func ParsePort(s string) (Port, error) {
 	// The pattern leaves only digits, and few of them.
 	p.From, _ = strconv.Atoi(from)
 	p.To, _ = strconv.Atoi(to)
-	if p.From == 0 {
+	if p.From == 0 || p.To == 0 {
 		return Port{}, fmt.Errorf("%q: ports start at 1", s)
 	}
 	return p, nil
