@@ -55,6 +55,9 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 			return rep, err
 		}
 	}
+	if q.Explain != nil {
+		rep.Explained = a.explain(ctx, r, view, *q.Explain)
+	}
 	if len(q.Blocks) == 0 {
 		return rep, nil
 	}

@@ -123,6 +123,13 @@ type batch struct {
 	reset  bool // the feed had a gap: compare everything
 }
 
+// Local returns what this node knows of itself now. It must not be changed.
+func (e *enforcer) Local() enforce.Local {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.local
+}
+
 // Run enforces until ctx ends, starting from what the kernel was found to hold. The kernel keeps what
 // it has.
 func (e *enforcer) Run(ctx context.Context, held nft.Held) error {

@@ -86,6 +86,8 @@ func routes() []route {
 		{op: get("/v1/settings", "get-settings", "Show the fleet's settings"), scope: ScopeViewer, add: do((*Server).getSettings)},
 		{op: op(http.MethodPut, "/v1/settings", "put-settings", "Replace the fleet's settings", http.StatusOK), scope: ScopeAdmin, codes: []wire.Code{wire.CodeRevision}, add: do((*Server).putSettings)},
 
+		{op: get("/v1/explain", "explain", "Say what happens to a packet on which node and why, or what holds a VM"), scope: ScopeViewer, codes: named, add: do((*Server).explain)},
+
 		{op: get("/v1/audit", "list-audit", "List the records of the audit"), scope: ScopeAdmin, add: do((*Server).listAudit)},
 		{op: get("/v1/audit/export", "export-audit", "Export the audit as JSON lines"), scope: ScopeAdmin, stream: true, add: (*Server).addExportAudit},
 		{op: get("/v1/audit/verify", "verify-audit", "Check this node's copy of the audit"), scope: ScopeAdmin, stream: true, add: (*Server).addVerifyAudit},

@@ -23,6 +23,8 @@ func sample(rt route) request {
 	switch rt.op.OperationID {
 	case "add-block":
 		q.body = `{"target":{"prefix":"203.0.113.9"}}`
+	case "explain":
+		q.path += "?vm=vm-1"
 	case "bulk-blocks":
 		q.body = `{"add":{"target":{"prefix":"203.0.113.9"}}}`
 	case "lift-reason":

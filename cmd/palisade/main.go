@@ -46,6 +46,7 @@ type cli struct {
 	Guard    GuardCmd    `cmd:"" help:"Show and set what can never be blocked."`
 	Settings SettingsCmd `cmd:"" help:"Show and set the fleet's settings."`
 	Node     NodeCmd     `cmd:"" help:"Show the nodes of the fleet."`
+	Explain  ExplainCmd  `cmd:"" help:"Say what happens to a packet and why, or what holds a VM."`
 	Audit    AuditCmd    `cmd:"" help:"Show, export and verify the record of every change."`
 	Events   EventCmd    `cmd:"" help:"Follow all changes as they happen."`
 	Status   StatCmd     `cmd:"" help:"Show this node's standing and its picture of the fleet."`

@@ -46,6 +46,7 @@ type Member struct {
 	Stuck    uint64            // the kernel does not get past this index, if not zero
 	Held     map[string]uint64 // block id to packets
 	Problem  string            // of its kernel
+	Explains *fsm.Explanation  // of any packet
 	FailOnce error             // of the next call
 	Asked    int               // calls so far
 	LastAsk  fsm.Query
@@ -137,6 +138,9 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 	}
 	if r.Enforced < q.WaitIndex {
 		return r, false, nil
+	}
+	if q.Explain != nil {
+		r.Explained = m.Explains
 	}
 	for _, id := range q.Blocks {
 		if b, ok := v.Block(id); ok {
