@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -64,11 +63,6 @@ type rooms struct {
 	caughtUp  chan struct{}
 }
 
-// gcPercent is how much garbage the collector lets come together, in per cent of what is alive. Under load
-// the state is most of that; Go's 100 would scan it so often that it takes an eighth of the CPU. An idle
-// agent has 10 MiB alive, and stays below 60 MiB.
-const gcPercent = 300
-
 // fatalGrace is how long an orderly stop may take after a fatal error.
 const fatalGrace = 3 * time.Second
 
@@ -79,9 +73,6 @@ var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on e
 // order of start: what the kernel holds is adopted before raft may vote or apply, the enforcer runs before the
 // first entry arrives, and the API answers last. Stop is the reverse.
 func (a *Agent) Run(ctx context.Context) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r, held, err := a.wire(ctx, func(err error) {
@@ -97,7 +88,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
-		{{"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}},
+		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}},
 		{{"cluster", r.cluster.Run}},
 		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"scheduler", r.scheduler.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
