@@ -1,10 +1,12 @@
 package nft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/palisade/palisade/enforce"
@@ -28,16 +30,16 @@ func (k *Kernel) Apply(ctx context.Context, d enforce.Delta) error {
 	if d.Index < k.index {
 		return fmt.Errorf("apply index %d after %d: %w", d.Index, k.index, ErrBackwards)
 	}
-	add, err := changes(d.Add)
-	if err != nil {
-		return err
+	for _, list := range [][]enforce.Element{d.Add, d.Remove} {
+		for _, e := range list {
+			if _, _, err := keyOf(e); err != nil {
+				return err
+			}
+		}
 	}
-	remove, err := changes(d.Remove)
-	if err != nil {
-		return err
-	}
+	var err error
 	if k.want == nil {
-		err = k.change(ctx, d.Index, add, remove)
+		err = k.change(ctx, d.Index, d.Add, d.Remove)
 		if err == nil {
 			return nil
 		}
@@ -45,11 +47,11 @@ func (k *Kernel) Apply(ctx context.Context, d enforce.Delta) error {
 		k.want = maps.Clone(k.shadow)
 		k.opts.Logger.WarnContext(ctx, "an nftables change failed, reading everything again", "index", d.Index, "error", err)
 	}
-	for _, c := range add {
-		k.want[c.element] = struct{}{}
+	for _, e := range d.Add {
+		k.want[e] = struct{}{}
 	}
-	for _, c := range remove {
-		delete(k.want, c.element)
+	for _, e := range d.Remove {
+		delete(k.want, e)
 	}
 	if again := k.restore(ctx, d.Index); again != nil {
 		return fmt.Errorf("apply index %d: %w", d.Index, errors.Join(err, k.failed(again)))
@@ -77,39 +79,78 @@ func (k *Kernel) restore(ctx context.Context, index uint64) error {
 			remove = append(remove, e)
 		}
 	}
-	adding, err := changes(add)
-	if err != nil {
-		return err
-	}
-	removing, err := changes(remove)
-	if err != nil {
-		return err
-	}
-	return k.change(ctx, index, adding, removing)
+	return k.change(ctx, index, add, remove)
 }
 
-// change is an element as the sets hold it.
+// change is an element as the kernel holds it.
 type change struct {
 	element enforce.Element
 	base    base
 	key     key
+	chain   string // of an element that has one
 }
 
-func changes(elements []enforce.Element) ([]change, error) {
-	list := make([]change, len(elements))
-	for i, e := range elements {
-		b, key, err := keyOf(e)
-		if err != nil {
-			return nil, err
-		}
-		list[i] = change{e, b, key}
+func (c change) place() place { return place{c.base, c.key} }
+
+// locate says where the kernel holds an element. One with a chain, that it does not hold, is in the
+// first slot.
+func (k *Kernel) locate(e enforce.Element) (change, error) {
+	b, key, err := keyOf(e)
+	c := change{element: e, base: b, key: key}
+	if err != nil || !b.chained() {
+		return c, err
 	}
-	return list, nil
+	c.chain = string(e.Treatment)
+	if _, held := k.shadow[e]; held {
+		for k.jumps[c.place()] != e.Treatment {
+			if c.base.slot == math.MaxUint16 {
+				return c, fmt.Errorf("element %v is held, and in no slot", e)
+			}
+			c.base.slot++
+		}
+	}
+	return c, nil
+}
+
+// locateAll locates what is to be added, in slots that are free, and what is to be removed. Chains are
+// the first to be added, and the last to be removed.
+func (k *Kernel) locateAll(add, remove []enforce.Element) (adding, removing []change, err error) {
+	taken := make(map[place]bool)
+	for _, e := range add {
+		c, err := k.locate(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, held := k.shadow[e]; c.chain != "" && !held {
+			for k.jumps[c.place()] != "" || taken[c.place()] {
+				c.base.slot++
+			}
+			taken[c.place()] = true
+		}
+		adding = append(adding, c)
+	}
+	for _, e := range remove {
+		c, err := k.locate(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, held := k.shadow[e]; c.chain == "" || held { // else another may be in its slot
+			removing = append(removing, c)
+		}
+	}
+	chainsLast := func(a, b change) int { return cmp.Compare(a.base.kind, b.base.kind) }
+	slices.SortStableFunc(removing, chainsLast)
+	slices.SortStableFunc(adding, func(a, b change) int { return chainsLast(b, a) })
+	return adding, removing, nil
 }
 
 // change writes what is not so already, reads all of it back, and records it.
-func (k *Kernel) change(ctx context.Context, index uint64, add, remove []change) error {
+func (k *Kernel) change(ctx context.Context, index uint64, addElements, removeElements []enforce.Element) error {
 	if _, err := k.connected(); err != nil {
+		return err
+	}
+	add, remove, err := k.locateAll(addElements, removeElements)
+	if err != nil {
 		return err
 	}
 	adding, removing := k.lacking(add, remove)
@@ -147,17 +188,21 @@ func (k *Kernel) lacking(add, remove []change) (adding, removing []change) {
 type plan struct {
 	add, remove  []change
 	grow         map[setID]int // elements to make room for, before
-	create, drop []setID       // masked sets that get their first or lose their last element
+	create, drop []setID       // transient sets that get their first or lose their last element
 }
 
 func (k *Kernel) plan(add, remove []change) plan {
 	p := plan{add: add, remove: remove, grow: make(map[setID]int)}
 	more, fewer := make(map[base]int), make(map[base]int)
 	for _, c := range add {
-		more[c.base]++
+		if c.base.kind != kindChain {
+			more[c.base]++
+		}
 	}
 	for _, c := range remove {
-		fewer[c.base]++
+		if c.base.kind != kindChain {
+			fewer[c.base]++
+		}
 	}
 	for b, n := range more {
 		for _, f := range []family{bridge, inet} {
@@ -175,7 +220,7 @@ func (k *Kernel) plan(add, remove []change) plan {
 	for b, n := range fewer {
 		for _, f := range []family{bridge, inet} {
 			id := setID{f, b}
-			if s := k.sets[id]; s != nil && b.masked() && s.count+more[b]-n <= 0 {
+			if s := k.sets[id]; s != nil && b.transient() && s.count+more[b]-n <= 0 {
 				p.drop = append(p.drop, id)
 			}
 		}
@@ -210,6 +255,7 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 		}
 		before = with
 	}
+	var unused []enforce.Treatment
 	room := k.opts.ChunkElements
 	flush := func() error {
 		err := k.wire.commit(ctx, &b.batch)
@@ -217,14 +263,18 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 		return err
 	}
 	for _, part := range []struct {
-		list []change
-		put  func(*writer, setID, string, []element)
+		list  []change
+		chain func(*writer, enforce.Treatment) error
+		put   func(*writer, setID, string, []element)
 	}{
-		{p.add, func(b *writer, id setID, set string, list []element) {
+		{p.add, (*writer).addTreatment, func(b *writer, id setID, set string, list []element) {
 			b.addElements(id.family, set, id.base.keyLen(), list)
 		}},
-		{p.remove, func(b *writer, id setID, set string, list []element) {
-			if after[id] != nil { // else they go with their set
+		{p.remove, func(_ *writer, t enforce.Treatment) error {
+			unused = append(unused, t)
+			return nil
+		}, func(b *writer, id setID, set string, list []element) {
+			if after[id] != nil || id.base.chained() { // else they go with their set; a chain must be free first
 				b.deleteElements(id.family, set, id.base.keyLen(), list)
 			}
 		}},
@@ -238,7 +288,11 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 			n := min(len(list), room)
 			g := make(grouped)
 			for _, c := range list[:n] {
-				g.put(c.base, element{key: c.key})
+				if c.base.kind != kindChain {
+					g.put(c.base, element{key: c.key, chain: c.chain})
+				} else if err := part.chain(b, c.element.Treatment); err != nil {
+					return err
+				}
 			}
 			for _, id := range sorted(maps.Keys(g)) {
 				part.put(b, id, with[id].name, g[id])
@@ -251,6 +305,11 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 	}
 	for _, id := range p.drop {
 		b.deleteSet(id.family, k.sets[id].name)
+	}
+	for _, t := range unused {
+		for _, f := range []family{bridge, inet} {
+			b.deleteChain(f, string(t))
+		}
 	}
 	if index != k.index {
 		b.setMarker(index)
@@ -290,6 +349,17 @@ func (k *Kernel) readBack(ctx context.Context, index uint64, add, remove []chang
 	if err != nil {
 		return err
 	}
+	for i, chain := range jumpsOf(add) {
+		if chain != "" && answers[i].found && answers[i].chain != chain {
+			return fmt.Errorf("read back: element %x of set %s jumps to %q, want %q", queries[i].key, queries[i].set, answers[i].chain, chain)
+		}
+	}
+	if err := k.readBackChains(ctx, add, true); err != nil {
+		return err
+	}
+	if err := k.readBackChains(ctx, remove, false); err != nil {
+		return err
+	}
 	for i, a := range answers {
 		if want := i < added || i >= removed; a.found != want {
 			q := queries[i]
@@ -299,12 +369,44 @@ func (k *Kernel) readBack(ctx context.Context, index uint64, add, remove []chang
 	return nil
 }
 
+// readBackChains asks for the rules of the chains among changes.
+func (k *Kernel) readBackChains(ctx context.Context, list []change, want bool) error {
+	for _, c := range list {
+		if c.base.kind != kindChain {
+			continue
+		}
+		for _, f := range []family{bridge, inet} {
+			s, err := k.wire.readChain(ctx, f, k.opts.Table, c.base.class)
+			if err != nil {
+				return err
+			}
+			if want && !sameTreatment(f, c.element.Treatment, s.rules) || !want && len(s.rules) > 0 {
+				return fmt.Errorf("read back: chain %s %s has %d rules that are not as they should be", f, c.base.class, len(s.rules))
+			}
+		}
+	}
+	return nil
+}
+
+// jumpsOf returns the chain that each of the queries for changes must find.
+func jumpsOf(changes []change) []string {
+	var list []string
+	for _, c := range changes {
+		for _, f := range []family{bridge, inet} {
+			if c.base.kind != kindChain && c.base.in(f) {
+				list = append(list, c.chain)
+			}
+		}
+	}
+	return list
+}
+
 // queries appends one query for each set that holds, or would hold, each element.
 func (k *Kernel) queries(list []query, changes []change) []query {
 	for i := range changes {
 		c := &changes[i]
 		for _, f := range []family{bridge, inet} {
-			if !c.base.in(f) {
+			if c.base.kind == kindChain || !c.base.in(f) {
 				continue
 			}
 			name := c.base.name(1)
@@ -328,43 +430,73 @@ func (k *Kernel) record(p plan, index uint64) {
 	for _, c := range p.add {
 		if _, ok := k.shadow[c.element]; !ok {
 			k.shadow[c.element] = struct{}{}
+			if c.chain != "" {
+				k.jumps[c.place()] = c.element.Treatment
+			}
 			count(c, 1)
 		}
 	}
 	for _, c := range p.remove {
 		if _, ok := k.shadow[c.element]; ok {
 			delete(k.shadow, c.element)
+			if c.chain != "" {
+				delete(k.jumps, c.place())
+			}
 			count(c, -1)
 		}
 	}
 	k.index = index
 }
 
-// Counters returns what each element dropped on this node since it was added, the sum over both
-// tables. It asks for these elements only. Elements that the kernel does not hold are left out.
+// Counters returns what of each element's packets was discarded on this node since it was added, the sum
+// over both tables. It asks for these elements only. Elements that the kernel does not hold are left
+// out. What a chain discards is counted there, not for each element that is sent to it.
 func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[enforce.Element]enforce.Counter, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.adopted {
 		return nil, ErrNotAdopted
 	}
-	asked, err := changes(elements)
-	if err != nil {
-		return nil, err
-	}
-	var answers []answer
-	err = k.twice(ctx, func() error {
-		w, err := k.connected()
+	var asked []change // of which the set counts
+	counters := make(map[enforce.Element]enforce.Counter, len(elements))
+	var chains []enforce.Element
+	for _, e := range elements {
+		c, err := k.locate(e)
 		if err != nil {
+			return nil, err
+		}
+		t, _ := e.Treatment.Terms()
+		_, held := k.shadow[e]
+		switch {
+		case c.base.kind == kindChain && held:
+			chains = append(chains, e)
+		case c.base.kind == kindChain:
+		case c.chain == "" && t.Kind != enforce.Page:
+			asked = append(asked, c)
+		case held:
+			counters[e] = enforce.Counter{}
+		}
+	}
+	err := k.twice(ctx, func() error {
+		if _, err := k.connected(); err != nil {
 			return err
 		}
-		answers, err = w.get(ctx, k.opts.Table, k.queries(nil, asked))
-		return err
+		if err := k.countSets(ctx, asked, counters); err != nil {
+			return err
+		}
+		return k.countChains(ctx, chains, counters)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
-	counters := make(map[enforce.Element]enforce.Counter, len(elements))
+	return counters, nil
+}
+
+func (k *Kernel) countSets(ctx context.Context, asked []change, counters map[enforce.Element]enforce.Counter) error {
+	answers, err := k.wire.get(ctx, k.opts.Table, k.queries(nil, asked))
+	if err != nil {
+		return err
+	}
 	for _, c := range asked {
 		var sum enforce.Counter
 		found := false
@@ -382,5 +514,21 @@ func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[
 			counters[c.element] = sum
 		}
 	}
-	return counters, nil
+	return nil
+}
+
+func (k *Kernel) countChains(ctx context.Context, chains []enforce.Element, counters map[enforce.Element]enforce.Counter) error {
+	for _, e := range chains {
+		var sum enforce.Counter
+		for _, f := range []family{bridge, inet} {
+			s, err := k.wire.readChain(ctx, f, k.opts.Table, string(e.Treatment))
+			if err != nil {
+				return err
+			}
+			sum.Packets += s.counter[0]
+			sum.Bytes += s.counter[1]
+		}
+		counters[e] = sum
+	}
+	return nil
 }

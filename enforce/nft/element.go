@@ -9,7 +9,11 @@ type element struct {
 	key     key
 	counter [2]uint64 // packets, bytes
 	comment string
+	chain   string // of a map: what its verdict jumps to
 }
+
+// verdictJump is NFT_JUMP.
+const verdictJump = 0xfffffffd
 
 // appendElementList starts the attributes of a message about elements of a set.
 func appendElementList(b []byte, table, set string) []byte {
@@ -22,6 +26,14 @@ func appendElement(b []byte, key []byte, e element) []byte {
 	b, one := openNest(b, unix.NFTA_LIST_ELEM)
 	b, nest := openNest(b, unix.NFTA_SET_ELEM_KEY)
 	b = closeNest(appendAttr(b, unix.NFTA_DATA_VALUE, key), nest)
+	if e.chain != "" {
+		var data int
+		b, nest = openNest(b, unix.NFTA_SET_ELEM_DATA)
+		b, data = openNest(b, unix.NFTA_DATA_VERDICT)
+		b = appendUint32(b, unix.NFTA_VERDICT_CODE, verdictJump)
+		b = appendString(b, unix.NFTA_VERDICT_CHAIN, e.chain)
+		b = closeNest(closeNest(b, data), nest)
+	}
 	if e.counter != [2]uint64{} {
 		b, nest = openNest(b, unix.NFTA_SET_ELEM_EXPR)
 		b = appendString(b, unix.NFTA_EXPR_NAME, "counter")
@@ -61,6 +73,12 @@ func parseElement(b []byte) (e element) {
 		case unix.NFTA_SET_ELEM_KEY:
 			data, _ := findAttr(v, unix.NFTA_DATA_VALUE)
 			copy(e.key[:], data)
+		case unix.NFTA_SET_ELEM_DATA:
+			data, _ := findAttr(v, unix.NFTA_DATA_VERDICT)
+			code, _ := findAttr(data, unix.NFTA_VERDICT_CODE)
+			if chain, _ := findAttr(data, unix.NFTA_VERDICT_CHAIN); attrUint32(code) == verdictJump {
+				e.chain = attrText(chain)
+			}
 		case unix.NFTA_SET_ELEM_EXPR:
 			data, _ := findAttr(v, unix.NFTA_EXPR_DATA)
 			packets, _ := findAttr(data, attrCounterPacket)

@@ -145,7 +145,7 @@ func TestCountersSurviveGrowth(t *testing.T) {
 	check("before")
 	apply(t, k, 2, addresses(100), nil)
 	check("after growth")
-	if name := k.sets[setID{bridge, base{kind4, 32}}].name; name == "a4_32" {
+	if name := k.sets[setID{bridge, base{kind: kind4, bits: 32}}].name; name == "a4_32" {
 		t.Fatal("the set did not grow")
 	}
 	k = adopted(t, b.host.ns)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/enforce"
@@ -15,6 +17,7 @@ import (
 type inspection struct {
 	sets  map[setID]*liveSet // as they are after the repair
 	held  map[enforce.Element]struct{}
+	jumps map[place]enforce.Treatment
 	index uint64
 	// markerLost says that there are elements but no index.
 	markerLost bool
@@ -26,6 +29,7 @@ type inspection struct {
 	createMarker bool
 	dropMarker   bool // before it is created: it has another type
 	create       []setID
+	treatments   []treatmentFix
 	load         grouped // elements that a set lacks
 	junk         []setElements
 	chains       []chainFix
@@ -43,9 +47,17 @@ type setElements struct {
 	elements []element
 }
 
-type chainFix struct {
-	chain           chain
-	create, discard bool // discard: it has another hook, and is created again
+// treatmentFix creates the chain of a treatment, or gives it its rules again.
+type treatmentFix struct {
+	family    family
+	treatment enforce.Treatment
+	discard   bool // it is a base chain
+}
+
+// presence says which tables hold an element, and the chain that it has there.
+type presence struct {
+	families uint8
+	chain    string
 }
 
 func (in *inspection) problem(format string, args ...any) {
@@ -63,9 +75,10 @@ type candidate struct {
 // transactions change both, so another program deleted the other half.
 func inspect(r ruleset, sizes func(base) uint32) inspection {
 	in := inspection{
-		sets: make(map[setID]*liveSet),
-		held: make(map[enforce.Element]struct{}),
-		load: make(grouped),
+		sets:  make(map[setID]*liveSet),
+		held:  make(map[enforce.Element]struct{}),
+		jumps: make(map[place]enforce.Treatment),
+		load:  make(grouped),
 	}
 	in.inspectMarker(r[inet])
 
@@ -82,12 +95,17 @@ func inspect(r ruleset, sizes func(base) uint32) inspection {
 		in.pick(f, r[f], candidates, newest)
 	}
 
-	present := make(map[base]map[key]uint8) // bit of each family
+	in.inspectTreatments(r)
+	present := make(map[base]map[key]presence)
 	for _, b := range exactBases() {
-		present[b] = make(map[key]uint8)
+		present[b] = make(map[key]presence)
 	}
-	for id, c := range candidates {
-		in.readElements(id, c, present)
+	for _, id := range sorted(maps.Keys(candidates)) {
+		if !in.readElements(id, candidates[id], present) {
+			in.problem("set %s %s has other chains than that of the other table", id.family, candidates[id].name)
+			in.drop = append(in.drop, setName{id.family, candidates[id].name})
+			delete(candidates, id)
+		}
 	}
 	for b, keys := range present {
 		for _, f := range []family{bridge, inet} {
@@ -127,11 +145,9 @@ func (in *inspection) inspectMarker(t *tableState) {
 // are what a process that ended in the middle of a growth left.
 func (in *inspection) pick(f family, t *tableState, candidates map[setID]candidate, newest map[setID]int) {
 	used := make(map[string]bool)
-	for _, c := range chains() {
-		if s := t.chains[c.name]; c.family == f && s != nil {
-			for _, rule := range s.rules {
-				used[lookupSet(rule)] = true
-			}
+	for _, c := range t.chains {
+		for _, rule := range c.rules {
+			used[lookupSet(rule)] = true
 		}
 	}
 	better := func(a, b candidate) bool {
@@ -147,7 +163,7 @@ func (in *inspection) pick(f family, t *tableState, candidates map[setID]candida
 		}
 		id := setID{f, b}
 		newest[id] = max(newest[id], generation)
-		unreadable := s.flags&(unix.NFT_SET_INTERVAL|unix.NFT_SET_MAP) != 0
+		unreadable := (s.flags^b.flags())&(unix.NFT_SET_INTERVAL|unix.NFT_SET_MAP) != 0
 		if !b.in(f) || unreadable || s.keyType != b.keyType() || s.keyLen != uint32(b.keyLen()) {
 			in.problem("set %s %s has another type", f, name)
 			in.drop = append(in.drop, setName{f, name})
@@ -184,26 +200,72 @@ func lookupSet(rule []byte) string {
 	return ""
 }
 
-func (in *inspection) readElements(id setID, c candidate, present map[base]map[key]uint8) {
+// readElements adds what a set holds to what is present. It returns false, and adds nothing, if the set
+// contradicts what was read before.
+func (in *inspection) readElements(id setID, c candidate, present map[base]map[key]presence) bool {
 	keys := present[id.base]
+	for _, e := range c.state.elements {
+		if known, ok := keys[e.key]; ok && known.chain != e.chain {
+			return false
+		}
+	}
 	if keys == nil {
-		keys = make(map[key]uint8, len(c.state.elements))
+		keys = make(map[key]presence, len(c.state.elements))
 		present[id.base] = keys
 	}
 	var junk []element
 	for _, e := range c.state.elements {
-		el, ok := elementOf(id.base, e.key)
+		el, ok := elementOf(id.base, e.key, e.chain)
 		if !ok {
 			junk = append(junk, e)
 			continue
 		}
-		keys[e.key] |= id.family.bit()
+		keys[e.key] = presence{keys[e.key].families | id.family.bit(), e.chain}
 		in.held[el] = struct{}{}
+		if id.base.chained() {
+			in.jumps[place{id.base, e.key}] = el.Treatment
+		}
 	}
 	if len(junk) > 0 {
-		in.problem("set %s %s has %d elements that no packet matches", id.family, c.name, len(junk))
+		in.problem("set %s %s has %d elements that are not ours", id.family, c.name, len(junk))
 		in.junk = append(in.junk, setElements{id, c.name, junk})
 	}
+	return true
+}
+
+// inspectTreatments looks at the chains of treatments. One that is in one table only is in force.
+func (in *inspection) inspectTreatments(r ruleset) {
+	held := make(map[enforce.Treatment]bool)
+	for _, f := range []family{bridge, inet} {
+		for name := range r[f].chains {
+			if t, ok := enforce.Treatment(name).Terms(); ok && t.Chained() {
+				held[enforce.Treatment(name)] = true
+			}
+		}
+	}
+	for _, t := range slices.Sorted(maps.Keys(held)) {
+		in.held[enforce.Element{Treatment: t}] = struct{}{}
+		for _, f := range []family{bridge, inet} {
+			c := r[f].chains[string(t)]
+			if c != nil && c.sort == "" && sameTreatment(f, t, c.rules) {
+				continue
+			}
+			in.problem("chain %s %s is missing or not as it should be", f, t)
+			in.treatments = append(in.treatments, treatmentFix{f, t, c != nil && c.sort != ""})
+		}
+	}
+}
+
+func sameTreatment(f family, t enforce.Treatment, got [][]byte) bool {
+	terms, _ := t.Terms()
+	return sameExprs(f, treatmentRules(f, terms), got)
+}
+
+func sameExprs(f family, want [][]expr.Any, got [][]byte) bool {
+	return slices.EqualFunc(want, got, func(want []expr.Any, got []byte) bool {
+		b, err := marshalRule(f, want)
+		return err == nil && bytes.Equal(b, got)
+	})
 }
 
 func (f family) bit() uint8 {
@@ -214,8 +276,8 @@ func (f family) bit() uint8 {
 }
 
 // settle decides what becomes of one set, which must hold the keys.
-func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys map[key]uint8, size uint32) {
-	if len(keys) == 0 && id.base.masked() {
+func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys map[key]presence, size uint32) {
+	if len(keys) == 0 && id.base.transient() {
 		if found {
 			in.problem("set %s %s is empty", id.family, c.name)
 			in.drop = append(in.drop, setName{id.family, c.name})
@@ -230,7 +292,7 @@ func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys
 	switch {
 	case !found:
 		in.problem("set %s %s is missing", id.family, id.base)
-	case c.state.flags != 0 || !c.state.counter || c.state.size < uint32(len(keys)):
+	case c.state.flags != id.base.flags() || !c.state.counter || c.state.size < uint32(len(keys)):
 		in.problem("set %s %s has flags %#x, size %d, counters: %t", id.family, c.name, c.state.flags, c.state.size, c.state.counter)
 		in.drop = append(in.drop, setName{id.family, c.name})
 		for _, e := range c.state.elements {
@@ -248,11 +310,11 @@ func (in *inspection) settle(id setID, c candidate, found bool, newest int, keys
 	in.loadMissing(id, keys)
 }
 
-func (in *inspection) loadMissing(id setID, keys map[key]uint8) {
+func (in *inspection) loadMissing(id setID, keys map[key]presence) {
 	missing := 0
-	for k, families := range keys {
-		if families&id.family.bit() == 0 {
-			in.load[id] = append(in.load[id], element{key: k})
+	for k, p := range keys {
+		if p.families&id.family.bit() == 0 {
+			in.load[id] = append(in.load[id], element{key: k, chain: p.chain})
 			missing++
 		}
 	}
@@ -262,25 +324,36 @@ func (in *inspection) loadMissing(id setID, keys map[key]uint8) {
 }
 
 func (in *inspection) inspectChains(r ruleset) {
+	sets := listSets(in.sets)
 	for _, c := range chains() {
 		s := r[c.family].chains[c.name]
 		switch {
+		case !c.needed(sets):
+			if s != nil {
+				in.problem("chain %s %s is left over", c.family, c.name)
+				in.chains = append(in.chains, chainFix{chain: c, remove: true})
+			}
 		case s == nil:
 			in.problem("chain %s %s is missing", c.family, c.name)
 			in.chains = append(in.chains, chainFix{chain: c, create: true})
-		case s.kind != "filter" || s.hook != c.hook || s.prio != c.priority || s.policy != policyAccept:
+		case !c.sameHook(s):
 			in.problem("chain %s %s has another hook, priority or policy", c.family, c.name)
 			in.chains = append(in.chains, chainFix{chain: c, create: true, discard: true})
-		case !sameRules(c, s.rules, in.sets):
+		case !c.sameRules(sets, s.rules):
 			in.problem("chain %s %s has other rules", c.family, c.name)
 			in.chains = append(in.chains, chainFix{chain: c})
 		}
 	}
 }
 
-func sameRules(c chain, got [][]byte, sets map[setID]*liveSet) bool {
-	return slices.EqualFunc(c.rules(sets), got, func(want rule, got []byte) bool {
-		b, err := marshalRule(c.family, want.exprs(c.family))
-		return err == nil && bytes.Equal(b, got)
-	})
+func (c chain) sameHook(s *chainState) bool {
+	return s.sort == c.sort && (c.sort == "" || s.hook == c.hook && s.prio == c.priority && s.policy == policyAccept)
+}
+
+func (c chain) sameRules(sets setList, got [][]byte) bool {
+	var want [][]expr.Any
+	for _, r := range c.rules(sets) {
+		want = append(want, r.exprs(c.family))
+	}
+	return sameExprs(c.family, want, got)
 }

@@ -95,6 +95,7 @@ type Kernel struct {
 	adopted     bool
 	sets        map[setID]*liveSet
 	shadow      map[enforce.Element]struct{} // what the kernel was last seen to hold
+	jumps       map[place]enforce.Treatment  // and the chain of each element that has one
 	index       uint64                       // and the log index that it stands for
 	// want is nil unless a change has failed: then it is what the kernel must hold, and the shadow
 	// can't be trusted.
@@ -212,7 +213,7 @@ func (k *Kernel) load(ctx context.Context) (intact bool, err error) {
 			return false, err
 		}
 		if len(in.problems) == 0 {
-			k.sets, k.shadow, k.index = in.sets, in.held, in.index
+			k.sets, k.shadow, k.jumps, k.index = in.sets, in.held, in.jumps, in.index
 			return intact && !in.markerLost, nil
 		}
 		intact = false
@@ -240,7 +241,7 @@ func (k *Kernel) inspect(ctx context.Context) (inspection, error) {
 
 func (k *Kernel) newSize(b base) uint32 {
 	switch {
-	case b.kind == kindTap:
+	case b.kind == kindTap, b.class != "":
 		return k.opts.TapSize
 	case b.masked():
 		return k.opts.MaskedSize

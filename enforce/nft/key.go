@@ -3,8 +3,8 @@ package nft
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -36,31 +36,46 @@ const (
 	kindMAC
 	kind4
 	kind6
+	// kindChain is no set, but the chain of a treatment; the class is the treatment.
+	kindChain
 )
 
-// base names what a set holds, the same in both tables: a kind of element and, of addresses, the
-// length of the prefix. It is the set's name without the generation.
+// base names what a set holds, the same in both tables. It is the set's name without the generation.
 type base struct {
-	kind kind
-	bits uint8
+	// class is the treatment of the elements. Elements with a chain of their own share one map for each
+	// kind and direction ("limit_in"), which says the chain of each.
+	class string
+	kind  kind
+	bits  uint8 // of addresses, the length of the prefix
+	// slot tells apart the maps of a class: an element with three chains is in the first three.
+	slot uint16
 }
 
-// exactBases are those that always have a set. A masked set exists while it has an element, because
-// each costs every packet two lookups.
+// exactBases are those that always have a set. Any other exists while it has an element, because each
+// costs every packet two lookups.
 func exactBases() []base {
-	return []base{{kindTap, 0}, {kindMAC, 0}, {kind4, 32}, {kind6, 128}}
+	return []base{{kind: kindTap}, {kind: kindMAC}, {kind: kind4, bits: 32}, {kind: kind6, bits: 128}}
 }
 
 func (b base) String() string {
+	s := b.class
+	if b.slot > 0 {
+		s += fmt.Sprintf("_%d", b.slot+1)
+	}
+	if s != "" && b.kind != kindChain {
+		s += "_"
+	}
 	switch b.kind {
 	case kindTap:
-		return "taps"
+		return s + "taps"
 	case kindMAC:
-		return "macs"
+		return s + "macs"
 	case kind4:
-		return fmt.Sprintf("a4_%d", b.bits)
+		return fmt.Sprintf("%sa4_%d", s, b.bits)
+	case kind6:
+		return fmt.Sprintf("%sa6_%d", s, b.bits)
 	default:
-		return fmt.Sprintf("a6_%d", b.bits)
+		return s
 	}
 }
 
@@ -72,43 +87,98 @@ func (b base) name(generation int) string {
 	return fmt.Sprintf("%s.%d", b, generation)
 }
 
+var (
+	setPattern  = regexp.MustCompile(`^(?:(.+)_)?(taps|macs|a4|a6)(?:_(\d+))?(?:\.(\d+))?$`)
+	slottedName = regexp.MustCompile(`^(.+)_(\d+)$`)
+)
+
 // parseName is the inverse of base.name.
 func parseName(s string) (b base, generation int, ok bool) {
+	m := setPattern.FindStringSubmatch(s)
+	if m == nil {
+		return base{}, 0, false
+	}
+	b.class, b.kind = m[1], map[string]kind{"taps": kindTap, "macs": kindMAC, "a4": kind4, "a6": kind6}[m[2]]
+	bits, _ := strconv.ParseUint(m[3], 10, 8)
+	b.bits = uint8(bits)
+	if slotted := slottedName.FindStringSubmatch(b.class); slotted != nil && isChained(slotted[1]) {
+		slot, _ := strconv.ParseUint(slotted[2], 10, 16)
+		b.class, b.slot = slotted[1], uint16(max(slot, 1)-1)
+	}
 	generation = 1
-	if name, g, found := strings.Cut(s, "."); found {
-		n, err := strconv.Atoi(g)
-		if err != nil || n < 2 || strconv.Itoa(n) != g {
-			return base{}, 0, false
-		}
-		s, generation = name, n
+	if m[4] != "" {
+		generation, _ = strconv.Atoi(m[4])
 	}
-	switch {
-	case s == "taps":
-		return base{kindTap, 0}, generation, true
-	case s == "macs":
-		return base{kindMAC, 0}, generation, true
-	case strings.HasPrefix(s, "a4_"), strings.HasPrefix(s, "a6_"):
-		b, most := base{kind: kind4}, 32
-		if s[1] == '6' {
-			b, most = base{kind: kind6}, 128
-		}
-		bits, err := strconv.Atoi(s[3:])
-		if err != nil || bits < 1 || bits > most || strconv.Itoa(bits) != s[3:] {
-			return base{}, 0, false
-		}
-		b.bits = uint8(bits)
-		return b, generation, true
+	if !b.known() || b.name(generation) != s {
+		return base{}, 0, false
 	}
-	return base{}, 0, false
+	return b, generation, true
 }
+
+// known says whether a set like this can be ours.
+func (b base) known() bool {
+	t, ok := terms(b.class)
+	switch b.kind {
+	case kindTap:
+		ok = ok && b.bits == 0 && t.Kind != enforce.Page && t.Kind != enforce.Here
+	case kindMAC:
+		ok = ok && b.bits == 0 && t.Kind != enforce.Page && t.Kind != enforce.Bridge
+	case kind4:
+		ok = ok && b.bits >= 1 && b.bits <= 32 && t.Kind != enforce.Here && t.Kind != enforce.Bridge
+	case kind6:
+		ok = ok && b.bits >= 1 && b.bits <= 128 && t.Kind != enforce.Here && t.Kind != enforce.Bridge
+	default:
+		return false
+	}
+	return ok && (b.slot == 0 || t.Chained())
+}
+
+// terms says what is done with the elements of a class. Of a class with chains it is only the kind and
+// the direction.
+func terms(class string) (t enforce.Terms, ok bool) {
+	for _, k := range []fsm.Kind{fsm.Ports, fsm.Limit} {
+		for _, d := range []fsm.Direction{fsm.In, fsm.Out} {
+			if t = (enforce.Terms{Kind: k, Direction: d}); class == t.Class() {
+				return t, true
+			}
+		}
+	}
+	t, ok = enforce.Treatment(class).Terms()
+	return t, ok && !t.Chained()
+}
+
+func isChained(class string) bool {
+	t, ok := terms(class)
+	return ok && t.Chained()
+}
+
+// chained says that each element has a chain.
+func (b base) chained() bool { return b.class != "" && b.kind != kindChain && isChained(b.class) }
+
+// transient says that the set exists only while it has an element.
+func (b base) transient() bool { return b.class != "" || b.masked() }
 
 func (b base) masked() bool {
 	return b.kind == kind4 && b.bits < 32 || b.kind == kind6 && b.bits < 128
 }
 
 // in says whether the table of that family has a set for the base. Hardware addresses are matched
-// where frames have them, on bridges.
-func (b base) in(f family) bool { return b.kind != kindMAC || f == bridge }
+// where frames have them, on bridges, and so are ports of bridges.
+func (b base) in(f family) bool {
+	if f == bridge || b.class == "" {
+		return f == bridge || b.kind != kindMAC
+	}
+	t, _ := terms(b.class)
+	return b.kind != kindMAC && t.Kind != enforce.Bridge
+}
+
+// flags are those of nf_tables.
+func (b base) flags() uint32 {
+	if b.chained() {
+		return unix.NFT_SET_MAP
+	}
+	return 0
+}
 
 func (b base) keyLen() int {
 	switch b.kind {
@@ -142,14 +212,17 @@ func (b base) keyType() uint32 {
 // key is an element as a set of its base holds it, the first base.keyLen bytes.
 type key [16]byte
 
+// place is where the kernel holds an element. Of an element with a chain, keyOf gives the first slot.
+type place struct {
+	base base
+	key  key
+}
+
 // keyOf returns where the kernel holds the element. The error says why it can't.
 func keyOf(e enforce.Element) (base, key, error) {
 	var k key
 	fields := 0
 	var b base
-	if e.Treatment != "" {
-		return b, k, fmt.Errorf("element %v: no set is for its treatment", e)
-	}
 	if e.Tap != "" {
 		fields++
 		if len(e.Tap) >= unix.IFNAMSIZ {
@@ -169,20 +242,35 @@ func keyOf(e enforce.Element) (base, key, error) {
 		case !p.IsValid() || p.Bits() == 0 || p != p.Masked() || p.Addr().Is4In6():
 			return b, k, fmt.Errorf("prefix %v can't be an element", p)
 		case p.Addr().Is4():
-			b = base{kind4, uint8(p.Bits())}
+			b = base{kind: kind4, bits: uint8(p.Bits())}
 		default:
-			b = base{kind6, uint8(p.Bits())}
+			b = base{kind: kind6, bits: uint8(p.Bits())}
 		}
 		copy(k[:], p.Addr().AsSlice())
 	}
-	if fields != 1 {
-		return b, k, fmt.Errorf("element %+v has %d fields, want 1", e, fields)
+	if e.Treatment == "" && fields == 1 {
+		return b, k, nil
+	}
+	t, ok := e.Treatment.Terms()
+	switch {
+	case !ok || fields > 1 || fields == 0 && !t.Chained():
+		return b, k, fmt.Errorf("element %+v has %d fields or a treatment that is not known", e, fields)
+	case fields == 0:
+		return base{class: string(e.Treatment), kind: kindChain}, k, nil
+	case t.Chained():
+		b.class = t.Class()
+	default:
+		b.class = string(e.Treatment)
+	}
+	if !b.known() {
+		return b, k, fmt.Errorf("element %v can't have this treatment", e)
 	}
 	return b, k, nil
 }
 
-// elementOf is the inverse of keyOf; ok is false for a key that we would not have written.
-func elementOf(b base, k key) (e enforce.Element, ok bool) {
+// elementOf is the inverse of keyOf, given the chain of an element that has one; ok is false for what we
+// would not have written.
+func elementOf(b base, k key, chain string) (e enforce.Element, ok bool) {
 	switch b.kind {
 	case kindTap:
 		e.Tap = attrText(k[:])
@@ -193,6 +281,11 @@ func elementOf(b base, k key) (e enforce.Element, ok bool) {
 	default:
 		e.Prefix = netip.PrefixFrom(netip.AddrFrom16(k), int(b.bits))
 	}
+	e.Treatment = enforce.Treatment(b.class)
+	if b.chained() {
+		e.Treatment = enforce.Treatment(chain)
+	}
+	b.slot = 0
 	back, same, err := keyOf(e)
 	return e, err == nil && back == b && same == k
 }

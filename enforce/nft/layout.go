@@ -2,16 +2,16 @@ package nft
 
 import (
 	"cmp"
-	"fmt"
 	"iter"
 	"maps"
 	"math"
-	"net"
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/fsm"
 )
 
 // markerSet holds the log index that the kernel stands for, as one element of the inet table.
@@ -23,17 +23,24 @@ const markerSet = "enforced"
 const (
 	priorityFirst    = -500
 	priorityAfterNAT = 250
+	// priorityPage is before the destination NAT of others (-100).
+	priorityPage = -150
 
 	policyAccept = 1 // NF_ACCEPT
 )
 
-// chain is one of our base chains and what its rules match.
+// chain is one of our chains and what its rules match.
 type chain struct {
 	family   family
 	name     string
+	sort     string // of a base chain, "filter" or "nat"
 	hook     uint32
 	priority int32
 	matches  []match
+	// rules of the chain, given the sets of its table that exist.
+	list func(c chain, s setList) []rule
+	// needed says whether the chain exists, given all sets.
+	needed func(s setList) bool
 }
 
 // match is one field of a packet that a rule looks up in the sets of its kind.
@@ -48,45 +55,12 @@ const (
 	dest
 )
 
-// chains returns the chains of both tables. Which packets meet which is in DESIGN.md. Bridge hooks
-// have the numbers of the inet hooks.
-func chains() []chain {
-	return []chain{
-		{bridge, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{inTap, sourceMAC, destMAC, source, dest}},
-		{bridge, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{destMAC, dest}},
-		{bridge, "postrouting", unix.NF_INET_POST_ROUTING, priorityFirst, []match{outTap}},
-		{inet, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{inTap, source, dest}},
-		{inet, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{dest}},
-		{inet, "postrouting", unix.NF_INET_POST_ROUTING, priorityAfterNAT, []match{outTap, source, dest}},
+// direction is that of a packet whose field is in a set, seen from the target.
+func (m match) direction() fsm.Direction {
+	if m == inTap || m == sourceMAC || m == source {
+		return fsm.Out
 	}
-}
-
-// rule drops the packets whose field is in the set.
-type rule struct {
-	match match
-	base  base
-	set   string
-}
-
-// rules returns the rules of the chain, given the sets of its table that exist.
-func (c chain) rules(sets map[setID]*liveSet) []rule {
-	var rules []rule
-	for _, id := range sorted(maps.Keys(sets)) {
-		for _, m := range c.matches {
-			if id.family == c.family && m.looksFor(id.base.kind) {
-				rules = append(rules, rule{m, id.base, sets[id].name})
-			}
-		}
-	}
-	return rules
-}
-
-// sorted gives sets in the order of their rules: by kind, exact before masked.
-func sorted(ids iter.Seq[setID]) []setID {
-	return slices.SortedFunc(ids, func(a, b setID) int {
-		return cmp.Or(cmp.Compare(b.family, a.family), // bridge first
-			cmp.Compare(a.base.kind, b.base.kind), cmp.Compare(b.base.bits, a.base.bits))
-	})
+	return fsm.In
 }
 
 func (m match) looksFor(k kind) bool {
@@ -100,128 +74,212 @@ func (m match) looksFor(k kind) bool {
 	}
 }
 
-// exprs is what `nft` compiles the same rule to, so that it lists as one would write it.
-func (r rule) exprs(f family) []expr.Any {
-	var list []expr.Any
-	switch r.match {
-	case inTap:
-		list = append(list, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1})
-	case outTap:
-		list = append(list, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG_1})
-	case sourceMAC:
-		list = append(list, load(expr.PayloadBaseLLHeader, 6, 6))
-	case destMAC:
-		list = append(list, load(expr.PayloadBaseLLHeader, 0, 6))
-	case source, dest:
-		list = append(list, isProtocol(f, r.base.kind)...)
-		n := uint32(r.base.keyLen())
-		offset := uint32(12) // of the IPv4 source
-		if r.base.kind == kind6 {
-			offset = 8
-		}
-		if r.match == dest {
-			offset += n
-		}
-		list = append(list, load(expr.PayloadBaseNetworkHeader, offset, n))
-		if r.base.masked() {
-			list = append(list, &expr.Bitwise{
-				SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: n,
-				Mask: net.CIDRMask(int(r.base.bits), int(n)*8), Xor: make([]byte, n),
-			})
-		}
+// chains returns every chain that our tables can have. Which packets meet which is in DESIGN.md. Bridge
+// hooks have the numbers of the inet hooks.
+func chains() []chain {
+	hooked := []chain{
+		{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{inTap, sourceMAC, destMAC, source, dest}},
+		{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{destMAC, dest}},
+		{family: bridge, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityFirst, matches: []match{outTap}},
+		{family: inet, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{inTap, source, dest}},
+		{family: inet, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
+		{family: inet, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityAfterNAT, matches: []match{outTap, source, dest}},
 	}
-	return append(list,
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.set},
-		&expr.Verdict{Kind: expr.VerdictDrop})
+	var all []chain
+	for _, c := range hooked {
+		c.sort, c.list, c.needed = "filter", chain.treatments, always
+		all = append(all, c)
+		c.sort, c.name, c.list, c.needed = "", c.name+"_answer", chain.answers, setList.answers
+		all = append(all, c)
+	}
+	rejects := func(s setList) bool { return s.has(fsm.Reject) }
+	pages := func(s setList) bool { return s.has(enforce.Page) }
+	return append(all,
+		chain{family: inet, name: "reject", list: chain.reject, needed: rejects},
+		chain{family: bridge, name: "refuse", list: chain.refuse, needed: rejects},
+		chain{family: bridge, name: "page", list: chain.page, needed: pages},
+		chain{family: bridge, name: "page_reply", list: chain.pageReply, needed: pages},
+		chain{family: bridge, name: "hand_up", list: chain.handUp, needed: setList.answers},
+		chain{family: inet, name: "page_nat", sort: "nat", hook: unix.NF_INET_PRE_ROUTING, priority: priorityPage, list: chain.pageNAT, needed: pages},
+	)
 }
 
-func load(from expr.PayloadBase, offset, n uint32) expr.Any {
-	return &expr.Payload{DestRegister: unix.NFT_REG_1, Base: from, Offset: offset, Len: n}
+func always(setList) bool { return true }
+
+// namedSet is a set, and what is done with its elements.
+type namedSet struct {
+	id    setID
+	name  string
+	terms enforce.Terms
 }
 
-// isProtocol matches IPv4 or IPv6. On a bridge the protocol is that inside of one VLAN tag.
-func isProtocol(f family, k kind) []expr.Any {
-	meta, data := expr.MetaKeyNFPROTO, []byte{unix.NFPROTO_IPV4}
-	switch {
-	case f == bridge && k == kind4:
-		meta, data = expr.MetaKeyPROTOCOL, []byte{0x08, 0x00}
-	case f == bridge:
-		meta, data = expr.MetaKeyPROTOCOL, []byte{0x86, 0xdd}
-	case k == kind6:
-		data = []byte{unix.NFPROTO_IPV6}
+// setList is all sets in the order of their rules.
+type setList []namedSet
+
+func listSets(sets map[setID]*liveSet) setList {
+	var list setList
+	for _, id := range sorted(maps.Keys(sets)) {
+		t, _ := terms(id.base.class)
+		list = append(list, namedSet{id, sets[id].name, t})
 	}
-	return []expr.Any{
-		&expr.Meta{Key: meta, Register: unix.NFT_REG_1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: data},
-	}
+	return list
 }
 
-// marshalRule encodes the expressions of a rule as the content of NFTA_RULE_EXPRESSIONS.
-func marshalRule(f family, list []expr.Any) ([]byte, error) {
-	var b []byte
-	for _, e := range list {
-		one, err := expr.Marshal(byte(f), e)
-		if err != nil {
-			return nil, fmt.Errorf("encode %T: %w", e, err)
-		}
-		b = appendAttr(b, unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, one)
-	}
-	return b, nil
+func (s setList) has(kinds ...fsm.Kind) bool {
+	return slices.ContainsFunc(s, func(n namedSet) bool { return slices.Contains(kinds, n.terms.Kind) })
 }
 
-// parseRule decodes and encodes again what the kernel says of a rule, to compare it with ours: the
-// kernel adds attributes that were not sent. It returns nil for a rule that can't be ours.
-func parseRule(f family, b []byte) []byte {
-	var list []expr.Any
-	for _, one := range attrs(b) {
-		var name string
-		var data []byte
-		for typ, v := range attrs(one) {
-			switch typ {
-			case unix.NFTA_EXPR_NAME:
-				name = attrText(v)
-			case unix.NFTA_EXPR_DATA:
-				data = v
+func (s setList) answers() bool { return s.has(fsm.Reject, fsm.Redirect, enforce.Page) }
+
+// rules returns the rules of the chain, given the sets that exist.
+func (c chain) rules(s setList) []rule { return c.list(c, s) }
+
+// look returns rules that look fields up in all sets of a kind, and do the same with what is found.
+func (c chain) look(s setList, k fsm.Kind, do rule, matches ...match) []rule {
+	var rules []rule
+	for _, n := range s {
+		for _, m := range matches {
+			if n.id.family != c.family || n.terms.Kind != k || !m.looksFor(n.id.base.kind) {
+				continue
 			}
+			if d := n.terms.Direction; d == fsm.In || d == fsm.Out {
+				if d != m.direction() {
+					continue
+				}
+			}
+			r := do
+			r.match, r.base, r.set = m, n.id.base, n.name
+			if n.terms.Kind == enforce.Bridge {
+				r.mac = n.terms.Bridge
+			}
+			if c.sort == "nat" {
+				r.port = n.terms.Port
+			}
+			rules = append(rules, r)
 		}
-		e := exprNamed(name)
-		if e == nil || expr.Unmarshal(byte(f), data, e) != nil {
-			return nil
-		}
-		if _, ok := e.(*expr.Verdict); ok && !isVerdict(f, data) {
-			return nil
-		}
-		list = append(list, e)
 	}
-	again, err := marshalRule(f, list)
-	if err != nil {
-		return nil
-	}
-	return again
+	return rules
 }
 
-// isVerdict tells an immediate verdict from immediate data, which expr.Verdict reads as a drop.
-func isVerdict(f family, data []byte) bool {
-	var e expr.Immediate
-	return expr.Unmarshal(byte(f), data, &e) == nil && e.Register == unix.NFT_REG_VERDICT && len(e.Data) == 0
+// treatments are the rules of a base chain: from the strictest to the mildest.
+func (c chain) treatments(s setList) []rule {
+	rules := c.look(s, fsm.Drop, rule{do: drop}, c.matches...)
+	rules = append(rules, c.look(s, fsm.Ports, rule{do: toChain}, c.matches...)...)
+	if s.answers() {
+		rules = append(rules, rule{do: jump, chain: c.name + "_answer"})
+	}
+	for _, r := range c.look(s, fsm.Limit, rule{do: toChain}, c.matches...) {
+		// A limit counts a packet once. A link is met once; an address is looked for where the packet
+		// is met first: what has come through a bridge was counted there.
+		switch {
+		case r.base.kind == kindTap || r.base.kind == kindMAC:
+		case c.family == inet && c.hook == unix.NF_INET_PRE_ROUTING:
+			r.test = notFromBridge
+		case c.family == bridge && c.hook == unix.NF_INET_PRE_ROUTING, c.family == inet && c.hook == unix.NF_INET_LOCAL_OUT:
+		default:
+			continue
+		}
+		rules = append(rules, r)
+	}
+	return rules
 }
 
-func exprNamed(name string) expr.Any {
-	switch name {
-	case "meta":
-		return &expr.Meta{}
-	case "payload":
-		return &expr.Payload{}
-	case "cmp":
-		return &expr.Cmp{}
-	case "bitwise":
-		return &expr.Bitwise{}
-	case "lookup":
-		return &expr.Lookup{}
-	case "immediate":
-		return &expr.Verdict{}
+// answers are the rules of what the node answers, called by a base chain: rejects, then redirects.
+func (c chain) answers(s setList) []rule {
+	first := c.hook == unix.NF_INET_PRE_ROUTING
+	var rules []rule
+	if c.family == bridge {
+		rules = append(rules, rule{test: isARP, do: leave})
 	}
-	return nil
+	rules = append(rules, rule{test: isNeighbour, do: leave})
+	if !first { // what the node answers to a target, or in its name, is itself from or to the target
+		rules = append(rules, rule{test: isReset, do: leave}, rule{test: isProhibited4, do: leave}, rule{test: isProhibited6, do: leave})
+	}
+	refused := rule{do: drop}
+	switch {
+	case c.family == bridge && first:
+		refused = rule{do: goTo, chain: "refuse"}
+	case c.family == inet && c.hook != unix.NF_INET_POST_ROUTING:
+		refused = rule{do: goTo, chain: "reject"}
+	}
+	if c.family == inet && first && s.has(fsm.Reject) {
+		rules = append(rules, rule{test: isOwnReset, do: leave}, rule{test: isHandedUp, do: goTo, chain: "reject"})
+	}
+	rules = append(rules, c.look(s, fsm.Reject, refused, c.matches...)...)
+
+	redirected := func(matches ...match) {
+		rules = append(rules, c.look(s, fsm.Redirect, rule{do: drop}, matches...)...)
+	}
+	served := s.has(enforce.Page)
+	switch {
+	case c.family == bridge && first:
+		redirected(inTap, sourceMAC)
+		rules = append(rules, c.look(s, enforce.Page, rule{test: toHTTP, do: goTo, chain: "page"}, dest)...)
+		redirected(destMAC, dest)
+		if served {
+			rules = append(rules, rule{test: fromHTTP, do: jump, chain: "page_reply"})
+		}
+		redirected(source)
+	case c.family == inet && first:
+		redirected(inTap, source)
+		if served {
+			rules = append(rules, rule{test: toHTTP, do: leave})
+		}
+		redirected(dest)
+	case c.family == inet && c.hook == unix.NF_INET_POST_ROUTING:
+		redirected(outTap, dest)
+		if served {
+			rules = append(rules, rule{test: fromHTTP, do: leave})
+		}
+		redirected(source)
+	default:
+		redirected(c.matches...)
+	}
+	return rules
+}
+
+// reject answers that what was asked for is prohibited.
+func (chain) reject(setList) []rule {
+	return []rule{{test: isTCP, do: reset}, {do: prohibit}}
+}
+
+// refuse has the node answer a frame that only passes by: it is marked, and handed up to the node's own
+// stack, which rejects what has the mark.
+func (chain) refuse(setList) []rule {
+	return []rule{
+		{test: isIPv4, do: markAndHandUp, chain: "hand_up"},
+		{test: isIPv6, do: markAndHandUp, chain: "hand_up"},
+		{do: drop},
+	}
+}
+
+// page hands a visitor's request up if the guest is on this node. Otherwise it goes on: the guest's node
+// answers.
+func (c chain) page(s setList) []rule {
+	return append(c.look(s, enforce.Here, rule{do: goTo, chain: "hand_up"}, destMAC), rule{do: accept})
+}
+
+// pageReply lets the answer of another node pass, but not that of a guest itself.
+func (c chain) pageReply(s setList) []rule {
+	return append(c.look(s, enforce.Here, rule{do: leave}, sourceMAC), rule{do: accept})
+}
+
+// handUp addresses a frame to the bridge that it came in on.
+func (c chain) handUp(s setList) []rule {
+	return append(c.look(s, enforce.Bridge, rule{do: address}, inTap), rule{do: drop})
+}
+
+func (c chain) pageNAT(s setList) []rule {
+	return c.look(s, enforce.Page, rule{test: toHTTP, do: redirect}, dest)
+}
+
+// sorted gives sets in the order of their rules: by class, kind, exact before masked.
+func sorted(ids iter.Seq[setID]) []setID {
+	return slices.SortedFunc(ids, func(a, b setID) int {
+		return cmp.Or(cmp.Compare(b.family, a.family), // bridge first
+			cmp.Compare(a.base.class, b.base.class), cmp.Compare(a.base.slot, b.base.slot),
+			cmp.Compare(a.base.kind, b.base.kind), cmp.Compare(b.base.bits, a.base.bits))
+	})
 }
 
 // setID names one of our sets across generations.

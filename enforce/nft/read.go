@@ -18,11 +18,13 @@ type tableState struct {
 }
 
 type chainState struct {
-	kind   string // "filter", "" if it is no base chain
+	sort   string // "filter" or "nat", "" if it is no base chain
 	hook   uint32
 	prio   int32
 	policy uint32
 	rules  [][]byte // as parseRule gives them
+	// counter is the sum of those in the rules: packets, bytes.
+	counter [2]uint64
 }
 
 type setState struct {
@@ -106,7 +108,7 @@ func (w *wire) readChains(ctx context.Context, f family, table string, t *tableS
 			case unix.NFTA_CHAIN_NAME:
 				name = attrText(v)
 			case unix.NFTA_CHAIN_TYPE:
-				c.kind = attrText(v)
+				c.sort = attrText(v)
 			case unix.NFTA_CHAIN_POLICY:
 				c.policy = attrUint32(v)
 			case unix.NFTA_CHAIN_HOOK:
@@ -127,10 +129,22 @@ func (w *wire) readChains(ctx context.Context, f family, table string, t *tableS
 }
 
 func (w *wire) readRules(ctx context.Context, f family, table string, t *tableState) error {
+	return w.dumpRules(ctx, f, table, appendString(nil, unix.NFTA_RULE_TABLE, table), t)
+}
+
+// readChain returns the rules of one chain, none if there is no such chain.
+func (w *wire) readChain(ctx context.Context, f family, table, chain string) (*chainState, error) {
+	t := &tableState{chains: map[string]*chainState{chain: {}}}
 	request := appendString(nil, unix.NFTA_RULE_TABLE, table)
+	err := w.dumpRules(ctx, f, table, appendString(request, unix.NFTA_RULE_CHAIN, chain), t)
+	return t.chains[chain], err
+}
+
+func (w *wire) dumpRules(ctx context.Context, f family, table string, request []byte, t *tableState) error {
 	return w.dump(ctx, unix.NFT_MSG_GETRULE, f, request, func(b []byte) {
 		var of, name string
 		var rule []byte
+		var counter [2]uint64
 		for typ, v := range attrs(b) {
 			switch typ {
 			case unix.NFTA_RULE_TABLE:
@@ -138,11 +152,13 @@ func (w *wire) readRules(ctx context.Context, f family, table string, t *tableSt
 			case unix.NFTA_RULE_CHAIN:
 				name = attrText(v)
 			case unix.NFTA_RULE_EXPRESSIONS:
-				rule = parseRule(f, v)
+				rule, counter = parseRule(f, v)
 			}
 		}
 		if c := t.chains[name]; of == table && c != nil {
 			c.rules = append(c.rules, rule)
+			c.counter[0] += counter[0]
+			c.counter[1] += counter[1]
 		}
 	})
 }

@@ -29,6 +29,15 @@ func (k *Kernel) repair(ctx context.Context, in inspection) error {
 	for _, id := range in.create {
 		b.addSet(id, in.sets[id].name, in.sets[id].size)
 	}
+	for _, t := range in.treatments {
+		if t.discard {
+			b.deleteChain(t.family, string(t.treatment))
+		}
+		b.addChain(chain{family: t.family, name: string(t.treatment)})
+		if err := b.setTreatment(t.family, t.treatment); err != nil {
+			return err
+		}
+	}
 	if err := k.wire.commit(ctx, &b.batch); err != nil {
 		return err
 	}
@@ -38,16 +47,8 @@ func (k *Kernel) repair(ctx context.Context, in inspection) error {
 		}
 	}
 	b = k.writer()
-	for _, fix := range in.chains {
-		if fix.discard {
-			b.deleteChain(fix.chain)
-		}
-		if fix.create {
-			b.addChain(fix.chain)
-		}
-		if err := b.replaceRules(fix.chain, fix.chain.rules(in.sets)); err != nil {
-			return err
-		}
+	if err := b.fixChains(in.chains, in.sets); err != nil {
+		return err
 	}
 	for _, s := range in.drop {
 		b.deleteSet(s.family, s.name)
@@ -127,13 +128,13 @@ func (k *Kernel) copySet(ctx context.Context, id setID, to string) error {
 	var list []element
 	var queries []query
 	for el := range k.shadow {
-		b, key, err := keyOf(el)
+		c, err := k.locate(el)
 		if err != nil {
 			return err
 		}
-		if b == id.base {
-			list = append(list, element{key: key, counter: counters[key]})
-			queries = append(queries, query{id.family, to, key[:b.keyLen()]})
+		if c.base == id.base {
+			list = append(list, element{key: c.key, counter: counters[c.key], chain: c.chain})
+			queries = append(queries, query{id.family, to, c.key[:c.base.keyLen()]})
 		}
 	}
 	if err := k.loadSet(ctx, id, to, list); err != nil {
@@ -151,16 +152,23 @@ func (k *Kernel) copySet(ctx context.Context, id setID, to string) error {
 	return nil
 }
 
-// switchRules replaces the rules of the chains that change when the sets do.
+// switchRules replaces the rules of the chains that change when the sets do, with the chains that exist
+// because of sets.
 func (b *writer) switchRules(from, to map[setID]*liveSet) error {
+	if maps.EqualFunc(from, to, func(a, b *liveSet) bool { return a.name == b.name }) {
+		return nil
+	}
+	before, after := listSets(from), listSets(to)
+	var fixes []chainFix
 	for _, c := range chains() {
-		if rules := c.rules(to); !slices.Equal(c.rules(from), rules) {
-			if err := b.replaceRules(c, rules); err != nil {
-				return err
-			}
+		switch was, is := c.needed(before), c.needed(after); {
+		case was && !is:
+			fixes = append(fixes, chainFix{chain: c, remove: true})
+		case is && (!was || !slices.Equal(c.rules(before), c.rules(after))):
+			fixes = append(fixes, chainFix{chain: c, create: !was})
 		}
 	}
-	return nil
+	return b.fixChains(fixes, to)
 }
 
 // Difference is how the kernel differs from what it should hold.

@@ -206,6 +206,7 @@ type query struct {
 type answer struct {
 	found   bool
 	counter [2]uint64 // packets, bytes
+	chain   string
 }
 
 // get asks for single elements, many in one write, and returns as many answers. A missing element,
@@ -250,7 +251,7 @@ func (w *wire) getSome(ctx context.Context, table string, queries []query, answe
 			case i >= uint32(len(queries)):
 				return fmt.Errorf("read back elements: an answer to something else (type %d)", h.Type)
 			case h.Type != netlink.Error:
-				eachElement(data, func(e element) { answers[i] = answer{true, e.counter} })
+				eachElement(data, func(e element) { answers[i] = answer{true, e.counter, e.chain} })
 			default:
 				if err := errorIn(data); !errors.Is(err, unix.ENOENT) {
 					return fmt.Errorf("read back elements: %w", err)

@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/enforce"
 )
 
 // writer puts changes of our tables into a batch.
@@ -24,41 +27,112 @@ func (b *writer) addTable(f family) {
 func (b *writer) addChain(c chain) {
 	a := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
 	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
-	a, hook := openNest(a, unix.NFTA_CHAIN_HOOK)
-	a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
-	a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
-	a = closeNest(a, hook)
-	a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
-	a = appendString(a, unix.NFTA_CHAIN_TYPE, "filter")
+	if c.sort != "" {
+		var hook int
+		a, hook = openNest(a, unix.NFTA_CHAIN_HOOK)
+		a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
+		a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+		a = closeNest(a, hook)
+		a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
+		a = appendString(a, unix.NFTA_CHAIN_TYPE, c.sort)
+	}
 	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, b.table, c.name), a)
 }
 
-func (b *writer) deleteChain(c chain) {
+func (b *writer) deleteChain(f family, name string) {
 	a := appendString(nil, unix.NFTA_CHAIN_TABLE, b.table)
-	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
-	b.add(unix.NFT_MSG_DELCHAIN, 0, c.family, fmt.Sprintf("delete chain %s %s %s", c.family, b.table, c.name), a)
+	a = appendString(a, unix.NFTA_CHAIN_NAME, name)
+	b.add(unix.NFT_MSG_DELCHAIN, 0, f, fmt.Sprintf("delete chain %s %s %s", f, b.table, name), a)
+}
+
+// flushChain deletes all rules of a chain.
+func (b *writer) flushChain(f family, name string) []byte {
+	in := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
+	in = appendString(in, unix.NFTA_RULE_CHAIN, name)
+	b.add(unix.NFT_MSG_DELRULE, 0, f, fmt.Sprintf("flush chain %s %s %s", f, b.table, name), in)
+	return in
 }
 
 // replaceRules gives the chain these rules instead of all that it has. Packets see the old rules or
 // the new ones.
-func (b *writer) replaceRules(c chain, rules []rule) error {
-	in := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
-	in = appendString(in, unix.NFTA_RULE_CHAIN, c.name)
-	b.add(unix.NFT_MSG_DELRULE, 0, c.family, fmt.Sprintf("flush chain %s %s %s", c.family, b.table, c.name), in)
-	for _, r := range rules {
-		list, err := marshalRule(c.family, r.exprs(c.family))
+func (b *writer) replaceRules(f family, name string, rules [][]expr.Any) error {
+	in := b.flushChain(f, name)
+	for i, r := range rules {
+		list, err := marshalRule(f, r)
 		if err != nil {
 			return err
 		}
 		a := appendAttr(in[:len(in):len(in)], unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, list)
-		what := fmt.Sprintf("add a rule on set %s to %s %s %s", r.set, c.family, b.table, c.name)
-		b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, c.family, what, a)
+		what := fmt.Sprintf("add rule %d to %s %s %s", i+1, f, b.table, name)
+		b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, f, what, a)
+	}
+	return nil
+}
+
+// addTreatment creates the chain of a treatment in both tables.
+func (b *writer) addTreatment(t enforce.Treatment) error {
+	for _, f := range []family{bridge, inet} {
+		b.addChain(chain{family: f, name: string(t)})
+		if err := b.setTreatment(f, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *writer) setTreatment(f family, t enforce.Treatment) error {
+	terms, _ := t.Terms()
+	return b.replaceRules(f, string(t), treatmentRules(f, terms))
+}
+
+// chainFix is what must be done to one chain.
+type chainFix struct {
+	chain chain
+	// discard: it has another hook, and is created again. remove: it is not needed any more.
+	discard, create, remove bool
+}
+
+// fixChains does what must be done to chains, in an order in which none is missing where it is called.
+func (b *writer) fixChains(fixes []chainFix, sets map[setID]*liveSet) error {
+	list := listSets(sets)
+	for _, fix := range fixes {
+		if fix.discard {
+			b.deleteChain(fix.chain.family, fix.chain.name)
+		}
+		if fix.create {
+			b.addChain(fix.chain)
+		}
+	}
+	for _, fix := range fixes {
+		if fix.remove {
+			continue
+		}
+		var rules [][]expr.Any
+		for _, r := range fix.chain.rules(list) {
+			rules = append(rules, r.exprs(fix.chain.family))
+		}
+		if err := b.replaceRules(fix.chain.family, fix.chain.name, rules); err != nil {
+			return err
+		}
+	}
+	for _, fix := range fixes {
+		if fix.remove {
+			b.flushChain(fix.chain.family, fix.chain.name)
+		}
+	}
+	for _, fix := range fixes {
+		if fix.remove {
+			b.deleteChain(fix.chain.family, fix.chain.name)
+		}
 	}
 	return nil
 }
 
 func (b *writer) addSet(id setID, name string, size uint32) {
-	a := b.setHeader(name, id.base.keyType(), id.base.keyLen())
+	a := b.setHeader(name, id.base.keyType(), id.base.keyLen(), id.base.flags())
+	if id.base.chained() {
+		a = appendUint32(a, unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT)
+	}
 	if id.base.kind == kindTap {
 		// nft lists names backwards unless it is told that they are in the order of the host (1).
 		a = appendAttr(a, unix.NFTA_SET_USERDATA, binary.NativeEndian.AppendUint32([]byte{attrSetByteOrder, 4}, 1))
@@ -73,15 +147,15 @@ func (b *writer) addSet(id setID, name string, size uint32) {
 }
 
 func (b *writer) addMarkerSet() {
-	a := b.setHeader(markerSet, markerType(), 8)
+	a := b.setHeader(markerSet, markerType(), 8, 0)
 	b.add(unix.NFT_MSG_NEWSET, netlink.Create, inet, fmt.Sprintf("add set %s %s %s", inet, b.table, markerSet), a)
 }
 
-func (b *writer) setHeader(name string, keyType uint32, keyLen int) []byte {
+func (b *writer) setHeader(name string, keyType uint32, keyLen int, flags uint32) []byte {
 	b.names++
 	a := appendString(nil, unix.NFTA_SET_TABLE, b.table)
 	a = appendString(a, unix.NFTA_SET_NAME, name)
-	a = appendUint32(a, unix.NFTA_SET_FLAGS, 0)
+	a = appendUint32(a, unix.NFTA_SET_FLAGS, flags)
 	a = appendUint32(a, unix.NFTA_SET_KEY_TYPE, keyType)
 	a = appendUint32(a, unix.NFTA_SET_KEY_LEN, uint32(keyLen))
 	return appendUint32(a, unix.NFTA_SET_ID, uint32(b.names)) // required, and unique in the batch

@@ -1,0 +1,323 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// rule is one rule: what a packet must be, what is looked up of it, and what is done with it. Rules are
+// comparable.
+type rule struct {
+	test  test  // 0: any packet
+	match match // 0: nothing is looked up
+	base  base
+	set   string
+	do    action
+	chain string  // of jump, goTo and markAndHandUp
+	mac   fsm.MAC // of address
+	port  uint16  // of redirect
+}
+
+// test is a property of a packet that does not depend on a target.
+type test uint8
+
+const (
+	isARP test = iota + 1
+	isIPv4
+	isIPv6
+	isTCP
+	isNeighbour   // IPv6 neighbour solicitation or advertisement
+	isReset       // TCP reset
+	isOwnReset    // TCP reset that this node sent to itself
+	isProhibited4 // ICMP "communication administratively prohibited"
+	isProhibited6
+	toHTTP
+	fromHTTP
+	isHandedUp
+	notFromBridge
+)
+
+type action uint8
+
+const (
+	drop          action = iota + 1
+	accept               // ends what our chains do with the packet in this hook
+	leave                // back to the chain that called
+	jump                 // call a chain
+	goTo                 // call a chain and do not come back
+	toChain              // call the chain that the map says
+	reset                // answer with a TCP reset
+	prohibit             // answer with ICMP "administratively prohibited"
+	redirect             // to a port of this node
+	address              // a frame to a bridge of this node
+	markAndHandUp        // mark, then goTo
+)
+
+const (
+	portHTTP = 80
+	// markReject is on frames that bridges hand up to be rejected: "pal" and a number. It is gone before
+	// anything else sees the packet.
+	markReject = 0x70616c01
+)
+
+// exprs is what `nft` compiles the same rule to, so that it lists as one would write it.
+func (r rule) exprs(f family) []expr.Any {
+	return slices.Concat(r.test.exprs(f), r.lookup(f), r.act())
+}
+
+func (t test) exprs(f family) []expr.Any {
+	switch t {
+	case isARP:
+		return metaIs(expr.MetaKeyPROTOCOL, 0x08, 0x06)
+	case isIPv4:
+		return isProtocol(f, kind4)
+	case isIPv6:
+		return isProtocol(f, kind6)
+	case isTCP:
+		return l4(unix.IPPROTO_TCP)
+	case isNeighbour:
+		const solicitation, advertisement = 135, 136
+		return slices.Concat(isProtocol(f, kind6), l4(unix.IPPROTO_ICMPV6), []expr.Any{
+			load(expr.PayloadBaseTransportHeader, 0, 1),
+			compare(expr.CmpOpGte, solicitation), compare(expr.CmpOpLte, advertisement),
+		})
+	case isReset:
+		return append(l4(unix.IPPROTO_TCP), load(expr.PayloadBaseTransportHeader, 13, 1),
+			&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{4}, Xor: []byte{0}},
+			compare(expr.CmpOpNeq, 0))
+	case isOwnReset:
+		return append(metaIs(expr.MetaKeyIIFNAME, interfaceName("lo")...), isReset.exprs(f)...)
+	case isProhibited4:
+		return slices.Concat(isProtocol(f, kind4), l4(unix.IPPROTO_ICMP), portIs(0, 3<<8|13))
+	case isProhibited6:
+		return slices.Concat(isProtocol(f, kind6), l4(unix.IPPROTO_ICMPV6), portIs(0, 1<<8|1))
+	case toHTTP:
+		return append(l4(unix.IPPROTO_TCP), portIs(2, portHTTP)...)
+	case fromHTTP:
+		return append(l4(unix.IPPROTO_TCP), portIs(0, portHTTP)...)
+	case isHandedUp:
+		return metaIs(expr.MetaKeyMARK, binary.NativeEndian.AppendUint32(nil, markReject)...)
+	case notFromBridge:
+		return []expr.Any{
+			&expr.Meta{Key: metaIIFKind, Register: unix.NFT_REG_1},
+			compare(expr.CmpOpNeq, interfaceName("bridge")...),
+		}
+	default:
+		return nil
+	}
+}
+
+// interfaceName is a name, or a kind, as the kernel compares it.
+func interfaceName(s string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, s)
+	return b
+}
+
+const metaIIFKind expr.MetaKey = 26 // NFT_META_IIFKIND
+
+func (r rule) lookup(f family) []expr.Any {
+	var list []expr.Any
+	switch r.match {
+	case 0:
+		return nil
+	case inTap:
+		list = append(list, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1})
+	case outTap:
+		list = append(list, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG_1})
+	case sourceMAC:
+		list = append(list, load(expr.PayloadBaseLLHeader, 6, 6))
+	case destMAC:
+		list = append(list, load(expr.PayloadBaseLLHeader, 0, 6))
+	case source, dest:
+		list = append(list, isProtocol(f, r.base.kind)...)
+		n := uint32(r.base.keyLen())
+		offset := uint32(12) // of the IPv4 source
+		if r.base.kind == kind6 {
+			offset = 8
+		}
+		if r.match == dest {
+			offset += n
+		}
+		list = append(list, load(expr.PayloadBaseNetworkHeader, offset, n))
+		if r.base.masked() {
+			list = append(list, &expr.Bitwise{
+				SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: n,
+				Mask: net.CIDRMask(int(r.base.bits), int(n)*8), Xor: make([]byte, n),
+			})
+		}
+	}
+	in := &expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.set}
+	if r.do == toChain {
+		in.IsDestRegSet, in.DestRegister = true, unix.NFT_REG_VERDICT
+	}
+	return append(list, in)
+}
+
+func (r rule) act() []expr.Any {
+	switch r.do {
+	case drop:
+		return verdict(expr.VerdictDrop, "")
+	case accept:
+		return verdict(expr.VerdictAccept, "")
+	case leave:
+		return verdict(expr.VerdictReturn, "")
+	case jump:
+		return verdict(expr.VerdictJump, r.chain)
+	case goTo:
+		return verdict(expr.VerdictGoto, r.chain)
+	case reset:
+		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+	case prohibit:
+		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+	case redirect:
+		return []expr.Any{
+			&expr.Immediate{Register: unix.NFT_REG_1, Data: binary.BigEndian.AppendUint16(nil, r.port)},
+			&expr.Redir{RegisterProtoMin: unix.NFT_REG_1, RegisterProtoMax: unix.NFT_REG_1, Flags: natSpecified},
+		}
+	case address:
+		return append([]expr.Any{
+			&expr.Immediate{Register: unix.NFT_REG_1, Data: r.mac[:]},
+			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: unix.NFT_REG_1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+			&expr.Immediate{Register: unix.NFT_REG_1, Data: []byte{unix.PACKET_HOST}},
+			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: unix.NFT_REG_1},
+		}, verdict(expr.VerdictAccept, "")...)
+	case markAndHandUp:
+		return append([]expr.Any{
+			&expr.Immediate{Register: unix.NFT_REG_1, Data: binary.NativeEndian.AppendUint32(nil, markReject)},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: unix.NFT_REG_1},
+		}, verdict(expr.VerdictGoto, r.chain)...)
+	default: // toChain: the lookup is the verdict
+		return nil
+	}
+}
+
+// natSpecified is NF_NAT_RANGE_PROTO_SPECIFIED.
+const natSpecified = 2
+
+func verdict(k expr.VerdictKind, chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: k, Chain: chain}}
+}
+
+func load(from expr.PayloadBase, offset, n uint32) expr.Any {
+	return &expr.Payload{DestRegister: unix.NFT_REG_1, Base: from, Offset: offset, Len: n}
+}
+
+func compare(op expr.CmpOp, data ...byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: data}
+}
+
+func metaIs(key expr.MetaKey, data ...byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: unix.NFT_REG_1}, compare(expr.CmpOpEq, data...)}
+}
+
+// l4 matches the protocol behind the network header and its extensions.
+func l4(protocol byte) []expr.Any { return metaIs(expr.MetaKeyL4PROTO, protocol) }
+
+// portIs matches two bytes of the transport header.
+func portIs(offset uint32, v uint16) []expr.Any {
+	return []expr.Any{load(expr.PayloadBaseTransportHeader, offset, 2), compare(expr.CmpOpEq, byte(v>>8), byte(v))}
+}
+
+// isProtocol matches IPv4 or IPv6. On a bridge the protocol is that inside of one VLAN tag.
+func isProtocol(f family, k kind) []expr.Any {
+	switch {
+	case f == bridge && k == kind4:
+		return metaIs(expr.MetaKeyPROTOCOL, 0x08, 0x00)
+	case f == bridge:
+		return metaIs(expr.MetaKeyPROTOCOL, 0x86, 0xdd)
+	case k == kind6:
+		return metaIs(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6)
+	default:
+		return metaIs(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4)
+	}
+}
+
+// marshalRule encodes the expressions of a rule as the content of NFTA_RULE_EXPRESSIONS.
+func marshalRule(f family, list []expr.Any) ([]byte, error) {
+	var b []byte
+	for _, e := range list {
+		one, err := expr.Marshal(byte(f), e)
+		if err != nil {
+			return nil, fmt.Errorf("encode %T: %w", e, err)
+		}
+		b = appendAttr(b, unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, one)
+	}
+	return b, nil
+}
+
+// parseRule decodes and encodes again what the kernel says of a rule, to compare it with ours: the
+// kernel adds attributes that were not sent. It returns nil for a rule that can't be ours. The counter
+// is the sum of those in the rule, which is encoded without.
+func parseRule(f family, b []byte) (again []byte, counter [2]uint64) {
+	var list []expr.Any
+	for _, one := range attrs(b) {
+		var name string
+		var data []byte
+		for typ, v := range attrs(one) {
+			switch typ {
+			case unix.NFTA_EXPR_NAME:
+				name = attrText(v)
+			case unix.NFTA_EXPR_DATA:
+				data = v
+			}
+		}
+		e := exprNamed(name)
+		if _, ok := e.(*expr.Verdict); ok && !isVerdict(f, data) {
+			e = &expr.Immediate{}
+		}
+		if e == nil || expr.Unmarshal(byte(f), data, e) != nil {
+			return nil, counter
+		}
+		if c, ok := e.(*expr.Counter); ok {
+			counter[0] += c.Packets
+			counter[1] += c.Bytes
+			*c = expr.Counter{}
+		}
+		list = append(list, e)
+	}
+	again, err := marshalRule(f, list)
+	if err != nil {
+		return nil, counter
+	}
+	return again, counter
+}
+
+// isVerdict tells an immediate verdict from immediate data, which expr.Verdict reads as a drop.
+func isVerdict(f family, data []byte) bool {
+	var e expr.Immediate
+	return expr.Unmarshal(byte(f), data, &e) == nil && e.Register == unix.NFT_REG_VERDICT && len(e.Data) == 0
+}
+
+func exprNamed(name string) expr.Any {
+	switch name {
+	case "meta":
+		return &expr.Meta{}
+	case "payload":
+		return &expr.Payload{}
+	case "cmp":
+		return &expr.Cmp{}
+	case "bitwise":
+		return &expr.Bitwise{}
+	case "lookup":
+		return &expr.Lookup{}
+	case "immediate":
+		return &expr.Verdict{}
+	case "counter":
+		return &expr.Counter{}
+	case "limit":
+		return &expr.Limit{}
+	case "reject":
+		return &expr.Reject{}
+	case "redir":
+		return &expr.Redir{}
+	}
+	return nil
+}
