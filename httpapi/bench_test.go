@@ -106,3 +106,17 @@ func cpu() time.Duration {
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkBulk is 10,000 holds in one call: the handler and the state machine, without a network or a log.
+func BenchmarkBulk(b *testing.B) {
+	body := prefixes(10_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		s := newServer(b, newFleet(b, "n2", "n3"))
+		b.StartTimer()
+		if got := s.do(b, request{method: http.MethodPost, path: "/v1/blocks/bulk", body: body, header: map[string]string{"Content-Type": "application/jsonl"}}); got.StatusCode != http.StatusOK {
+			b.Fatal(got.StatusCode)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -45,39 +46,56 @@ func setup(t *testing.T, e *testscript.Env) error {
 	f.RunVM("vm-1", "web", "n1", "192.0.2.7", "2001:db8::7")
 	f.RunVM("vm-02", "twin", "n2", "192.0.2.8")
 	f.RunVM("vm-003", "twin", "n3", "192.0.2.9")
+	socket, url := listen(t, f)
+	e.Values[fleetKey{}] = f
+	e.Setenv("PALISADE_SOCKET", socket)
+	e.Setenv("URL", url)
+	e.Setenv("TOKEN", scriptToken)
+	e.Setenv("TZ", "UTC")
+	return nil
+}
+
+// listen serves the API of a fleet on a Unix socket and a TCP address until the test ends.
+func listen(t *testing.T, f *apitest.Fleet) (socket, url string) {
+	t.Helper()
+	token := func(prefix string) [sha256.Size]byte { return sha256.Sum256([]byte(prefix + scriptToken)) }
 	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
 		Tokens: []httpapi.Token{
-			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: sha256.Sum256([]byte(scriptToken))},
-			{Name: "staff", Scope: httpapi.ScopeOperator, SHA256: sha256.Sum256([]byte("operator-" + scriptToken))},
-			{Name: "look", Scope: httpapi.ScopeViewer, SHA256: sha256.Sum256([]byte("viewer-" + scriptToken))},
+			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: token("")},
+			{Name: "staff", Scope: httpapi.ScopeOperator, SHA256: token("operator-")},
+			{Name: "look", Scope: httpapi.ScopeViewer, SHA256: token("viewer-")},
 		}})
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	socket := filepath.Join(t.TempDir(), "s")
+	socket = filepath.Join(t.TempDir(), "s")
 	sock, err := net.Listen("unix", socket)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, []net.Listener{tcp}, sock) }()
-	e.Defer(func() {
+	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	e.Values[fleetKey{}] = f
-	e.Setenv("PALISADE_SOCKET", socket)
-	e.Setenv("URL", "http://"+tcp.Addr().String())
-	e.Setenv("TOKEN", scriptToken)
-	e.Setenv("TZ", "UTC")
-	return nil
+	return socket, "http://" + tcp.Addr().String()
+}
+
+func prefix(t *testing.T, s string) netip.Prefix {
+	t.Helper()
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {

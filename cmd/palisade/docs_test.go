@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/apitest"
+)
+
+// examples returns the shell commands of a guide's worked examples by heading, those before the first
+// heading in front of each.
+func examples(t *testing.T, path string) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, ok := strings.Cut(string(b), "\n## Worked examples\n")
+	if !ok {
+		t.Fatalf("%s has no worked examples", path)
+	}
+	fence := regexp.MustCompile("(?s)```sh\n(.*?)```")
+	commands := func(s string) (out string) {
+		for _, m := range fence.FindAllStringSubmatch(s, -1) {
+			out += m[1]
+		}
+		return out
+	}
+	parts := strings.Split(text, "\n### ")
+	out := map[string]string{}
+	for _, p := range parts[1:] {
+		heading, body, _ := strings.Cut(p, "\n")
+		out[heading] = commands(parts[0]) + commands(body)
+	}
+	return out
+}
+
+// The worked examples are run as they stand in the guide; none may fail, and each must leave what it says.
+func TestExamplesOfTheBlacklist(t *testing.T) {
+	states := func(f *apitest.Fleet) string {
+		var out []string
+		for b := range f.View().Blocks("") {
+			out = append(out, b.ID+" "+string(b.Kind)+" "+string(b.State))
+		}
+		return strings.Join(out, ", ")
+	}
+	// What each leaves, and what is there before it.
+	want := map[string]struct {
+		before []fsm.Op
+		blocks string
+		check  func(v *fsm.View) bool
+	}{
+		"A spammer": {[]fsm.Op{fsm.AddBlock{Target: fsm.Target{VM: "shop"}, Reason: "legal"}},
+			"b1 drop active, b2 ports lifted, b3 ports lifted", nil},
+		"An unpaid customer, with grace": {nil, "b1 redirect lifted", func(v *fsm.View) bool {
+			b, _ := v.Block("b1")
+			a, known := v.Account("acct-42")
+			return b.StartsAt.Equal(a.DoNotBlockUntil) && b.EndsAt.IsZero() && b.Note == "second reminder" &&
+				known && v.Settings().RedirectTitle == "Payment needed"
+		}},
+		"An attacked address": {nil, "b1 limit active, b2 drop active", func(v *fsm.View) bool {
+			b, _ := v.Block("b2")
+			return b.ConfirmBy.IsZero() && !b.EndsAt.IsZero() && b.Direction == fsm.In
+		}},
+		"Many at once": {[]fsm.Op{
+			fsm.AddBlock{Target: fsm.Target{Prefix: prefix(t, "203.0.113.99/32")}, Reason: "abuse"},
+		}, "b1 drop lifted, b2 drop active, b3 drop active, b4 limit active, b5 drop active, b6 drop active, b7 limit active", nil},
+		"Emergency: unblock now": {[]fsm.Op{
+			fsm.AddBlock{Target: fsm.Target{VM: "shop"}}, fsm.AddBlock{Target: fsm.Target{Prefix: prefix(t, "192.0.2.0/24")}},
+		}, "b1 drop lifted, b2 drop lifted", func(v *fsm.View) bool { return len(v.GuardedVMs()) == 1 }},
+	}
+	scripts := examples(t, "../../docs/blacklist.md")
+	for heading, script := range scripts {
+		t.Run(heading, func(t *testing.T) {
+			w, ok := want[heading]
+			if !ok {
+				t.Fatal("nobody says what this example leaves")
+			}
+			f := apitest.New(t, "n2", "n3")
+			f.RunVM("101", "shop", "n1", "192.0.2.7", "2001:db8::7")
+			f.Apply(fsm.DeclareVM{ID: "101", Owner: "acct-42"})
+			for _, op := range w.before {
+				f.Apply(op)
+			}
+			socket, _ := listen(t, f)
+			cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+			cmd.Dir = "../../docs"
+			cmd.Env = append(os.Environ(), "PALISADE_SOCKET="+socket)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if got := states(f); got != w.blocks || w.check != nil && !w.check(f.View()) {
+				t.Errorf("left %s, want %s", got, w.blocks)
+			}
+		})
+	}
+	if len(scripts) != len(want) {
+		t.Errorf("%d examples, want %d", len(scripts), len(want))
+	}
+}
