@@ -56,6 +56,7 @@ type rooms struct {
 	registrar *registrar
 	scheduler *scheduler
 	auditor   *auditor
+	pager     *pager
 	sightings *sightings
 	api       *httpapi.Server
 	tcp       []net.Listener
@@ -88,9 +89,9 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
-		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}},
+		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"scheduler", r.scheduler.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"scheduler", r.scheduler.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -173,6 +174,11 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	a.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
 	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
+	missing, err := r.kernel.Missing(ctx)
+	if err != nil {
+		return r, held, fmt.Errorf("ask the kernel what it can do: %w", err)
+	}
+	r.enforcer.lacks(missing)
 	if r.listTable, err = nft.OpenLists(nft.Options{Logger: a.log.With("room", "lists")}); err != nil {
 		return r, held, fmt.Errorf("open nftables for lists: %w", err)
 	}
@@ -185,6 +191,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		caughtUp: r.caughtUp, members: r.Members, ask: r.Ask, metrics: newAuditMetrics(reg), timing: defaultAuditTiming(),
 	}
 	r.auditor.hold()
+	r.pager = &pager{log: a.log.With("room", "page"), port: a.cfg.Redirect.Port, store: r.store, enforcer: r.enforcer}
 	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}

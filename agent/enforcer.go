@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -65,6 +66,7 @@ type enforcerMetrics struct {
 	enforced prometheus.Gauge
 	elements prometheus.Gauge
 	failures prometheus.Counter
+	missing  prometheus.Gauge
 	latency  prometheus.Histogram
 }
 
@@ -90,14 +92,25 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 			enforced: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_enforced_index", Help: "Log index that is in the kernel, read back."}),
 			elements: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_kernel_elements", Help: "Addresses, prefixes, MACs and taps held in the kernel."}),
 			failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_kernel_failures_total", Help: "Kernel changes that failed and were tried again."}),
+			missing:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_kernel_missing_kinds", Help: "Kinds of blocks that this kernel lacks; they drop everything."}),
 			latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 				Name: "palisade_kernel_apply_seconds", Help: "Time from a new state to its read-back from the kernel.",
 				Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16),
 			}),
 		},
 	}
-	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.latency)
+	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency)
 	return e
+}
+
+// lacks tells the enforcer, before it runs, which kinds of blocks this kernel can't carry out: they drop
+// everything.
+func (e *enforcer) lacks(missing map[fsm.Kind]error) {
+	for kind, err := range missing {
+		e.log.Warn("this kernel lacks a kind of block: such blocks drop everything here", "kind", kind, "err", err)
+	}
+	e.metrics.missing.Set(float64(len(missing)))
+	e.SetLocal(func(l *enforce.Local) { l.Missing = slices.Sorted(maps.Keys(missing)) })
 }
 
 // SetLocal tells the enforcer which guests this node runs and what it must never drop. The maps and
@@ -204,7 +217,7 @@ func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
 	lifts := 0
 	for _, ev := range b.events {
 		switch ev.Type {
-		case fsm.EventBlockLifted:
+		case fsm.EventBlockLifted, fsm.EventBlockEnded:
 			if lifts++; lifts <= maxKeptCounters {
 				e.keepCounters(ctx, ev.Block.ID)
 			}
@@ -327,7 +340,7 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 func (e *enforcer) tellFreed(removed []enforce.Element) {
 	var macs []fsm.MAC
 	for _, el := range removed {
-		if el.MAC != (fsm.MAC{}) {
+		if t, _ := el.Treatment.Terms(); el.MAC != (fsm.MAC{}) && t.Kind != enforce.Here {
 			macs = append(macs, el.MAC)
 		}
 	}

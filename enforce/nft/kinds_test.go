@@ -1,10 +1,13 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/enforce"
 )
@@ -123,6 +126,24 @@ func TestKindsTampered(t *testing.T) {
 				t.Error("not intact after the repair")
 			}
 		})
+	}
+}
+
+// TestMissing: this kernel has all kinds; asking changes nothing, and what is missing is named.
+func TestMissing(t *testing.T) {
+	n := newNetNS(t)
+	k := adopted(t, n)
+	before := generation(t, k)
+	if missing, err := k.Missing(t.Context()); err != nil || len(missing) > 0 {
+		t.Errorf("missing %v, %v", missing, err)
+	}
+	if generation(t, k) != before {
+		t.Error("something was written")
+	}
+	wrong := chain{family: bridge, name: "first", sort: "nat", hook: unix.NF_INET_PRE_ROUTING} // no bridge has NAT
+	err := k.wire.try(t.Context(), "palisade_probe", []need{{wrong, rule{do: drop}.exprs(bridge)}})
+	if refused := (*refusedError)(nil); !errors.As(err, &refused) {
+		t.Errorf("a chain that the kernel can't have: %v", err)
 	}
 }
 

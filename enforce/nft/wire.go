@@ -92,6 +92,16 @@ func (b *batch) add(typ uint16, flags netlink.HeaderFlags, f family, what string
 
 func (b *batch) empty() bool { return len(b.messages) == 0 }
 
+// refusedError says that the kernel refused a transaction because of one message.
+type refusedError struct {
+	message int
+	err     error
+}
+
+func (e *refusedError) Error() string { return e.err.Error() }
+
+func (e *refusedError) Unwrap() error { return e.err }
+
 // commit sends the batch and waits for the kernel's answer. Any error but a context that ended
 // before leaves it open whether the transaction is in the kernel.
 func (w *wire) commit(ctx context.Context, b *batch) error {
@@ -123,13 +133,12 @@ func (w *wire) commit(ctx context.Context, b *batch) error {
 	for {
 		replies, err := w.nl.Receive()
 		if err != nil {
-			what := "commit"
 			if op := (*netlink.OpError)(nil); errors.As(err, &op) {
 				if i := int(op.Sequence - sent[0].Header.Sequence); op.Sequence != 0 && i >= 1 && i <= last {
-					what = b.what[i-1]
+					return &refusedError{i - 1, fmt.Errorf("%s: %w", b.what[i-1], err)}
 				}
 			}
-			return fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("commit: %w", err)
 		}
 		for _, r := range replies {
 			if r.Header.Type == netlink.Error && r.Header.Sequence == sent[last].Header.Sequence {

@@ -46,27 +46,35 @@ func (b *writer) deleteChain(f family, name string) {
 }
 
 // flushChain deletes all rules of a chain.
-func (b *writer) flushChain(f family, name string) []byte {
-	in := appendString(nil, unix.NFTA_RULE_TABLE, b.table)
-	in = appendString(in, unix.NFTA_RULE_CHAIN, name)
-	b.add(unix.NFT_MSG_DELRULE, 0, f, fmt.Sprintf("flush chain %s %s %s", f, b.table, name), in)
-	return in
+func (b *writer) flushChain(f family, name string) {
+	b.add(unix.NFT_MSG_DELRULE, 0, f, fmt.Sprintf("flush chain %s %s %s", f, b.table, name), b.ruleHeader(name))
 }
 
 // replaceRules gives the chain these rules instead of all that it has. Packets see the old rules or
 // the new ones.
 func (b *writer) replaceRules(f family, name string, rules [][]expr.Any) error {
-	in := b.flushChain(f, name)
-	for i, r := range rules {
-		list, err := marshalRule(f, r)
-		if err != nil {
+	b.flushChain(f, name)
+	for _, r := range rules {
+		if err := b.addRule(f, name, r); err != nil {
 			return err
 		}
-		a := appendAttr(in[:len(in):len(in)], unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, list)
-		what := fmt.Sprintf("add rule %d to %s %s %s", i+1, f, b.table, name)
-		b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, f, what, a)
 	}
 	return nil
+}
+
+// addRule appends a rule to a chain.
+func (b *writer) addRule(f family, chain string, rule []expr.Any) error {
+	list, err := marshalRule(f, rule)
+	if err != nil {
+		return err
+	}
+	a := appendAttr(b.ruleHeader(chain), unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, list)
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, f, fmt.Sprintf("add a rule to %s %s %s", f, b.table, chain), a)
+	return nil
+}
+
+func (b *writer) ruleHeader(chain string) []byte {
+	return appendString(appendString(nil, unix.NFTA_RULE_TABLE, b.table), unix.NFTA_RULE_CHAIN, chain)
 }
 
 // addTreatment creates the chain of a treatment in both tables.
