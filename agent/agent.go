@@ -192,6 +192,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	r.auditor.hold()
 	r.pager = &pager{log: a.log.With("room", "page"), port: a.cfg.Redirect.Port, store: r.store, enforcer: r.enforcer}
+	r.pager.open(ctx)
 	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}
@@ -224,6 +225,9 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 }
 
 func (r *rooms) release() {
+	if r.pager != nil {
+		closeAll(r.pager.listeners)
+	}
 	closeAll(r.tcp)
 	if r.socket != nil {
 		_ = r.socket.Close()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -48,7 +49,7 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
-	rep.Warning = r.auditor.Warning()
+	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning())
 	if q.AuditFrom != 0 {
 		var err error
 		if rep.Audit, err = r.auditor.Answer(ctx, q.AuditFrom); err != nil {

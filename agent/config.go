@@ -30,6 +30,7 @@ type Config struct {
 	API       APIConfig       `toml:"api"`
 	Inventory InventoryConfig `toml:"inventory"`
 	Audit     AuditConfig     `toml:"audit"`
+	Redirect  RedirectConfig  `toml:"redirect"`
 	Log       LogConfig       `toml:"log"`
 }
 
@@ -84,6 +85,13 @@ type InventoryConfig struct {
 	Libvirt struct {
 		Socket string `toml:"socket"`
 	} `toml:"libvirt"`
+}
+
+// RedirectConfig says where this node serves the page of redirected targets.
+type RedirectConfig struct {
+	// Port is a TCP port that nothing else on this node uses, on all of its addresses; 8079. It answers only
+	// visitors of redirected targets.
+	Port uint16 `toml:"port"`
 }
 
 // AuditConfig says how long this node keeps the audit, in data_dir/audit. It keeps whole files: a record may stay
@@ -169,6 +177,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Inventory.Libvirt.Socket == "" {
 		c.Inventory.Libvirt.Socket = "/run/libvirt/libvirt-sock"
+	}
+	if c.Redirect.Port == 0 {
+		c.Redirect.Port = 8079
 	}
 	if c.Audit.KeepDays == 0 {
 		c.Audit.KeepDays = 400

@@ -18,12 +18,13 @@ const module = "github.com/palisade/palisade/"
 func mayImport() map[string][]string {
 	return map[string][]string{
 		"cmd/palisade":       {"agent", "audit", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":              {"fsm", "audit", "cluster", "enforce", "enforce/nft", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"agent":              {"fsm", "audit", "cluster", "enforce", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
 		"fsm":                {},
 		"audit":              {"fsm"},
 		"cluster":            {"fsm", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},
+		"enforce/page":       {},
 		"inventory":          {"fsm"},
 		"httpapi":            {"fsm", "httpapi/wire"},
 		"httpapi/wire":       {},
