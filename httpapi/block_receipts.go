@@ -20,7 +20,18 @@ type blockReceiptsOutput struct {
 	Body wire.Receipts
 }
 
-// blockReceipts says where the block's present state is in force.
+// withContent is the block with the log index at which what it holds last changed: of a list also its content.
+func withContent(v *fsm.View, b *fsm.Block) *fsm.Block {
+	l, _, ok := v.List(b.Target.List)
+	if !ok || b.State.Over() || l.Revision <= b.Index {
+		return b
+	}
+	out := *b
+	out.Index = l.Revision
+	return &out
+}
+
+// blockReceipts says where the block's present state is in force, of a list with its present content.
 func (s *Server) blockReceipts(ctx context.Context, in *blockReceiptsInput) (*blockReceiptsOutput, error) {
 	var wait time.Duration
 	if in.Wait != "" {
@@ -38,6 +49,7 @@ func (s *Server) blockReceipts(ctx context.Context, in *blockReceiptsInput) (*bl
 	if err != nil {
 		return nil, err
 	}
+	b = withContent(v, b)
 	var replies []*reply
 	if wait == 0 {
 		replies = s.askBlocks(ctx, []string{b.ID})

@@ -530,3 +530,63 @@ func TestCommandsSayFromWhere(t *testing.T) {
 		t.Errorf("from %q by %q", c.From, c.Actor)
 	}
 }
+
+// A block on a list is in force with the content that the list has now.
+func TestReceiptsOfAList(t *testing.T) {
+	f := newFleet(t, "n2")
+	f.Apply(fsm.DescribeList{Name: "feed"})
+	s := newServer(t, f)
+	b := add(t, s, `{"target":{"list":"feed"},"reason":"attack"}`)
+	if b.Target.List != "feed" {
+		t.Errorf("%+v", b.Target)
+	}
+	f.Set(func() { f.Peers["n2"].Stuck = b.Index })
+	get := func() wire.Receipts {
+		return decode[wire.Receipts](t, s.do(t, request{method: "GET", path: "/v1/blocks/b1/receipts?wait=150ms"}), 200)
+	}
+	if r := get(); !r.Complete || r.Index != b.Index {
+		t.Errorf("%+v", r)
+	}
+	packed := fsm.PrefixSetBuilder{}
+	packed.Add(mustPrefix(t, "203.0.113.0/24"))
+	set, _ := packed.Set()
+	f.Apply(fsm.PatchList{Name: "feed", Add: set.Pack()})
+	if r := get(); r.Complete || nodes(r.Unconfirmed) != "n2" || r.Index != f.View().Index() {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestEventsOfHolds(t *testing.T) {
+	f := newFleet(t)
+	s := newServer(t, f)
+	f.Apply(fsm.PutAccount{ID: "acct-42", Note: "x"})
+	f.Apply(fsm.PutAccount{ID: "acct-42"})
+	st := fsm.DefaultSettings()
+	st.MaxVMs = 7
+	f.Apply(fsm.PutSettings{Settings: st})
+	f.Apply(fsm.AddBlock{Target: fsm.Target{Account: "acct-42"}, StartsAt: time.Now().Add(time.Hour)})
+	b, _ := f.View().Block("b1")
+	f.Apply(fsm.FireBlock{ID: "b1", Revision: b.Revision, At: b.Due()})
+	v, events, err := f.Watch(0).Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for i := range events {
+		e := s.wireEvent(v, &events[i])
+		text := e.Type
+		switch {
+		case e.Account != nil:
+			text += fmt.Sprint(" ", e.Account.ID, " ", e.Account.Revision)
+		case e.Settings != nil:
+			text += fmt.Sprint(" ", e.Settings.MaxVMs)
+		case e.Block != nil:
+			text += " " + e.Block.ID + " " + e.Block.State
+		}
+		got = append(got, text)
+	}
+	want := "account.changed acct-42 1, account.changed acct-42 0, settings.changed 7, block.added b1 pending, block.started b1 active"
+	if strings.Join(got, ", ") != want {
+		t.Errorf("%s\nwant\n%s", strings.Join(got, ", "), want)
+	}
+}

@@ -72,7 +72,7 @@ type BlockAddCmd struct {
 	Rate       rate   `placeholder:"RATE" help:"Let so much pass in each direction, for example 10mbit or 5000pps."`
 	Port       []port `placeholder:"PORT" help:"Drop only these destination ports, for example tcp/25, udp/1000-2000 or icmp. Can be repeated."`
 	RedirectTo string `placeholder:"ADDRESS:PORT" help:"Answer visitors from this HTTP server instead of the node's own page."`
-	Reason     string `default:"manual" help:"Why, for machines: unpaid, abuse, attack, maintenance, legal, manual or another word. Each reason lifts only itself."`
+	Reason     string `default:"manual" complete:"unpaid abuse attack maintenance legal manual" help:"Why, for machines: unpaid, abuse, attack, maintenance, legal, manual or another word. Each reason lifts only itself."`
 	Note       string `help:"Why, for people."`
 
 	At            moment `placeholder:"TIME" help:"Start then: +2h from now, or a time like 2026-01-31T08:00:00+01:00."`
@@ -160,7 +160,7 @@ func (g *Globals) printWritten(w client.Written, waited bool, done string) error
 type BlockLsCmd struct {
 	Target string `arg:"" optional:"" help:"Only blocks on exactly this VM, address, CIDR, account or list."`
 	Sort
-	Reason string `help:"Only blocks with this reason."`
+	Reason string `complete:"unpaid abuse attack maintenance legal manual" help:"Only blocks with this reason."`
 	Actor  string `help:"Only blocks that this caller asked for, for example token:billing."`
 	Kind   string `enum:",drop,reject,limit,ports,redirect" default:"" help:"Only blocks of this kind: drop, reject, limit, ports or redirect."`
 	State  string `enum:"pending,active,lifted,ended,all" default:"active" help:"pending, active, lifted, ended or all."`

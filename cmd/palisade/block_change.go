@@ -104,7 +104,7 @@ func (c *BlockConfirmCmd) Run(ctx context.Context, g *Globals) error {
 type BlockLiftCmd struct {
 	IDs []string `arg:"" name:"id" help:"Ids of blocks, for example b17; with --reason the target instead."`
 	Sort
-	Reason   string `help:"Lift what this reason holds on exactly the target given."`
+	Reason   string `complete:"unpaid abuse attack maintenance legal manual" help:"Lift what this reason holds on exactly the target given."`
 	Revision uint64 `placeholder:"N" help:"Only if the block is still at this revision."`
 	Waiting
 }

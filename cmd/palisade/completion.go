@@ -76,8 +76,8 @@ func bashCompletion(w io.Writer, nodes []completion) {
 				if !f.IsBool() {
 					takesValue[name] = true
 				}
-				if f.Enum != "" {
-					enums[name] = strings.Join(f.EnumSlice(), " ")
+				if v := valuesOf(f); len(v) > 0 {
+					enums[name] = strings.Join(v, " ")
 				}
 			}
 		}
@@ -108,6 +108,15 @@ func bashCompletion(w io.Writer, nodes []completion) {
 }
 complete -F _palisade palisade
 `, values.String(), flags, flags, paths.String(), next.String())
+}
+
+// valuesOf are the values that a flag takes, or some of them that its tag "complete" names.
+func valuesOf(f *kong.Flag) []string {
+	values := f.EnumSlice()
+	if f.Enum == "" {
+		values = strings.Fields(f.Tag.Get("complete"))
+	}
+	return slices.DeleteFunc(values, func(v string) bool { return v == "" })
 }
 
 func flagNames(f *kong.Flag) []string {
@@ -165,8 +174,8 @@ func fishFlag(when string, f *kong.Flag) string {
 		b.WriteString(" -s " + string(f.Short))
 	}
 	switch {
-	case f.Enum != "":
-		b.WriteString(" -x -a " + fishQuote(strings.Join(f.EnumSlice(), " ")))
+	case len(valuesOf(f)) > 0:
+		b.WriteString(" -x -a " + fishQuote(strings.Join(valuesOf(f), " ")))
 	case !f.IsBool():
 		b.WriteString(" -r -F")
 	}

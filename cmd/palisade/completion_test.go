@@ -31,6 +31,7 @@ func TestBashCompletion(t *testing.T) {
 		"palisade completion --soc":          "--socket",
 		"palisade demo ":                     "up status migrate down",
 		"palisade block add --kind ":         "drop reject limit ports redirect",
+		"palisade block add --reason un":     "unpaid",
 		"palisade block ls --kind li":        "limit",
 		"palisade events --fr":               "--from",
 		"palisade block add --reason add --": "--vm --prefix",
@@ -66,7 +67,8 @@ func TestOtherShells(t *testing.T) {
 	f := script(t, "fish")
 	for _, want := range []string{
 		"complete -c palisade -n '__fish_use_subcommand' -a block -d ",
-		"-n '__fish_seen_subcommand_from block; and __fish_seen_subcommand_from add' -l reason -r",
+		"-n '__fish_seen_subcommand_from block; and __fish_seen_subcommand_from add' -l note -r",
+		"-l reason -x -a 'unpaid abuse attack maintenance legal manual'",
 		"-l output -s o -x -a 'text json'",
 	} {
 		if !strings.Contains(f, want) {
