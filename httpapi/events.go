@@ -180,6 +180,9 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	case e.Settings != nil:
 		st := wireSettings(e.Settings)
 		out.Settings = &st
+	case e.List != nil:
+		l := s.wireList(v, e.List)
+		out.List = &l
 	}
 	return out
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
 )
 
 // Scope is what a caller may do.
@@ -34,16 +36,19 @@ type Token struct {
 
 // Options configure a Server. Backend is required; zero limits take the defaults named.
 type Options struct {
-	Backend  Backend
-	Audit    Audit                // what the state keeps of it, if nil
-	Tokens   []Token              // none: no caller over TCP is admitted
-	Registry *prometheus.Registry // of /metrics; a new one if nil
-	Logger   *slog.Logger         // discards if nil
-	Version  string               // of the build
-	Now      func() time.Time     // time.Now if nil
+	Backend Backend
+	Audit   Audit   // what the state keeps of it, if nil
+	Tokens  []Token // none: no caller over TCP is admitted
+	// ListSource says how the loading of a list went; false on a node that does not load it. It may be nil.
+	ListSource func(name string) (SourceStatus, bool)
+	Registry   *prometheus.Registry // of /metrics; a new one if nil
+	Logger     *slog.Logger         // discards if nil
+	Version    string               // of the build
+	Now        func() time.Time     // time.Now if nil
 
 	MaxBodyBytes       int64         // 1 MiB
 	MaxBulkBytes       int64         // of a bulk request, 64 MiB
+	MaxListBytes       int64         // of a list that is put in place, 128 MiB
 	MaxHeaderBytes     int           // 16 KiB
 	MaxConns           int           // open TCP connections, 1024; the Unix socket is not counted
 	MaxStreams         int           // event streams, 256
@@ -73,6 +78,7 @@ func (o *Options) setDefaults() {
 	}
 	def(&o.MaxBodyBytes, 1<<20)
 	def(&o.MaxBulkBytes, 64<<20)
+	def(&o.MaxListBytes, fsm.MaxListBytes)
 	def(&o.MaxHeaderBytes, 16<<10)
 	def(&o.MaxConns, 1024)
 	def(&o.MaxStreams, 256)

@@ -44,7 +44,7 @@ func routes() []route {
 	named := []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}
 	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
 	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
-	return []route{
+	return append(listRoutes(), []route{
 		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: named, add: do((*Server).listBlocks)},
 		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator,
 			codes: adding, add: do((*Server).addBlock)},
@@ -99,7 +99,7 @@ func routes() []route {
 		{op: get("/healthz", "healthz", "Says that the process is alive"), scope: scopeOpen, add: do((*Server).healthz)},
 		{op: get("/readyz", "readyz", "Says that this node has quorum contact, is caught up and enforces"), scope: scopeOpen, codes: []wire.Code{wire.CodeNotReady}, add: do((*Server).readyz)},
 		{op: get("/metrics", "metrics", "Prometheus metrics"), scope: ScopeMetrics, add: (*Server).addMetrics},
-	}
+	}...)
 }
 
 const routeKey = "route" // in huma.Operation.Metadata

@@ -17,7 +17,7 @@ var update = flag.Bool("update", false, "write docs/openapi.json")
 
 // sample gives a request that a route answers, for its method and path.
 func sample(rt route) request {
-	path := strings.NewReplacer("{prefix}", "198.51.100.0/24", "{vm}", "vm-2", "/v1/vms/{id}", "/v1/vms/vm-1", "/v1/nodes/{id}", "/v1/nodes/n1",
+	path := strings.NewReplacer("{prefix}", "198.51.100.0/24", "{vm}", "vm-2", "{name}", "feed", "/v1/vms/{id}", "/v1/vms/vm-1", "/v1/nodes/{id}", "/v1/nodes/n1",
 		"/v1/accounts/{id}", "/v1/accounts/alice", "{id}", "b1").Replace(rt.op.Path)
 	q := request{method: rt.op.Method, path: path}
 	switch rt.op.OperationID {
@@ -35,6 +35,12 @@ func sample(rt route) request {
 		q.body = `{"note":"x"}`
 	case "put-settings":
 		q.body = `{"max_vms":10,"max_addresses":256,"redirect":{"title":"","text":"","link":""}}`
+	case "put-list":
+		q.body, q.header = "192.0.2.0/24", map[string]string{"Content-Type": "text/plain"}
+	case "patch-list":
+		q.body = `{"add":["192.0.2.0/24"]}`
+	case "put-list-source":
+		q.body = `{"url":"https://lists.example/drop.txt","interval":"1h"}`
 	case "put-vm":
 		q.body = `{"owner":"alice"}`
 	case "add-guard":
@@ -55,6 +61,7 @@ func TestScopes(t *testing.T) {
 			f.Apply(fsm.PutGuard{Prefix: mustPrefix(t, "198.51.100.0/24")})
 			f.Apply(fsm.PutGuard{VM: "vm-2"})
 			f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}})
+			f.Apply(fsm.DescribeList{Name: "feed"})
 			before := len(f.Proposals())
 			s := newServer(t, f)
 			q := sample(rt)
@@ -103,7 +110,7 @@ func TestScopes(t *testing.T) {
 func TestWritesNeedOperator(t *testing.T) {
 	open := map[string]bool{"/openapi.json": true, "/healthz": true, "/readyz": true}
 	for _, rt := range routes() {
-		protects := strings.HasPrefix(rt.op.Path, "/v1/guards") || rt.op.Path == "/v1/settings"
+		protects := strings.HasPrefix(rt.op.Path, "/v1/guards") || rt.op.Path == "/v1/settings" || strings.HasSuffix(rt.op.Path, "/source")
 		if rt.op.Method != http.MethodGet && (!rt.scope.allows(ScopeViewer) || rt.scope == ScopeViewer || protects != (rt.scope == ScopeAdmin)) {
 			t.Errorf("%s %s has scope %s", rt.op.Method, rt.op.Path, rt.scope)
 		}

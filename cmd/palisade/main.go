@@ -43,6 +43,7 @@ type cli struct {
 	Schedule ScheduleCmd `cmd:"" help:"List what starts and ends by itself, soonest first."`
 	VM       VMCmd       `cmd:"" name:"vm" help:"Show and declare VMs."`
 	Account  AccountCmd  `cmd:"" help:"Show and set accounts."`
+	List     ListCmd     `cmd:"" help:"Show, put and change lists of prefixes."`
 	Guard    GuardCmd    `cmd:"" help:"Show and set what can never be blocked."`
 	Settings SettingsCmd `cmd:"" help:"Show and set the fleet's settings."`
 	Node     NodeCmd     `cmd:"" help:"Show the nodes of the fleet."`

@@ -161,6 +161,8 @@ func eventText(e *client.Event) string {
 		return cell(guardText(e.Guard)) + by
 	case e.Account != nil:
 		return cell(e.Account.ID) + by
+	case e.List != nil:
+		return fmt.Sprintf("%s with %s%s", cell(e.List.Name), count(e.List.Size, "entry"), by)
 	case e.Type == wire.EventReset:
 		return "older events are gone: read everything again"
 	}

@@ -200,4 +200,5 @@ type Event struct {
 
 	Account  *Account  `json:"account,omitempty"`
 	Settings *Settings `json:"settings,omitempty"`
+	List     *List     `json:"list,omitempty"`
 }
