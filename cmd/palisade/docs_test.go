@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/apitest"
@@ -24,11 +25,12 @@ func examples(t *testing.T, path string) map[string]string {
 		t.Fatalf("%s has no worked examples", path)
 	}
 	fence := regexp.MustCompile("(?s)```sh\n(.*?)```")
-	commands := func(s string) (out string) {
+	commands := func(s string) string {
+		var out strings.Builder
 		for _, m := range fence.FindAllStringSubmatch(s, -1) {
-			out += m[1]
+			out.WriteString(m[1])
 		}
-		return out
+		return out.String()
 	}
 	parts := strings.Split(text, "\n### ")
 	out := map[string]string{}
@@ -65,6 +67,11 @@ func TestExamplesOfTheBlacklist(t *testing.T) {
 		"An attacked address": {nil, "b1 limit active, b2 drop active", func(v *fsm.View) bool {
 			b, _ := v.Block("b2")
 			return b.ConfirmBy.IsZero() && !b.EndsAt.IsZero() && b.Direction == fsm.In
+		}},
+		"An imported feed": {nil, "b1 drop active, b2 drop active", func(v *fsm.View) bool {
+			feed, set, ok := v.List("feed")
+			mine, _, known := v.List("mine")
+			return ok && known && feed.Size == 3 && mine.Size == 4 && !set.Contains(prefix(t, "203.0.113.128/32")) && feed.Source.Interval == time.Hour
 		}},
 		"Many at once": {[]fsm.Op{
 			fsm.AddBlock{Target: fsm.Target{Prefix: prefix(t, "203.0.113.99/32")}, Reason: "abuse"},
