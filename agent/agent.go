@@ -51,6 +51,7 @@ type rooms struct {
 	enforcer  *enforcer
 	lists     *listEnforcer
 	listTable *nft.Lists
+	loader    *listLoader
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
@@ -91,7 +92,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	groups := [][]part{
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"scheduler", r.scheduler.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -217,8 +218,9 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		},
 		metrics: newSchedulerMetrics(reg),
 	}
+	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Backend: r, ListSource: r.loader.Status, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

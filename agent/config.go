@@ -31,6 +31,7 @@ type Config struct {
 	Inventory InventoryConfig `toml:"inventory"`
 	Audit     AuditConfig     `toml:"audit"`
 	Redirect  RedirectConfig  `toml:"redirect"`
+	Lists     ListsConfig     `toml:"lists"`
 	Log       LogConfig       `toml:"log"`
 }
 
@@ -92,6 +93,13 @@ type RedirectConfig struct {
 	// Port is a TCP port that nothing else on this node uses, on all of its addresses; 8079. It answers only
 	// visitors of redirected targets.
 	Port uint16 `toml:"port"`
+}
+
+// ListsConfig says what lists may be loaded from.
+type ListsConfig struct {
+	// Dir holds the files that sources with a file URL may name; nothing outside of it is read. Default
+	// /var/lib/palisade/lists.
+	Dir string `toml:"dir"`
 }
 
 // AuditConfig says how long this node keeps the audit, in data_dir/audit. It keeps whole files: a record may stay
@@ -172,6 +180,9 @@ func (c *Config) setDefaults() {
 	if c.API.Socket == "" {
 		c.API.Socket = "/run/palisade/palisade.sock"
 	}
+	if c.Lists.Dir == "" {
+		c.Lists.Dir = "/var/lib/palisade/lists"
+	}
 	if c.Inventory.Driver == "" {
 		c.Inventory.Driver = "none"
 	}
@@ -215,6 +226,9 @@ func (c *Config) validate() error {
 		if _, err := netip.ParseAddrPort(addr); err != nil {
 			bad(key, "%q is not address:port, for example \"10.0.0.1:7420\"", addr)
 		}
+	}
+	if !filepath.IsAbs(c.Lists.Dir) {
+		bad("lists.dir", "%q is no absolute path", c.Lists.Dir)
 	}
 	self := slices.ContainsFunc(c.Cluster.Peers, func(p PeerConfig) bool { return p.ID == c.Node.ID })
 	if !self {

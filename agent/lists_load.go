@@ -1,0 +1,368 @@
+package agent
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi"
+)
+
+const (
+	loaderPause = time.Second // between two looks at what is due
+	loadTimeout = 5 * time.Minute
+	// loadRetry is the pause after a failure, if the interval is not shorter.
+	loadRetry = 5 * time.Minute
+)
+
+// listLoader loads lists that have a source, on the leader alone. Whatever goes wrong, the content that a list
+// has stays.
+type listLoader struct {
+	log     *slog.Logger
+	node    string
+	store   *fsm.Store
+	status  func() fsm.Status
+	propose proposeFunc
+	dir     string // that files may be in
+	client  *http.Client
+	metrics loaderMetrics
+
+	mu    sync.Mutex
+	lists map[string]*loading
+}
+
+// loading is what is known of one list's source.
+type loading struct {
+	source fsm.ListSource
+	due    time.Time
+	// What the source said of the content of a revision, so that it is not loaded again.
+	revision       uint64
+	etag, modified string
+	note           string // of what was left out of that
+	status         httpapi.SourceStatus
+}
+
+type loaderMetrics struct {
+	loads    prometheus.Counter
+	failures prometheus.Counter
+}
+
+func newListLoader(log *slog.Logger, reg prometheus.Registerer, node string, store *fsm.Store, status func() fsm.Status, propose proposeFunc, dir string) *listLoader {
+	m := loaderMetrics{
+		loads:    prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_list_loads_total", Help: "Times that this node, as the leader, asked the source of a list."}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_list_load_failures_total", Help: "Times that a list could not be loaded from its source."}),
+	}
+	reg.MustRegister(m.loads, m.failures)
+	return &listLoader{
+		log: log, node: node, store: store, status: status, propose: propose, dir: dir, metrics: m,
+		client: &http.Client{Timeout: loadTimeout, CheckRedirect: sameSafety}, lists: map[string]*loading{},
+	}
+}
+
+// sameSafety follows few redirects, and none from https to http.
+func sameSafety(req *http.Request, via []*http.Request) error {
+	const most = 5
+	if len(via) > most {
+		return fmt.Errorf("more than %d redirects", most)
+	}
+	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return errors.New("a redirect from https to " + req.URL.Scheme)
+	}
+	return nil
+}
+
+// Run loads until ctx ends.
+func (l *listLoader) Run(ctx context.Context) error {
+	for {
+		l.step(ctx, time.Now())
+		if !sleep(ctx, loaderPause) {
+			return nil
+		}
+	}
+}
+
+// Status says how the loading of a list went; false on a node that does not load it.
+func (l *listLoader) Status(name string) (httpapi.SourceStatus, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, ok := l.lists[name]
+	if !ok || s.status.CheckedAt.IsZero() {
+		return httpapi.SourceStatus{}, false
+	}
+	return s.status, true
+}
+
+// step loads what is due, one list after the other.
+func (l *listLoader) step(ctx context.Context, now time.Time) {
+	st := l.status()
+	if !st.Quorum || st.Leader != l.node || !st.CaughtUp {
+		l.mu.Lock()
+		clear(l.lists)
+		l.mu.Unlock()
+		return
+	}
+	v := l.store.View()
+	l.mu.Lock()
+	for name := range l.lists {
+		if list, _, ok := v.List(name); !ok || list.Source != l.lists[name].source {
+			delete(l.lists, name)
+		}
+	}
+	var due []string
+	for list := range v.Lists("") {
+		if list.Source == (fsm.ListSource{}) {
+			continue
+		}
+		if l.lists[list.Name] == nil {
+			l.lists[list.Name] = &loading{source: list.Source, due: now}
+		}
+		if !l.lists[list.Name].due.After(now) {
+			due = append(due, list.Name)
+		}
+	}
+	l.mu.Unlock()
+	for _, name := range due {
+		l.load(ctx, name, now)
+	}
+}
+
+// load loads one list and notes how it went.
+func (l *listLoader) load(ctx context.Context, name string, now time.Time) {
+	l.mu.Lock()
+	s := *l.lists[name]
+	l.mu.Unlock()
+	l.metrics.loads.Inc()
+	err := l.try(ctx, name, &s)
+	if ctx.Err() != nil {
+		return
+	}
+	s.due = now.Add(s.source.Interval)
+	s.status = httpapi.SourceStatus{CheckedAt: now, Error: s.note}
+	if err != nil {
+		l.metrics.failures.Inc()
+		s.due = now.Add(min(s.source.Interval, loadRetry))
+		s.status.Error = err.Error()
+		s.revision = 0 // what came is not what the list has
+		l.log.Warn("a list could not be loaded; it stays as it is", "list", name, "err", err)
+	}
+	l.mu.Lock()
+	l.lists[name] = &s
+	l.mu.Unlock()
+}
+
+// try brings the list to what its source has.
+func (l *listLoader) try(ctx context.Context, name string, s *loading) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	list, was, ok := l.store.View().List(name)
+	if !ok {
+		return nil
+	}
+	if list.Revision != s.revision {
+		s.etag, s.modified = "", "" // they are of another content
+	}
+	p, fresh, err := l.fetch(ctx, s)
+	if err != nil || !fresh {
+		return err
+	}
+	set, _ := p.Set()
+	note := ""
+	switch {
+	case set.Len() == 0:
+		return errors.New("it has no entry")
+	case p.Bad > set.Len():
+		return fmt.Errorf("it is no list: %d lines are no address or CIDR, for example line %d: %s", p.Bad, p.Problems[0].Line, p.Problems[0].Detail)
+	case set.Len() > fsm.MaxListPrefixes:
+		return fmt.Errorf("it has %d prefixes, a list has at most %d", set.Len(), fsm.MaxListPrefixes)
+	case p.Bad > 0:
+		note = fmt.Sprintf("%d lines were left out, for example line %d: %s", p.Bad, p.Problems[0].Line, p.Problems[0].Detail)
+	}
+	revision, err := l.replace(ctx, list, was, set)
+	if err != nil {
+		return err
+	}
+	s.revision, s.note = revision, note
+	return nil
+}
+
+// fetch asks the source. fresh is false if it has what was loaded last.
+func (l *listLoader) fetch(ctx context.Context, s *loading) (p *fsm.ListParser, fresh bool, err error) {
+	u, err := url.Parse(s.source.URL)
+	if err != nil {
+		return nil, false, errors.New("the URL can't be read")
+	}
+	var body io.ReadCloser
+	if u.Scheme == "file" {
+		body, fresh, err = l.openFile(u.Path, s)
+	} else {
+		body, fresh, err = l.get(ctx, u, s)
+	}
+	if err != nil || !fresh {
+		return nil, false, err
+	}
+	defer body.Close()
+	text, err := unpacked(body, s.source.MaxBytes)
+	if err != nil {
+		return nil, false, err
+	}
+	p = &fsm.ListParser{}
+	return p, true, p.ReadText(text)
+}
+
+// openFile opens a file in the directory for lists. A link out of it is not followed.
+func (l *listLoader) openFile(path string, s *loading) (io.ReadCloser, bool, error) {
+	rel, err := filepath.Rel(l.dir, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return nil, false, fmt.Errorf("%s is not in %s, where files of lists have to be on every node", path, l.dir)
+	}
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, false, err
+	}
+	defer root.Close()
+	st, err := root.Stat(rel)
+	if err != nil {
+		return nil, false, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, false, fmt.Errorf("%s is no regular file", path)
+	}
+	version := fmt.Sprintf("%d %d", st.Size(), st.ModTime().UnixNano())
+	if version == s.modified {
+		return nil, false, nil
+	}
+	f, err := root.Open(rel)
+	if err != nil {
+		return nil, false, err
+	}
+	s.modified = version
+	return f, true, nil
+}
+
+func (l *listLoader) get(ctx context.Context, u *url.URL, s *loading) (io.ReadCloser, bool, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+	if err != nil {
+		return nil, false, errors.New("the URL can't be asked for")
+	}
+	if s.etag != "" {
+		req.Header.Set("If-None-Match", s.etag)
+	} else if s.modified != "" {
+		req.Header.Set("If-Modified-Since", s.modified)
+	}
+	res, err := l.client.Do(req)
+	if err != nil {
+		if inner := (*url.Error)(nil); errors.As(err, &inner) {
+			err = inner.Err // without the URL, which may have a password
+		}
+		return nil, false, err
+	}
+	switch res.StatusCode {
+	case http.StatusOK:
+		s.etag, s.modified = res.Header.Get("ETag"), res.Header.Get("Last-Modified")
+		return res.Body, true, nil
+	case http.StatusNotModified:
+		return nil, false, res.Body.Close()
+	}
+	_ = res.Body.Close()
+	return nil, false, errors.New("the server answered " + res.Status)
+}
+
+// unpacked reads what may be packed by gzip, up to a number of bytes after unpacking.
+func unpacked(r io.Reader, most uint64) (io.Reader, error) {
+	b := bufio.NewReader(r)
+	var text io.Reader = b
+	if magic, err := b.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return nil, fmt.Errorf("unpack: %w", err)
+		}
+		text = z
+	}
+	return &bounded{from: text, left: int64(min(most, fsm.MaxListBytes))}, nil
+}
+
+// bounded fails when there is more than it may read.
+type bounded struct {
+	from io.Reader
+	left int64
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errors.New("it is larger than the source may be")
+	}
+	return n, err
+}
+
+// replace puts the content in place, unless somebody changed the list meanwhile. It returns the revision that the
+// list then has.
+func (l *listLoader) replace(ctx context.Context, list *fsm.List, was, set fsm.PrefixSet) (uint64, error) {
+	origin := list.Source.URL
+	if u, err := url.Parse(origin); err == nil {
+		origin = u.Redacted()
+	}
+	if list.Hash == set.Hash() {
+		return list.Revision, nil
+	}
+	if op, small := fsm.PatchFrom(list, was, set); small && list.Origin == origin {
+		return l.commit(ctx, op)
+	}
+	id := rand.Text()
+	for op := range fsm.UploadOps(id, list.Name, origin, set) {
+		if err := l.part(ctx, op); err != nil {
+			return 0, err
+		}
+	}
+	return l.commit(ctx, fsm.CommitList{Upload: id, IfRevision: list.Revision})
+}
+
+func (l *listLoader) command(key string, op fsm.Op) fsm.Command {
+	return fsm.Command{Actor: "node:" + l.node, From: "source", Key: key, Op: op}
+}
+
+// part proposes a part of an upload, which can be repeated. What is left of an upload that fails is dropped for
+// newer ones.
+func (l *listLoader) part(ctx context.Context, op fsm.Op) error {
+	for {
+		res, err := l.propose(ctx, l.command("", op))
+		switch {
+		case err == nil && res.Err != nil:
+			return res.Err
+		case err == nil:
+			return nil
+		case !errors.Is(err, fsm.ErrUnknown) || ctx.Err() != nil:
+			return err
+		}
+	}
+}
+
+func (l *listLoader) commit(ctx context.Context, op fsm.Op) (uint64, error) {
+	res, err := l.propose(ctx, l.command(rand.Text(), op))
+	if err != nil {
+		return 0, err
+	}
+	if res.Err != nil {
+		return 0, res.Err
+	}
+	if res.List == nil {
+		return 0, fmt.Errorf("the write at index %d has no list in its result", res.Index)
+	}
+	l.log.Info("a list was loaded from its source", "list", res.List.Name, "entries", res.List.Size, "index", res.Index)
+	return res.List.Revision, nil
+}

@@ -1,0 +1,219 @@
+package agent
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// loadBench is a loader on a leader of one, and a server that it loads from.
+type loadBench struct {
+	*bench
+
+	loader *listLoader
+	leader string
+	now    time.Time
+	server *httptest.Server
+
+	mu      sync.Mutex
+	body    []byte
+	code    int
+	asked   int
+	etags   []string // that the loader sent
+	refused bool     // the next proposal of a part gets no answer
+}
+
+func newLoadBench(t *testing.T) *loadBench {
+	t.Helper()
+	b := &loadBench{bench: newBench(t, 0), leader: "n1", now: time.Unix(1_800_000_000, 0), code: http.StatusOK}
+	b.server = httptest.NewServer(http.HandlerFunc(b.serve))
+	t.Cleanup(b.server.Close)
+	status := func() fsm.Status { return fsm.Status{Node: "n1", Leader: b.leader, Quorum: true, CaughtUp: true} }
+	b.loader = newListLoader(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "n1", b.store, status, b.propose, t.TempDir())
+	return b
+}
+
+func (b *loadBench) serve(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked++
+	b.etags = append(b.etags, r.Header.Get("If-None-Match"))
+	etag := fmt.Sprintf(`"%x"`, b.body)
+	if b.code == http.StatusOK && r.Header.Get("If-None-Match") == etag {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	w.Header().Set("ETag", etag)
+	w.WriteHeader(b.code)
+	_, _ = w.Write(b.body)
+}
+
+func (b *loadBench) propose(_ context.Context, c fsm.Command) (fsm.Result, error) {
+	if _, part := c.Op.(fsm.AddListChunk); part && b.refused {
+		b.refused = false
+		return fsm.Result{}, fsm.ErrUnknown
+	}
+	b.index++
+	data, err := fsm.MarshalCommand(c)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	r, err := b.store.ApplyBatch([]fsm.Entry{{Index: b.index, Data: data}})
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	return r[0], nil
+}
+
+// step lets time pass and returns what is on the list.
+func (b *loadBench) step(d time.Duration, code int, body string) []string {
+	b.t.Helper()
+	b.mu.Lock()
+	b.code, b.body = code, []byte(body)
+	b.mu.Unlock()
+	b.now = b.now.Add(d)
+	b.loader.step(b.t.Context(), b.now)
+	_, set, _ := b.store.View().List("feed")
+	var out []string
+	for p := range set.All() {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+func (b *loadBench) source(url string, most uint64) {
+	b.t.Helper()
+	b.apply(fsm.DescribeList{Name: "feed", Source: &fsm.ListSource{URL: url, Interval: time.Hour, MaxBytes: most}})
+}
+
+func (b *loadBench) failure() string {
+	s, _ := b.loader.Status("feed")
+	return s.Error
+}
+
+func TestAListIsLoadedFromItsSource(t *testing.T) {
+	b := newLoadBench(t)
+	b.source(b.server.URL+"/drop.txt", 1<<20)
+	b.leader = "n2"
+	if got := b.step(0, 200, "192.0.2.0/24"); len(got) > 0 || b.asked > 0 {
+		t.Fatalf("a node that does not lead loaded %v", got)
+	}
+	b.leader, b.refused = "n1", true
+	one := []string{"192.0.2.0/24"}
+	if got := b.step(0, 200, "192.0.2.0/24 # x\n192.0.2.1\n"); !slices.Equal(got, one) {
+		t.Fatalf("loaded %v (%s)", got, b.failure())
+	}
+	l, _, _ := b.store.View().List("feed")
+	if l.Origin != b.server.URL+"/drop.txt" || l.Actor != "node:n1" {
+		t.Errorf("the list is %+v", l)
+	}
+	if b.step(time.Minute, 200, "198.51.100.0/24"); b.asked != 1 {
+		t.Errorf("asked %d times within the interval", b.asked)
+	}
+	if got := b.step(time.Hour, 200, "192.0.2.0/24 # x\n192.0.2.1\n"); !slices.Equal(got, one) || b.etags[1] == "" {
+		t.Errorf("an unchanged source: %v, asked with %q", got, b.etags)
+	}
+	index := b.index
+	b.step(time.Hour, 200, "192.0.2.0/24\n")
+	if b.index != index {
+		t.Error("the same content in another text was proposed")
+	}
+
+	// Whatever goes wrong, the list stays.
+	for what, bad := range map[string]struct {
+		code int
+		body string
+	}{
+		"404":   {404, "not found"},
+		"empty": {200, "# nothing today\n"},
+		"HTML":  {200, "<html>\n<body>\nplease log in\n192.0.2.1\n</body>\n"},
+		"large": {200, strings.Repeat("203.0.113.1\n", 100_000)},
+		"many":  {200, "10.0.0.0/7\n"},
+	} {
+		if got := b.step(time.Hour, bad.code, bad.body); !slices.Equal(got, one) || b.failure() == "" {
+			t.Errorf("%s: the list has %v, the error is %q", what, got, b.failure())
+		}
+	}
+	asked := b.asked
+	b.step(loadRetry, 200, "192.0.2.0/24\n198.51.100.7\nnonsense\n")
+	if b.asked != asked+1 || !strings.Contains(b.failure(), "line 3") {
+		t.Errorf("after a failure: asked %d times more, note %q", b.asked-asked, b.failure())
+	}
+	if got := b.step(0, 200, ""); !slices.Equal(got, []string{"192.0.2.0/24", "198.51.100.7/32"}) {
+		t.Errorf("the list has %v", got)
+	}
+
+	// What somebody else put there is replaced again.
+	b.apply(fsm.PatchList{Name: "feed", Remove: fsm.AppendPacked(nil, netip.MustParsePrefix("198.51.100.7/32"))})
+	if got := b.step(time.Hour, 200, "192.0.2.0/24\n198.51.100.7\nnonsense\n"); len(got) != 2 {
+		t.Errorf("the list has %v", got)
+	}
+	b.apply(fsm.DescribeList{Name: "feed", Source: &fsm.ListSource{}})
+	asked = b.asked
+	if got := b.step(2*time.Hour, 200, "203.0.113.0/24"); len(got) != 2 || b.asked != asked {
+		t.Error("a list without a source was loaded")
+	}
+}
+
+func TestAPackedSourceIsBounded(t *testing.T) {
+	b := newLoadBench(t)
+	b.source(b.server.URL, 10_000)
+	pack := func(text string) string {
+		var buf bytes.Buffer
+		z := gzip.NewWriter(&buf)
+		_, _ = z.Write([]byte(text))
+		_ = z.Close()
+		return buf.String()
+	}
+	if got := b.step(0, 200, pack("192.0.2.0/24\n")); len(got) != 1 {
+		t.Errorf("packed: %v (%s)", got, b.failure())
+	}
+	if got := b.step(time.Hour, 200, pack(strings.Repeat("203.0.113.1 # x\n", 1_000_000))); len(got) != 1 || !strings.Contains(b.failure(), "larger") {
+		t.Errorf("a bomb: %v (%s)", got, b.failure())
+	}
+}
+
+func TestFilesOfListsAreInOneDirectory(t *testing.T) {
+	b := newLoadBench(t)
+	dir, outside := b.loader.dir, filepath.Join(t.TempDir(), "secret")
+	for path, text := range map[string]string{filepath.Join(dir, "drop.txt"): "192.0.2.0/24\n", outside: "198.51.100.0/24\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(outside, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{outside, filepath.Join(dir, "link"), dir + "/../x", dir, filepath.Join(dir, "none")} {
+		b.source("file://"+path, 1000)
+		if got := b.step(time.Hour, 200, ""); len(got) > 0 || b.failure() == "" {
+			t.Errorf("%s: the list has %v, the error is %q", path, got, b.failure())
+		}
+	}
+	b.source("file://"+dir+"/drop.txt", 1000)
+	if got := b.step(time.Hour, 200, ""); len(got) != 1 {
+		t.Errorf("the list has %v (%s)", got, b.failure())
+	}
+	if err := os.WriteFile(filepath.Join(dir, "drop.txt"), []byte("192.0.2.0/24\n203.0.113.9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.step(time.Hour, 200, ""); len(got) != 2 {
+		t.Errorf("after a change the list has %v (%s)", got, b.failure())
+	}
+}
