@@ -29,7 +29,8 @@ const (
 	chunkBytes = 4 << 20
 	// An atomic request is one entry, whatever its size.
 	atomicBytes = 8_000_000
-	maxBulkKey  = 240 // leaves room for the number of a chunk
+	maxElements = 100_000 // of a request: the answer is held until its end
+	maxBulkKey  = 240     // leaves room for the number of a chunk
 )
 
 const jsonLines = "application/jsonl"
@@ -144,10 +145,13 @@ func (b *bulkRun) read(r *bulkReader) error {
 			break
 		}
 		if err != nil {
-			return b.cut(b.s.readFault(err), r)
+			return b.cut(b.s.readFault(err), r.element, r.line+1)
 		}
 		if b.in.Atomic && len(b.pending) == fsm.MaxBatchOps {
 			return problem(wire.CodeTooLarge, "an atomic request has at most %d elements; send it in parts, or without atomic", fsm.MaxBatchOps)
+		}
+		if e.index == maxElements {
+			return b.cut(problem(wire.CodeTooLarge, "a request has at most %d elements; send it in parts", maxElements), e.index, e.line)
 		}
 		b.pending, b.size = append(b.pending, e), b.size+e.size
 		if !b.in.Atomic && (len(b.pending) == chunkOps || b.size >= chunkBytes) {
@@ -162,16 +166,16 @@ func (b *bulkRun) read(r *bulkReader) error {
 	return b.flush()
 }
 
-// cut ends a request whose body ended early. What was committed stays and is told; what was read after it
-// is not tried.
-func (b *bulkRun) cut(p *wire.Problem, r *bulkReader) error {
+// cut ends a request before the element that is named. What was committed stays and is told; what was read
+// after it is not tried.
+func (b *bulkRun) cut(p *wire.Problem, index, line int) error {
 	if b.index == 0 {
 		return p
 	}
 	for _, e := range b.pending {
 		b.answer(e, wire.Outcome{Status: p.Status, Problem: p}, nil)
 	}
-	b.answer(element{index: r.element, line: r.line + 1}, wire.Outcome{Status: p.Status, Problem: p}, nil)
+	b.answer(element{index: index, line: line}, wire.Outcome{Status: p.Status, Problem: p}, nil)
 	return nil
 }
 

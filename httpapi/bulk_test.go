@@ -298,6 +298,20 @@ func TestBulkBadRequests(t *testing.T) {
 	}
 }
 
+// The number of elements is bounded, whatever their size: the answer is held in memory.
+func TestBulkOfTooManyElements(t *testing.T) {
+	f := newFleet(t)
+	s := newServer(t, f)
+	q := request{method: "POST", path: "/v1/blocks/bulk", body: strings.Repeat("{}\n", maxElements+1), header: map[string]string{"Content-Type": "application/jsonl"}}
+	refused(t, s, q, 413, wire.CodeTooLarge)
+	q.body = prefixes(1) + q.body
+	got, _ := bulk(t, s, "", q.body, 200)
+	last := got[len(got)-1]
+	if len(got) != maxElements+1 || got[0].Status != 201 || last.Problem.Code != wire.CodeTooLarge || last.Line != maxElements+1 {
+		t.Errorf("%d results, the last %+v", len(got), last)
+	}
+}
+
 // A body that breaks off after a commit: what was committed is told, the rest is not tried.
 func TestBulkCutOff(t *testing.T) {
 	f := newFleet(t)

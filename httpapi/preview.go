@@ -41,7 +41,7 @@ func (s *Server) outcome(v *fsm.View, op fsm.Op, res fsm.Result, fields func() s
 	switch op.(type) {
 	case fsm.AddBlock, fsm.PutGuard:
 		out.Status = http.StatusCreated
-	case fsm.DeleteGuard:
+	case fsm.DeleteGuard, fsm.DeleteList:
 		out.Status = http.StatusNoContent
 	}
 	if res.Block != nil {
@@ -64,6 +64,10 @@ func (s *Server) outcome(v *fsm.View, op fsm.Op, res fsm.Result, fields func() s
 	if res.Account != nil {
 		a := wireAccount(v, res.Account)
 		out.Account = &a
+	}
+	if res.List != nil {
+		l := s.wireList(v, res.List)
+		out.List = &l
 	}
 	if res.Settings != nil {
 		st := wireSettings(res.Settings)
@@ -91,6 +95,10 @@ func targetOfOp(v *fsm.View, op fsm.Op) (fsm.Target, bool) {
 		return fsm.Target{VM: op.ID}, true
 	case fsm.PutAccount:
 		return fsm.Target{Account: op.ID}, true
+	case fsm.DeleteList:
+		return fsm.Target{List: op.Name}, true
+	case fsm.DescribeList:
+		return fsm.Target{List: op.Name}, true
 	}
 	return fsm.Target{}, false
 }

@@ -49,6 +49,7 @@ type (
 	AccountRequest  = wire.AccountRequest
 	Settings        = wire.Settings
 	SettingsRequest = wire.SettingsRequest
+	RedirectPage    = wire.RedirectPage
 	Node            = wire.Node
 	Guard           = wire.Guard
 	GuardRequest    = wire.GuardRequest
@@ -62,7 +63,7 @@ const (
 	firstBackoff   = 50 * time.Millisecond
 	longestBackoff = time.Second
 	attemptTimeout = 30 * time.Second // of one request, without the time it asks the server to wait
-	maxAnswer      = 64 << 20
+	maxAnswer      = 256 << 20
 )
 
 // Options say where the API is. Exactly one of Socket and URL is set.

@@ -115,6 +115,7 @@ type Outcome struct {
 	Guard    *Guard    `json:"guard,omitempty"`
 	Account  *Account  `json:"account,omitempty"`
 	Settings *Settings `json:"settings,omitempty"`
+	List     *List     `json:"list,omitempty"`
 }
 
 // BulkResult is the answer to one element of a bulk request, in the order of the request.
