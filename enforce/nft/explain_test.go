@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,10 +95,11 @@ func (h *holds) explain(from, to *endpoint, v6 bool, protocol uint8, port uint16
 // compare sends on every path.
 func (h *holds) compare(held []*fsm.Block, seen map[fsm.Verdict]int) {
 	h.t.Helper()
-	what := ""
+	var texts strings.Builder
 	for _, b := range held {
-		what += fmt.Sprintf("%s %s %s of %s %v; ", b.ID, b.Kind, b.Direction, b.Target, b.Ports)
+		fmt.Fprintf(&texts, "%s %s %s of %s %v; ", b.ID, b.Kind, b.Direction, b.Target, b.Ports)
 	}
+	what := texts.String()
 	flows := h.everyPath()
 	verdicts := map[*flow]fsm.Explanation{}
 	for _, f := range flows {
@@ -143,7 +145,7 @@ func (h *holds) compareTCP(what string, f *flow, seen map[fsm.Verdict]int) {
 	case e.Verdict == fsm.VerdictReject && (back.Verdict == fsm.VerdictPass || back.Verdict == fsm.VerdictReject):
 		seen[e.Verdict]++
 		err := connect(f.from, f.to, f.v6, 7001)
-		if !errors.Is(err, unix.ECONNREFUSED) && !(f.from == h.host && errors.Is(err, unix.EPERM)) {
+		if refused := errors.Is(err, unix.ECONNREFUSED) || f.from == h.host && errors.Is(err, unix.EPERM); !refused {
 			h.t.Errorf("%sa connection, %v, is explained to be rejected (%s): %v", what, f, e.Why, err)
 		}
 	}
