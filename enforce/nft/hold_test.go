@@ -160,7 +160,7 @@ func towards(e *endpoint, d fsm.Direction) func(*flow) bool {
 
 // connect says how a TCP connection from one endpoint to another ended; nil: it was made.
 func connect(from, to *endpoint, v6 bool, port int) (err error) {
-	const most = 3 * time.Second
+	const most = 1500 * time.Millisecond
 	a := to.v4
 	if v6 {
 		a = to.v6
@@ -178,38 +178,53 @@ func connect(from, to *endpoint, v6 bool, port int) (err error) {
 // eachHold runs a check for bridged and routed guests, held in every way and direction. What a block
 // has discarded is counted, and after it is lifted nothing is left.
 func eachHold(t *testing.T, like fsm.AddBlock, directions []fsm.Direction, check func(h *holds, what string, e *endpoint, held []*fsm.Block)) {
-	h := newHolds(t)
-	h.checkCut("before", func(*flow) bool { return false })
-	for _, e := range []*endpoint{h.blocked, h.routed} {
-		for name, target := range targets(e) {
-			for _, d := range directions {
-				like.Direction = d
-				what := fmt.Sprintf("%s %s of the %s guest held by its %s", like.Kind, d, e.name, name)
-				held := h.commit(blocks(target, like)...)
-				check(h, what, e, held)
-				for _, b := range held {
-					counters, err := h.kernel.Counters(t.Context(), h.compiler.ElementsOf(b.ID))
-					if err != nil {
-						t.Fatal(err)
-					}
-					var sum enforce.Counter
-					for _, c := range counters {
-						sum.Packets += c.Packets
-						sum.Bytes += c.Bytes
-					}
-					if sum.Packets == 0 || sum.Bytes == 0 {
-						t.Errorf("%s: %s has counted %+v", what, b.ID, sum)
+	for _, on := range []int{0, 1} {
+		t.Run(fmt.Sprintf("br_netfilter=%d", on), func(t *testing.T) {
+			h := newHolds(t)
+			h.brNetfilter(on)
+			h.checkCut("before", func(*flow) bool { return false })
+			for _, e := range []*endpoint{h.blocked, h.routed} {
+				for name, target := range targets(e) {
+					for _, d := range directions {
+						like.Direction = d
+						what := fmt.Sprintf("%s %s of the %s guest held by its %s", like.Kind, d, e.name, name)
+						held := h.commit(blocks(target, like)...)
+						check(h, what, e, held)
+						h.checkCounted(what, held)
+						h.lift(held)
+						h.checkCut("after "+what, func(*flow) bool { return false })
 					}
 				}
-				h.lift(held)
-				h.checkCut("after "+what, func(*flow) bool { return false })
 			}
+			if n := h.compiler.Len(); n != 0 {
+				t.Errorf("%d elements are left", n)
+			}
+			verify(t, h.kernel)
+		})
+	}
+}
+
+func (h *holds) brNetfilter(on int) {
+	h.host.ns.run("sysctl", "-qw", fmt.Sprintf("net.bridge.bridge-nf-call-iptables=%d", on), fmt.Sprintf("net.bridge.bridge-nf-call-ip6tables=%d", on))
+}
+
+// checkCounted wants each block to have counted what it discarded.
+func (h *holds) checkCounted(what string, held []*fsm.Block) {
+	h.t.Helper()
+	for _, b := range held {
+		counters, err := h.kernel.Counters(h.t.Context(), h.compiler.ElementsOf(b.ID))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		var sum enforce.Counter
+		for _, c := range counters {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+		}
+		if sum.Packets == 0 || sum.Bytes == 0 {
+			h.t.Errorf("%s: %s has counted %+v", what, b.ID, sum)
 		}
 	}
-	if n := h.compiler.Len(); n != 0 {
-		t.Errorf("%d elements are left", n)
-	}
-	verify(t, h.kernel)
 }
 
 var anyDirection = []fsm.Direction{fsm.Both, fsm.In, fsm.Out}
@@ -325,13 +340,19 @@ func TestRedirectHolds(t *testing.T) {
 // servePage is the node's page in its simplest form.
 func (h *holds) servePage() (stop func()) {
 	h.t.Helper()
+	return serveText(h.host, pagePort, "suspended")
+}
+
+// serveText answers every request with a text.
+func serveText(e *endpoint, port int, text string) (stop func()) {
+	e.ns.t.Helper()
 	var l net.Listener
-	h.host.ns.do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", pagePort))
+	e.ns.do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	})
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "suspended")
+		_, _ = io.WriteString(w, text)
 	})}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
@@ -344,7 +365,7 @@ func get(ctx context.Context, from, to *endpoint, v6 bool) (string, error) {
 	if v6 {
 		a = to.v6
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

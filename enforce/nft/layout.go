@@ -269,8 +269,18 @@ func (c chain) handUp(s setList) []rule {
 	return append(c.look(s, enforce.Bridge, rule{do: address}, inTap), rule{do: drop})
 }
 
+// pageNAT takes a visitor's packets in: what is routed, and what a bridge has handed up. With br_netfilter
+// it sees frames that only pass by, too.
 func (c chain) pageNAT(s setList) []rule {
-	return c.look(s, enforce.Page, rule{test: toHTTP, do: redirect}, dest)
+	rules := c.look(s, enforce.Page, rule{test: toHTTPNotFromBridge, do: redirect}, dest)
+	var bridges []fsm.MAC
+	for _, n := range s {
+		if n.terms.Kind == enforce.Bridge && !slices.Contains(bridges, n.terms.Bridge) {
+			bridges = append(bridges, n.terms.Bridge)
+			rules = append(rules, c.look(s, enforce.Page, rule{test: toHTTPAt, mac: n.terms.Bridge, do: redirect}, dest)...)
+		}
+	}
+	return rules
 }
 
 // sorted gives sets in the order of their rules: by class, kind, exact before masked.

@@ -87,9 +87,14 @@ type stream struct{ back atomic.Int64 }
 
 func newStream(t *testing.T, client, server *endpoint) *stream {
 	t.Helper()
+	return newStreamAt(t, client, server, 7001)
+}
+
+func newStreamAt(t *testing.T, client, server *endpoint, port uint16) *stream {
+	t.Helper()
 	var listener net.Listener
 	server.ns.do(func() (err error) {
-		listener, err = net.Listen("tcp4", netip.AddrPortFrom(server.v4, 7001).String())
+		listener, err = net.Listen("tcp4", netip.AddrPortFrom(server.v4, port).String())
 		return err
 	})
 	go func() {

@@ -21,7 +21,7 @@ type rule struct {
 	set   string
 	do    action
 	chain string  // of jump, goTo and markAndHandUp
-	mac   fsm.MAC // of address
+	mac   fsm.MAC // of address and toHTTPAt
 	port  uint16  // of redirect
 }
 
@@ -39,6 +39,8 @@ const (
 	isProhibited4 // ICMP "communication administratively prohibited"
 	isProhibited6
 	toHTTP
+	toHTTPNotFromBridge
+	toHTTPAt // in a frame to rule.mac
 	fromHTTP
 	isHandedUp
 	notFromBridge
@@ -69,7 +71,11 @@ const (
 
 // exprs is what `nft` compiles the same rule to, so that it lists as one would write it.
 func (r rule) exprs(f family) []expr.Any {
-	return slices.Concat(r.test.exprs(f), r.lookup(f), r.act())
+	test := r.test.exprs(f)
+	if r.test == toHTTPAt {
+		test = append(test, load(expr.PayloadBaseLLHeader, 0, 6), compare(expr.CmpOpEq, r.mac[:]...))
+	}
+	return slices.Concat(test, r.lookup(f), r.act())
 }
 
 func (t test) exprs(f family) []expr.Any {
@@ -89,16 +95,16 @@ func (t test) exprs(f family) []expr.Any {
 			compare(expr.CmpOpGte, solicitation), compare(expr.CmpOpLte, advertisement),
 		})
 	case isReset:
-		return append(l4(unix.IPPROTO_TCP), load(expr.PayloadBaseTransportHeader, 13, 1),
-			&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{4}, Xor: []byte{0}},
-			compare(expr.CmpOpNeq, 0))
+		return slices.Concat(l4(unix.IPPROTO_TCP), []expr.Any{load(expr.PayloadBaseTransportHeader, 13, 1)}, hasBits(4))
 	case isOwnReset:
 		return append(metaIs(expr.MetaKeyIIFNAME, interfaceName("lo")...), isReset.exprs(f)...)
 	case isProhibited4:
 		return slices.Concat(isProtocol(f, kind4), l4(unix.IPPROTO_ICMP), portIs(0, 3<<8|13))
 	case isProhibited6:
 		return slices.Concat(isProtocol(f, kind6), l4(unix.IPPROTO_ICMPV6), portIs(0, 1<<8|1))
-	case toHTTP:
+	case toHTTPNotFromBridge:
+		return append(notFromBridge.exprs(f), toHTTP.exprs(f)...)
+	case toHTTP, toHTTPAt:
 		return append(l4(unix.IPPROTO_TCP), portIs(2, portHTTP)...)
 	case fromHTTP:
 		return append(l4(unix.IPPROTO_TCP), portIs(0, portHTTP)...)
@@ -310,6 +316,8 @@ func exprNamed(name string) expr.Any {
 		return &expr.Lookup{}
 	case "immediate":
 		return &expr.Verdict{}
+	case "exthdr":
+		return &expr.Exthdr{}
 	case "counter":
 		return &expr.Counter{}
 	case "limit":

@@ -26,15 +26,30 @@ func treatmentRules(f family, t enforce.Terms) [][]expr.Any {
 	if t.Kind == fsm.Limit {
 		return [][]expr.Any{append([]expr.Any{limit(t.Rate)}, discard...)}
 	}
-	var rules [][]expr.Any
+	var rules, byPort, unread [][]expr.Any
 	for _, r := range t.Ports {
-		rules = append(rules, slices.Concat(l4(r.Protocol), inRange(r), discard))
+		rule := slices.Concat(l4(r.Protocol), inRange(r), discard)
+		if r.First == 0 && r.Last == 0 {
+			rules = append(rules, rule)
+			continue
+		}
+		byPort = append(byPort, rule)
+		unread = append(unread, append(l4(r.Protocol), discard...))
 	}
-	// What is left has other ports, or is a later fragment, which is nothing without the first. Only
-	// where the protocol can't be read (two VLAN tags, headers cut short) nobody knows the ports.
-	rules = append(rules, append([]expr.Any{
+	back := verdict(expr.VerdictReturn, "")
+	if len(byPort) > 0 {
+		// A later fragment has no ports, and is nothing without the first.
+		rules = append(rules, append(laterFragment4(f), back...), append(laterFragment6(f), back...))
+		rules = append(rules, byPort...)
+		anyPort := []expr.Any{load(expr.PayloadBaseTransportHeader, 2, 2), compare(expr.CmpOpGte, 0, 0)}
+		rules = append(rules, append(anyPort, back...))
+		rules = append(rules, unread...)
+	}
+	// What is left is of other protocols, or nobody can read it: behind two VLAN tags, or headers that
+	// are cut short.
+	rules = append(rules, slices.Concat([]expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1}, compare(expr.CmpOpGte, 0),
-	}, verdict(expr.VerdictReturn, "")...))
+	}, back))
 	if f == inet {
 		return append(rules, discard)
 	}
@@ -42,6 +57,24 @@ func treatmentRules(f family, t enforce.Terms) [][]expr.Any {
 		rules = append(rules, append(metaIs(expr.MetaKeyPROTOCOL, protocol...), discard...))
 	}
 	return rules
+}
+
+func laterFragment4(f family) []expr.Any {
+	return slices.Concat(isProtocol(f, kind4), []expr.Any{load(expr.PayloadBaseNetworkHeader, 6, 2)}, hasBits(0x1f, 0xff))
+}
+
+func laterFragment6(f family) []expr.Any {
+	offset := &expr.Exthdr{DestRegister: unix.NFT_REG_1, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}
+	return slices.Concat(isProtocol(f, kind6), []expr.Any{offset}, hasBits(0xff, 0xf8))
+}
+
+// hasBits matches if any of the bits is set in what was loaded.
+func hasBits(bits ...byte) []expr.Any {
+	none := make([]byte, len(bits))
+	return []expr.Any{
+		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: uint32(len(bits)), Mask: bits, Xor: none},
+		compare(expr.CmpOpNeq, none...),
+	}
 }
 
 func inRange(r fsm.PortRange) []expr.Any {
