@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -254,7 +255,10 @@ type fetched struct {
 func (a *auditor) fetch(ctx context.Context, disk *audit.Log) (fetched, error) {
 	head := disk.Head()
 	var out fetched
-	for _, m := range a.members() {
+	members := a.members()
+	// First those that answer soon.
+	slices.SortStableFunc(members, func(x, y fsm.Member) int { return cmp.Compare(order(x), order(y)) })
+	for _, m := range members {
 		if m.Self || m.ID == a.node {
 			continue
 		}
@@ -280,6 +284,13 @@ func (a *auditor) fetch(ctx context.Context, disk *audit.Log) (fetched, error) {
 		}
 	}
 	return out, nil
+}
+
+func order(m fsm.Member) int {
+	if m.Alive {
+		return 0
+	}
+	return 1
 }
 
 func (a *auditor) askFor(ctx context.Context, node string, from uint64) ([][]byte, error) {
