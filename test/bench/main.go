@@ -28,7 +28,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the fleet and etcd keep their data (default: a new directory in /var/tmp)")
 	flag.IntVar(&o.blocks, "blocks", 100_000, "blocks in the scale part; 0 leaves it out")
 	flag.IntVar(&o.vms, "vms", 10_000, "VMs in the scale part")
-	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk or schedule")
+	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule or lists")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -110,7 +110,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"idle", b.idle}, {"latency", b.latency}, {"throughput", b.throughput}, {"scale", b.scale}, {"bulk", b.inBulk}, {"schedule", b.schedule}} {
+	}{{"idle", b.idle}, {"latency", b.latency}, {"throughput", b.throughput}, {"scale", b.scale}, {"bulk", b.inBulk}, {"schedule", b.schedule}, {"lists", b.lists}} {
 		if o.only != "" && o.only != part.name {
 			continue
 		}
