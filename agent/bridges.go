@@ -84,7 +84,7 @@ func (b *bridges) watch(ctx context.Context, known *map[string]fsm.MAC) error {
 }
 
 func drain(news <-chan netlink.LinkUpdate) {
-	for range news { //nolint:revive // until it is closed
+	for range news {
 	}
 }
 

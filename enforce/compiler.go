@@ -62,7 +62,9 @@ func (c *Compiler) Reset(v *fsm.View, l Local) Delta {
 		before[e] = true
 	}
 	for e := range c.refs {
-		before[e] = before[e]
+		if !before[e] {
+			before[e] = false // it may be new
+		}
 	}
 	return c.delta(before)
 }

@@ -69,11 +69,11 @@ func genOp() *rapid.Generator[fsm.Op] {
 			}
 			return fsm.PutNode{Node: n}
 		case 9:
-			if vm := genID("vm").Draw(t, "guarded vm"); rapid.Bool().Draw(t, "put") {
+			vm := genID("vm").Draw(t, "guarded vm")
+			if rapid.Bool().Draw(t, "put") {
 				return fsm.PutGuard{VM: vm}
-			} else {
-				return fsm.DeleteGuard{VM: vm}
 			}
+			return fsm.DeleteGuard{VM: vm}
 		default:
 			p := genPrefix().Draw(t, "guard")
 			if rapid.Bool().Draw(t, "put") {

@@ -84,7 +84,7 @@ func rateText(r fsm.Rate) string {
 func rangeText(r fsm.PortRange) string {
 	switch {
 	case r.First == 0 && r.Last == 0:
-		return fmt.Sprint(r.Protocol)
+		return strconv.Itoa(int(r.Protocol))
 	case r.First == r.Last:
 		return fmt.Sprintf("%d.%d", r.Protocol, r.First)
 	default:

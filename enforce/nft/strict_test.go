@@ -302,3 +302,34 @@ func TestElsewhere(t *testing.T) {
 	}
 	h.lift(held)
 }
+
+// TestGuardedVM: a guarded VM loses nothing to holds on its account and on the network around it, nor
+// when another claims its hardware address.
+func TestGuardedVM(t *testing.T) {
+	h := newHolds(t)
+	h.commit(fsm.DeclareVM{ID: h.innocent.name, Owner: "acct-" + h.blocked.name}, fsm.PutGuard{VM: h.innocent.name})
+	for _, kind := range []fsm.Kind{fsm.Drop, fsm.Reject, fsm.Redirect} {
+		var ops []fsm.Op
+		for _, target := range []fsm.Target{
+			{Account: "acct-" + h.blocked.name},
+			{Prefix: prefix("10.7.0.0/24").Prefix},
+			{Prefix: prefix("fd07::/64").Prefix},
+		} {
+			ops = append(ops, fsm.AddBlock{Target: target, Kind: kind, Force: true})
+		}
+		held := h.commit(ops...)
+		h.checkCut("a guarded VM among those held: "+string(kind), towards(h.blocked, fsm.Both))
+		h.lift(held)
+	}
+	h.local.NICs["thief"] = h.local.NICs[h.innocent.name]
+	thief := h.commit(fsm.DeclareVM{ID: "thief"}, fsm.AddBlock{Target: fsm.Target{VM: "thief"}})
+	h.checkCut("a thief of its name held", func(*flow) bool { return false })
+	h.lift(thief)
+	delete(h.local.NICs, "thief")
+	h.commit(fsm.DeleteGuard{VM: h.innocent.name})
+	held := h.commit(fsm.AddBlock{Target: fsm.Target{Account: "acct-" + h.blocked.name}})
+	h.checkCut("not guarded any more", func(f *flow) bool {
+		return towards(h.blocked, fsm.Both)(f) || towards(h.innocent, fsm.Both)(f)
+	})
+	h.lift(held)
+}
