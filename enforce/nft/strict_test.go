@@ -307,20 +307,23 @@ func TestElsewhere(t *testing.T) {
 // when another claims its hardware address.
 func TestGuardedVM(t *testing.T) {
 	h := newHolds(t)
-	h.commit(fsm.DeclareVM{ID: h.innocent.name, Owner: "acct-" + h.blocked.name}, fsm.PutGuard{VM: h.innocent.name})
+	h.commit(fsm.DeclareVM{ID: h.innocent.name, Owner: "acct-" + h.blocked.name})
 	for _, kind := range []fsm.Kind{fsm.Drop, fsm.Reject, fsm.Redirect} {
 		var ops []fsm.Op
 		for _, target := range []fsm.Target{
 			{Account: "acct-" + h.blocked.name},
-			{Prefix: prefix("10.7.0.0/24").Prefix},
-			{Prefix: prefix("fd07::/64").Prefix},
+			{Prefix: prefix("10.7.0.4/30").Prefix},
+			{Prefix: prefix("fd07::4/126").Prefix},
 		} {
 			ops = append(ops, fsm.AddBlock{Target: target, Kind: kind, Force: true})
 		}
 		held := h.commit(ops...)
+		h.commit(fsm.PutGuard{VM: h.innocent.name})
 		h.checkCut("a guarded VM among those held: "+string(kind), towards(h.blocked, fsm.Both))
 		h.lift(held)
+		h.commit(fsm.DeleteGuard{VM: h.innocent.name})
 	}
+	h.commit(fsm.PutGuard{VM: h.innocent.name})
 	h.local.NICs["thief"] = h.local.NICs[h.innocent.name]
 	thief := h.commit(fsm.DeclareVM{ID: "thief"}, fsm.AddBlock{Target: fsm.Target{VM: "thief"}})
 	h.checkCut("a thief of its name held", func(*flow) bool { return false })
