@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"testing"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/client"
 	"github.com/palisade/palisade/httpapi/wire"
 )
 
@@ -174,5 +176,16 @@ func TestABrokenAudit(t *testing.T) {
 	}
 	if res := s.do(t, request{path: "/v1/audit"}); res.StatusCode != http.StatusInternalServerError {
 		t.Errorf("a page from a broken disk: %d", res.StatusCode)
+	}
+	// An export that can't be whole is cut, so that nobody takes it for whole.
+	web := httptest.NewServer(s.Handler())
+	defer web.Close()
+	api, err := client.New(client.Options{URL: web.URL, Token: adminToken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := api.ExportAudit(t.Context(), 0, 0, &got); err == nil {
+		t.Errorf("half of an audit was taken for all of it: %q", got.Bytes())
 	}
 }
