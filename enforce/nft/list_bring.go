@@ -103,7 +103,7 @@ func (k *Lists) anew(b listBase, d *listDelta) bool {
 func (k *Lists) bring(ctx context.Context, c ListChange) error {
 	deltas := k.deltas(c)
 	p := k.planLists(deltas, c)
-	if !k.ready && len(p.after) == 0 && len(k.legacy) == 0 {
+	if !k.exists && len(p.after) == 0 {
 		// There is nothing, and nothing is to be.
 		k.have, k.live = c.Lists, p.after
 		return nil
@@ -285,7 +285,7 @@ func (k *Lists) prepare(ctx context.Context) error {
 	}
 	w.flush()
 	if w.err == nil {
-		k.ready, k.badMark, k.discard, k.rules = true, false, nil, rules
+		k.exists, k.ready, k.badMark, k.discard, k.rules = true, true, false, nil, rules
 	}
 	return w.err
 }

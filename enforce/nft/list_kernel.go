@@ -37,6 +37,7 @@ type Lists struct {
 	marker listMarker
 	// ready says that tables, chains and the marker's set are there and right; badMark and discard, that the
 	// set or a chain is there and is not.
+	exists  bool // one of the tables does
 	ready   bool
 	badMark bool
 	discard []listChain
@@ -219,7 +220,7 @@ func (k *Lists) known(ctx context.Context, want *enforce.Lists) error {
 		return err
 	}
 	k.generation, k.newest, k.marker = generation, in.newest, in.marker
-	k.ready, k.badMark, k.discard, k.junk = in.exists && in.sound, in.badMarker, in.discard, in.junk
+	k.exists, k.ready, k.badMark, k.discard, k.junk = in.exists, in.exists && in.sound, in.badMarker, in.discard, in.junk
 	k.live, k.stale, k.legacy, k.rules = make(map[listBase]*liveSet), make(map[listBase]bool), in.used, nil
 	k.have = &enforce.Lists{}
 	if in.ruled {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -504,5 +505,46 @@ func TestUrgentBlockDuringALoad(t *testing.T) {
 		begin := time.Now()
 		apply(t, urgent, i, elements(prefix(fmt.Sprintf("192.0.2.%d", i%250))), nil)
 		waits = append(waits, time.Since(begin))
+	}
+}
+
+// State and enforcement of a list together take at most 64 bytes of the process for an entry, of either family.
+func TestListsAreSmall(t *testing.T) {
+	for _, family := range []int{4, 6} {
+		const entries = 200_000
+		n := newNetNS(t)
+		heap := func() uint64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		s := newListState(t)
+		list := make([]netip.Prefix, 0, entries)
+		for i := range entries {
+			a := [16]byte{0x20, 1, byte(i >> 16), byte(i >> 8), byte(i)}
+			p := netip.PrefixFrom(netip.AddrFrom16(a), 64-i%8)
+			if family == 4 {
+				p = netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 13), byte(i >> 5), byte(i << 3)}), 32-i%3)
+			}
+			list = append(list, p.Masked())
+		}
+		s.put("feed", list)
+		s.hold("feed", fsm.Both)
+		k := openLists(t, n)
+		bring(t, k, s.change())
+		clear(list)
+		list = nil
+		size := s.store.View()
+		l, _, _ := size.List("feed")
+		perEntry := float64(int64(heap()-before)) / float64(l.Size)
+		t.Logf("IPv%d: %.1f bytes an entry", family, perEntry)
+		if l.Size != entries || perEntry > 64 {
+			t.Errorf("IPv%d: %.1f bytes for each of %d entries, want at most 64", family, perEntry, l.Size)
+		}
+		runtime.KeepAlive(k)
+		runtime.KeepAlive(s)
 	}
 }
