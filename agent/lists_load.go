@@ -233,7 +233,7 @@ func (l *listLoader) openFile(path string, s *loading) (io.ReadCloser, bool, err
 	if err != nil {
 		return nil, false, err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	st, err := root.Stat(rel)
 	if err != nil {
 		return nil, false, err

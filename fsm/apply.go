@@ -94,7 +94,7 @@ func (a *applier) op(op Op) Result {
 	case CommitList:
 		r.List, r.Err = a.commitList(op)
 	case AbortList:
-		r.Err = a.abortList(op)
+		a.abortList(op)
 	case PatchList:
 		r.List, r.Err = a.patchList(op)
 	case DescribeList:

@@ -119,11 +119,10 @@ func (a *applier) commitList(op CommitList) (*List, *Error) {
 	return a.putList(was, is, u.set), nil
 }
 
-func (a *applier) abortList(op AbortList) *Error {
+func (a *applier) abortList(op AbortList) {
 	if u, ok := a.uploads.get([]byte(op.Upload)); ok {
 		a.setUpload(u, nil)
 	}
-	return nil
 }
 
 func (a *applier) listAt(name string, ifRevision uint64) (*List, *Error) {

@@ -200,7 +200,7 @@ func TestPatchSharesBlocks(t *testing.T) {
 // Blocks are bounded also where no entry would begin one by itself.
 func TestPrefixSetBoundsBlocks(t *testing.T) {
 	var b PrefixSetBuilder
-	for i := uint32(0); b.v4 == nil || len(b.v4) < 5000; i++ {
+	for i := uint32(0); len(b.v4) < 5000; i++ {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], 10<<24+i)
 		if p := netip.PrefixFrom(netip.AddrFrom4(a), 32); !startsBlock(packPrefix(p)) {

@@ -26,7 +26,7 @@ func entries(t *testing.T, s *Server, path string) []string {
 	t.Helper()
 	res := s.do(t, request{method: "GET", path: path})
 	b, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != 200 || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") {
+	if err != nil || res.StatusCode != http.StatusOK || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") {
 		t.Fatalf("%s: %d %s %v", path, res.StatusCode, b, err)
 	}
 	return strings.Fields(string(b))
@@ -165,7 +165,7 @@ func TestAListIsHeldAndDeleted(t *testing.T) {
 		t.Errorf("unconfirmed %v", r.Unconfirmed)
 	}
 	s.do(t, request{method: "DELETE", path: "/v1/blocks/" + b.ID})
-	if res := s.do(t, request{method: "DELETE", path: "/v1/lists/drop"}); res.StatusCode != 204 {
+	if res := s.do(t, request{method: "DELETE", path: "/v1/lists/drop"}); res.StatusCode != http.StatusNoContent {
 		t.Errorf("delete: %d", res.StatusCode)
 	}
 	refused(t, s, request{method: "GET", path: "/v1/lists/drop"}, 404, wire.CodeNotFound)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -34,7 +35,7 @@ func (c *ListLsCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	head := []string{"NAME", "ENTRIES", "BLOCKS", "LOADED", "FROM", "OWNER"}
 	return printList(g, api.Lists(ctx), head, func(l client.List) []string {
-		return []string{l.Name, fmt.Sprint(l.Size), some(l.Blocks, 4), optional(l.LoadedAt), listOrigin(&l), l.Owner}
+		return []string{l.Name, strconv.Itoa(l.Size), some(l.Blocks, 4), optional(l.LoadedAt), listOrigin(&l), l.Owner}
 	})
 }
 

@@ -150,7 +150,7 @@ func (w *listWriter) replaceListRules(sets []listSet) error {
 func (w *listWriter) setListMarker(m listMarker) {
 	flush := appendElementList(nil, w.table, markerSet)
 	w.batch.add(unix.NFT_MSG_DELSETELEM, 0, inet, "flush the marker", flush)
-	w.writer.addElements(inet, markerSet, 8, []element{{key: markerKey(m.index), comment: m.comment()}})
+	w.addElements(inet, markerSet, 8, []element{{key: markerKey(m.index), comment: m.comment()}})
 }
 
 // counts returns how many elements each set has for a content.
