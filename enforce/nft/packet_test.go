@@ -83,7 +83,19 @@ func TestConntrack(t *testing.T) {
 }
 
 // stream is a TCP connection whose server echoes; back counts what came back to the client.
-type stream struct{ back atomic.Int64 }
+type stream struct {
+	back  atomic.Int64
+	there counted // what came to the server
+	end   func()
+}
+
+// counted is a writer that counts bytes.
+type counted struct{ atomic.Int64 }
+
+func (c *counted) Write(b []byte) (int, error) {
+	c.Add(int64(len(b)))
+	return len(b), nil
+}
 
 func newStream(t *testing.T, client, server *endpoint) *stream {
 	t.Helper()
@@ -92,6 +104,7 @@ func newStream(t *testing.T, client, server *endpoint) *stream {
 
 func newStreamAt(t *testing.T, client, server *endpoint, port uint16) *stream {
 	t.Helper()
+	s := &stream{}
 	var listener net.Listener
 	server.ns.do(func() (err error) {
 		listener, err = net.Listen("tcp4", netip.AddrPortFrom(server.v4, port).String())
@@ -102,7 +115,7 @@ func newStreamAt(t *testing.T, client, server *endpoint, port uint16) *stream {
 		if err != nil {
 			return
 		}
-		_, _ = io.Copy(c, c)
+		_, _ = io.Copy(c, io.TeeReader(c, &s.there))
 		_ = c.Close()
 	}()
 	var conn net.Conn
@@ -110,7 +123,6 @@ func newStreamAt(t *testing.T, client, server *endpoint, port uint16) *stream {
 		conn, err = net.DialTimeout("tcp4", listener.Addr().String(), 5*time.Second)
 		return err
 	})
-	s := &stream{}
 	go func() {
 		b := make([]byte, 100)
 		for {
@@ -124,7 +136,8 @@ func newStreamAt(t *testing.T, client, server *endpoint, port uint16) *stream {
 			time.Sleep(100 * time.Microsecond)
 		}
 	}()
-	t.Cleanup(func() { _ = conn.Close(); _ = listener.Close() })
+	s.end = func() { _ = conn.Close(); _ = listener.Close() }
+	t.Cleanup(s.end)
 	return s
 }
 
