@@ -157,8 +157,10 @@ func TestAListIsHeldAndDeleted(t *testing.T) {
 	// wait=enforced asks for the block that holds the list.
 	f.Set(func() { f.Peers["n2"].Stuck = f.View().Index() })
 	r := decode[wire.ListResult](t, s.do(t, putText("/v1/lists/drop?wait=enforced&timeout=200ms", "10.0.1.0/24")), 202)
-	if !slices.Equal(r.Unconfirmed, []string{"n2"}) || !slices.Equal(f.Peers["n2"].LastAsk.Blocks, []string{b.ID}) {
-		t.Errorf("unconfirmed %v, asked for %v", r.Unconfirmed, f.Peers["n2"].LastAsk.Blocks)
+	var asked []string
+	f.Set(func() { asked = f.Peers["n2"].LastAsk.Blocks })
+	if !slices.Equal(r.Unconfirmed, []string{"n2"}) || !slices.Equal(asked, []string{b.ID}) {
+		t.Errorf("unconfirmed %v, asked for %v", r.Unconfirmed, asked)
 	}
 	f.Set(func() { f.Peers["n2"].Stuck = 0 })
 	if r := decode[wire.ListResult](t, s.do(t, putText("/v1/lists/drop?wait=enforced", "10.0.2.0/24")), 200); len(r.Unconfirmed) > 0 {

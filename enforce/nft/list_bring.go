@@ -135,9 +135,6 @@ func (k *Lists) bring(ctx context.Context, c ListChange) error {
 // settle makes the rules look into the new sets, and then removes what is not to be dropped.
 func (k *Lists) settle(w *listWriter, c ListChange, deltas map[listBase]*listDelta, p listPlan, rules []listSet) error {
 	if k.rules == nil || !slices.Equal(k.rules, rules) {
-		if p.several {
-			w.flush() // all that is added is in before the rules switch
-		}
 		if err := w.replaceListRules(rules); err != nil {
 			return err
 		}

@@ -182,6 +182,7 @@ func TestListsAgainstModel(t *testing.T) {
 		k := open()
 		var guards []netip.Prefix
 		was := map[enforce.ListElement]bool{} // known to be in force
+		before := &enforce.Lists{}            // the last content that was brought whole
 		exact := func(rt *rapid.T) {
 			c := s.change(guards...)
 			if err := k.Bring(t.Context(), c); err != nil {
@@ -193,7 +194,7 @@ func TestListsAgainstModel(t *testing.T) {
 					rt.Fatalf("%s: the kernel has\n%v\nwant\n%v", f, got, want)
 				}
 			}
-			was = want
+			was, before = want, c.Lists
 		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"put": func(rt *rapid.T) { s.put(name.Draw(rt, "name"), several.Draw(rt, "list")) },
@@ -237,10 +238,16 @@ func TestListsAgainstModel(t *testing.T) {
 				ctx := &countedContext{Context: t.Context()}
 				ctx.left.Store(rapid.Int64Range(0, 60).Draw(rt, "looks"))
 				if k.Bring(ctx, c) == nil {
-					was = elementsOf(c.Lists)
+					was, before = elementsOf(c.Lists), c.Lists
 					return
 				}
-				for f, got := range inKernelLoosely(rt, n) {
+				marker, all := inKernelLoosely(rt, n)
+				for f, got := range all {
+					for _, l := range []*enforce.Lists{before, c.Lists} {
+						if marker.hash == l.Hash() && !maps.Equal(got, elementsOf(l)) {
+							rt.Fatalf("%s: the marker claims a content that is not there", f)
+						}
+					}
 					for e := range maps.Keys(was) {
 						if c.Lists.Contains(e) && !got[e] {
 							rt.Fatalf("%s: %v is in both contents and went", f, e)
@@ -256,7 +263,7 @@ func TestListsAgainstModel(t *testing.T) {
 }
 
 // inKernelLoosely is inKernel where a change was interrupted.
-func inKernelLoosely(t interface{ Fatal(args ...any) }, n netNS) map[family]map[enforce.ListElement]bool {
+func inKernelLoosely(t interface{ Fatal(args ...any) }, n netNS) (listMarker, map[family]map[enforce.ListElement]bool) {
 	w, err := dial(n.fd, 4<<20, 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +276,7 @@ func inKernelLoosely(t interface{ Fatal(args ...any) }, n netNS) map[family]map[
 	if !in.ruled {
 		t.Fatal("rules look into something else")
 	}
-	return dumpLists(t, w, in)
+	return in.marker, dumpLists(t, w, in)
 }
 
 func TestListPackets(t *testing.T) {
