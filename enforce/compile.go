@@ -31,6 +31,11 @@ func Compile(v *fsm.View, l Local) map[Element]struct{} {
 		case t.Prefix.IsValid():
 			whole := carved(v, l, t.Prefix)
 			targets = append(targets, identity{prefixes: whole, once: whole})
+			for vm := range v.VMs("") {
+				for _, a := range visitedIn(vm, t.Prefix) {
+					targets = append(targets, identity{visited: carved(v, l, a)})
+				}
+			}
 		}
 		for _, id := range targets {
 			for _, e := range l.treat(b, id) {
@@ -72,6 +77,7 @@ func plainIdentity(v *fsm.View, l Local, vm string) (id identity) {
 			}
 		}
 	}
+	id.visited = id.prefixes
 	if len(id.once) == 0 {
 		id.once = id.prefixes
 	}

@@ -31,7 +31,7 @@ type Compiler struct {
 // is what the node needs to answer for guests.
 type part struct {
 	target fsm.Target
-	vm     string // of a VM or account target
+	vm     string // of a VM or account target; of a prefix target, what its redirects answer for the VM
 }
 
 // NewCompiler returns a compiler that holds nothing.
@@ -86,8 +86,14 @@ func (c *Compiler) Update(v *fsm.View, events []fsm.Event, l Local) Delta {
 	for vm := range moved {
 		touched[part{fsm.Target{VM: vm}, vm}] = struct{}{}
 		for _, view := range []*fsm.View{old, v} {
-			if known, ok := view.VM(vm); ok && known.Owner != "" {
+			known, ok := view.VM(vm)
+			if ok && known.Owner != "" {
 				touched[part{fsm.Target{Account: known.Owner}, vm}] = struct{}{}
+			}
+			if ok {
+				for t := range redirectedAround(view, l, known) {
+					touched[part{t, vm}] = struct{}{}
+				}
 			}
 		}
 	}
@@ -160,14 +166,34 @@ func sameNICs(a, b []fsm.NIC) bool {
 	})
 }
 
-// partsOf walks the parts of a target: of an account, its VMs now.
+// redirectedAround walks the prefixes whose redirects may answer for the VM.
+func redirectedAround(v *fsm.View, l Local, vm *fsm.VM) iter.Seq[fsm.Target] {
+	return func(yield func(fsm.Target) bool) {
+		of := func(b *fsm.Block) bool { return b.Kind == fsm.Redirect && b.Target.Prefix.IsValid() }
+		for _, b := range v.Holding(vm) {
+			if of(b) && !yield(b.Target) {
+				return
+			}
+		}
+		for id := range l.Started {
+			if b, ok := v.Block(id); ok && of(b) && !yield(b.Target) {
+				return
+			}
+		}
+	}
+}
+
+// partsOf walks the parts of a target: of an account its VMs now, of a prefix also the VMs in it.
 func (c *Compiler) partsOf(t fsm.Target) iter.Seq[part] {
 	return func(yield func(part) bool) {
+		vms := c.view.VMsOf(t.Account)
 		if t.Account == "" {
-			yield(part{t, t.VM})
-			return
+			if !yield(part{t, t.VM}) || !t.Prefix.IsValid() {
+				return
+			}
+			vms = c.view.VMsWithin(t.Prefix)
 		}
-		for vm := range c.view.VMsOf(t.Account) {
+		for vm := range vms {
 			if !yield(part{t, vm.ID}) {
 				return
 			}
@@ -258,6 +284,13 @@ func (c *Compiler) identify(p part) (id identity) {
 		id.prefixes = c.guards.without(nil, p.target.Prefix)
 		id.once = id.prefixes
 		return id
+	case p.target.Prefix.IsValid():
+		if known {
+			for _, a := range visitedIn(vm, p.target.Prefix) {
+				id.visited = c.guards.without(id.visited, a)
+			}
+		}
+		return id
 	case p.target.Account != "" && (!known || vm.Owner != p.target.Account):
 		return id
 	}
@@ -272,11 +305,27 @@ func (c *Compiler) identify(p part) (id identity) {
 			id.links = append(id.links, e)
 		}
 	}
+	id.visited = id.prefixes
 	id.once = c.once(p.vm)
 	if len(id.once) == 0 {
 		id.once = id.prefixes
 	}
 	return id
+}
+
+// visitedIn returns what a VM has of a prefix.
+func visitedIn(vm *fsm.VM, p netip.Prefix) []netip.Prefix {
+	var list []netip.Prefix
+	for _, a := range vm.AllAddresses() {
+		switch {
+		case !a.Overlaps(p):
+		case a.Bits() < p.Bits():
+			list = append(list, p)
+		default:
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
 // once returns for each interface of a VM its tap here, else its hardware address.

@@ -161,7 +161,7 @@ func TestGolden(t *testing.T) {
 		Ports: []fsm.PortRange{{Protocol: 6, First: 25, Last: 25}, {Protocol: 17, First: 6000, Last: 6010}, {Protocol: 132}}})
 	step("web is limited: by its tap alone", fsm.AddBlock{Target: fsm.Target{VM: "web"}, Kind: fsm.Limit, Rate: fsm.Rate{Bits: 1_000_000}})
 	step("an address is refused: bridges must be known", fsm.AddBlock{Target: fsm.Target{Prefix: prefix("198.51.100.1/32")}, Kind: fsm.Reject, Direction: fsm.In})
-	step("a visitor of another sees a page", fsm.AddBlock{Target: fsm.Target{Prefix: prefix("198.51.100.2/32")}, Kind: fsm.Redirect})
+	step("a visitor of another sees a page", fsm.DeclareVM{ID: "other", Addresses: []netip.Prefix{prefix("198.51.100.2/32")}}, fsm.AddBlock{Target: fsm.Target{Prefix: prefix("198.51.100.2/32")}, Kind: fsm.Redirect})
 	step("the one is lifted, and the other: bridges need not be known", fsm.LiftBlock{ID: "b11"}, fsm.LiftBlock{ID: "b12"})
 
 	golden := filepath.Join("testdata", "deltas.golden")
@@ -225,7 +225,8 @@ func TestElementsOf(t *testing.T) {
 func TestMissing(t *testing.T) {
 	f := newFleet(t)
 	target := fsm.Target{Prefix: prefix("192.0.2.1/32")}
-	f.must(fsm.AddBlock{Target: target, Kind: fsm.Reject, Direction: fsm.In}, fsm.AddBlock{Target: target, Kind: fsm.Redirect})
+	f.must(fsm.DeclareVM{ID: "web", Addresses: []netip.Prefix{target.Prefix}},
+		fsm.AddBlock{Target: target, Kind: fsm.Reject, Direction: fsm.In}, fsm.AddBlock{Target: target, Kind: fsm.Redirect})
 	c := NewCompiler()
 	texts := func(l Local) string {
 		c.Update(f.store.View(), nil, l)
@@ -242,6 +243,50 @@ func TestMissing(t *testing.T) {
 	} {
 		if got := texts(step.l); got != step.want {
 			t.Errorf("%+v: %s, want %s", step.l, got, step.want)
+		}
+	}
+}
+
+// TestARedirectedPrefixAnswersForItsVMs, which come, move within it and go; for the rest of it nobody
+// answers, so it is dropped.
+func TestARedirectedPrefixAnswersForItsVMs(t *testing.T) {
+	f := newFleet(t)
+	l := Local{PagePort: 80}
+	c := NewCompiler()
+	pages := func(ops ...fsm.Op) string {
+		t.Helper()
+		f.must(ops...)
+		v, events := f.next()
+		c.Update(v, events, l)
+		var list []string
+		for e := range c.Elements() {
+			if e.Treatment == "page_80" {
+				list = append(list, e.Prefix.String())
+			}
+		}
+		slices.Sort(list)
+		return strings.Join(list, " ")
+	}
+	declare := func(id string, addresses ...string) fsm.Op {
+		op := fsm.DeclareVM{ID: id}
+		for _, a := range addresses {
+			op.Addresses = append(op.Addresses, prefix(a))
+		}
+		return op
+	}
+	for _, step := range []struct {
+		op   fsm.Op
+		want string
+	}{
+		{declare("a", "192.0.2.1/32", "198.51.100.1/32"), ""},
+		{fsm.AddBlock{Target: fsm.Target{Prefix: prefix("192.0.2.0/24")}, Kind: fsm.Redirect}, "192.0.2.1/32"},
+		{declare("b", "192.0.2.64/30"), "192.0.2.1/32 192.0.2.64/30"},
+		{declare("a", "192.0.2.9/32"), "192.0.2.64/30 192.0.2.9/32"},
+		{declare("a", "198.51.100.1/32"), "192.0.2.64/30"},
+		{fsm.LiftBlock{ID: "b1"}, ""},
+	} {
+		if got := pages(step.op); got != step.want {
+			t.Errorf("after %+v visitors of %q get the page, want %q", step.op, got, step.want)
 		}
 	}
 }

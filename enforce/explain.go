@@ -59,6 +59,14 @@ type explained struct {
 	rank    int // in the order of the rules in the kernel
 }
 
+// visited says that the packet is for a VM that is known, whose node can answer.
+func (e *explainer) visited() bool {
+	for range e.view.VMsWithin(netip.PrefixFrom(e.packet.Dst, e.packet.Dst.BitLen())) {
+		return true
+	}
+	return false
+}
+
 // end finds what holds one end of the packet, seen from which it goes in a direction.
 func (e *explainer) end(addr netip.Addr, d fsm.Direction) {
 	single := netip.PrefixFrom(addr, addr.BitLen())
@@ -193,7 +201,7 @@ func (e *explainer) add(b *fsm.Block, d fsm.Direction, by string) {
 	if h.Started {
 		h.Since = b.StartsAt
 	}
-	http := e.packet.Protocol == protocolTCP && e.packet.DstPort == portHTTP && !e.guarded
+	http := e.packet.Protocol == protocolTCP && e.packet.DstPort == portHTTP && !e.guarded && (!b.Target.Prefix.IsValid() || e.visited())
 	switch {
 	case kind == fsm.Drop && b.Kind != fsm.Drop:
 		h.rank, h.verdict, h.why = rankDrop, fsm.VerdictDrop, fmt.Sprintf("everything is dropped, because this node can't %s", b.Kind)

@@ -14,6 +14,9 @@ type identity struct {
 	// once names each packet of the target once on its way through this node, for what counts packets:
 	// of each interface the tap, else the hardware address; addresses if there is neither.
 	once []Element
+	// visited are the addresses at which visitors get the page of a redirect: those of VMs that are known.
+	// Somewhere is the node of such a VM, which answers; nobody would answer for another address.
+	visited []Element
 }
 
 func (id identity) all() []Element { return slices.Concat(id.links, id.prefixes) }
@@ -78,7 +81,7 @@ func (l Local) treat(b *fsm.Block, id identity) []Element {
 			put(id.all(), t)
 		}
 		if kind == fsm.Redirect && d == fsm.In {
-			put(id.prefixes, Terms{Kind: Page, Port: l.PagePort})
+			put(id.visited, Terms{Kind: Page, Port: l.PagePort})
 		}
 	}
 	return list
@@ -94,8 +97,12 @@ func (l Local) answering(g *guards) []Element {
 	}
 	for _, nics := range l.NICs {
 		for _, n := range nics {
+			here := Terms{Kind: Here}.Treatment()
 			if g.allows(n.MAC) {
-				list = append(list, Element{MAC: n.MAC, Treatment: Terms{Kind: Here}.Treatment()})
+				list = append(list, Element{MAC: n.MAC, Treatment: here})
+			}
+			if g.allowsTap(n.Tap) {
+				list = append(list, Element{Tap: n.Tap, Treatment: here})
 			}
 		}
 	}

@@ -18,7 +18,7 @@ const (
 	Page fsm.Kind = "page"
 	// Bridge is of ports of a bridge; frames that the node answers take its hardware address.
 	Bridge fsm.Kind = "bridge"
-	// Here is of hardware addresses of guests on this node.
+	// Here is of hardware addresses and taps of guests on this node.
 	Here fsm.Kind = "here"
 )
 

@@ -120,7 +120,7 @@ func (b base) known() bool {
 	t, ok := terms(b.class)
 	switch b.kind {
 	case kindTap:
-		ok = ok && b.bits == 0 && t.Kind != enforce.Page && t.Kind != enforce.Here
+		ok = ok && b.bits == 0 && t.Kind != enforce.Page
 	case kindMAC:
 		ok = ok && b.bits == 0 && t.Kind != enforce.Page && t.Kind != enforce.Bridge
 	case kind4:

@@ -100,7 +100,9 @@ func chains() []chain {
 		chain{family: bridge, name: "page", list: chain.page, needed: pages},
 		chain{family: bridge, name: "page_reply", list: chain.pageReply, needed: pages},
 		chain{family: bridge, name: "hand_up", list: chain.handUp, needed: setList.answers},
+		chain{family: inet, name: "page_reply", list: chain.pageReply, needed: pages},
 		chain{family: inet, name: "page_nat", sort: "nat", hook: unix.NF_INET_PRE_ROUTING, priority: priorityPage, list: chain.pageNAT, needed: pages},
+		chain{family: inet, name: "page_nat_own", sort: "nat", hook: unix.NF_INET_LOCAL_OUT, priority: priorityPage, list: chain.pageNATOwn, needed: pages},
 	)
 }
 
@@ -207,31 +209,37 @@ func (c chain) answers(s setList) []rule {
 	}
 	rules = append(rules, c.look(s, fsm.Reject, refused, c.matches...)...)
 
+	visits := rule{test: toHTTP, do: leave} // to where a node answers
+	// What a node has answered in a guest's name is let through, but not what the guest says itself.
+	answered := rule{test: fromHTTP, do: jump, chain: "page_reply"}
+	pages := func(r rule, m match) { rules = append(rules, c.look(s, enforce.Page, r, m)...) }
 	redirected := func(matches ...match) {
 		rules = append(rules, c.look(s, fsm.Redirect, rule{do: drop}, matches...)...)
 	}
-	served := s.has(enforce.Page)
 	switch {
 	case c.family == bridge && first:
 		redirected(inTap, sourceMAC)
-		rules = append(rules, c.look(s, enforce.Page, rule{test: toHTTP, do: goTo, chain: "page"}, dest)...)
+		pages(rule{test: toHTTP, do: goTo, chain: "page"}, dest)
 		redirected(destMAC, dest)
-		if served {
-			rules = append(rules, rule{test: fromHTTP, do: jump, chain: "page_reply"})
-		}
+		pages(answered, source)
 		redirected(source)
 	case c.family == inet && first:
-		redirected(inTap, source)
-		if served {
-			rules = append(rules, rule{test: toHTTP, do: leave})
-		}
+		redirected(inTap)
+		pages(answered, source)
+		redirected(source)
+		pages(visits, dest)
 		redirected(dest)
 	case c.family == inet && c.hook == unix.NF_INET_POST_ROUTING:
-		redirected(outTap, dest)
-		if served {
-			rules = append(rules, rule{test: fromHTTP, do: leave})
-		}
+		redirected(outTap)
+		// With br_netfilter, frames to the guest's own node pass by here too. What is routed to a guest is a
+		// connection of before, which address translation has not touched.
+		pages(rule{test: toHTTPIntoBridge, do: leave}, dest)
+		redirected(dest)
+		pages(rule{test: fromHTTP, do: leave}, source)
 		redirected(source)
+	case c.family == inet: // what this node itself asks for is redirected after this
+		pages(visits, dest)
+		redirected(dest)
 	default:
 		redirected(c.matches...)
 	}
@@ -261,7 +269,11 @@ func (c chain) page(s setList) []rule {
 
 // pageReply lets the answer of another node pass, but not that of a guest itself.
 func (c chain) pageReply(s setList) []rule {
-	return append(c.look(s, enforce.Here, rule{do: leave}, sourceMAC), rule{do: accept})
+	own := sourceMAC
+	if c.family == inet {
+		own = inTap
+	}
+	return append(c.look(s, enforce.Here, rule{do: leave}, own), rule{do: accept})
 }
 
 // handUp addresses a frame to the bridge that it came in on.
@@ -281,6 +293,11 @@ func (c chain) pageNAT(s setList) []rule {
 		}
 	}
 	return rules
+}
+
+// pageNATOwn is for the node itself as a visitor.
+func (c chain) pageNATOwn(s setList) []rule {
+	return c.look(s, enforce.Page, rule{test: toHTTP, do: redirect}, dest)
 }
 
 // sorted gives sets in the order of their rules: by class, kind, exact before masked.

@@ -40,6 +40,7 @@ const (
 	isProhibited6
 	toHTTP
 	toHTTPNotFromBridge
+	toHTTPIntoBridge
 	toHTTPAt // in a frame to rule.mac
 	fromHTTP
 	isHandedUp
@@ -104,6 +105,8 @@ func (t test) exprs(f family) []expr.Any {
 		return slices.Concat(isProtocol(f, kind6), l4(unix.IPPROTO_ICMPV6), portIs(0, 1<<8|1))
 	case toHTTPNotFromBridge:
 		return append(notFromBridge.exprs(f), toHTTP.exprs(f)...)
+	case toHTTPIntoBridge:
+		return append(kindIs(metaOIFKind, expr.CmpOpEq), toHTTP.exprs(f)...)
 	case toHTTP, toHTTPAt:
 		return append(l4(unix.IPPROTO_TCP), portIs(2, portHTTP)...)
 	case fromHTTP:
@@ -111,10 +114,7 @@ func (t test) exprs(f family) []expr.Any {
 	case isHandedUp:
 		return metaIs(expr.MetaKeyMARK, binary.NativeEndian.AppendUint32(nil, markReject)...)
 	case notFromBridge:
-		return []expr.Any{
-			&expr.Meta{Key: metaIIFKind, Register: unix.NFT_REG_1},
-			compare(expr.CmpOpNeq, interfaceName("bridge")...),
-		}
+		return kindIs(metaIIFKind, expr.CmpOpNeq)
 	default:
 		return nil
 	}
@@ -127,7 +127,15 @@ func interfaceName(s string) []byte {
 	return b
 }
 
-const metaIIFKind expr.MetaKey = 26 // NFT_META_IIFKIND
+const (
+	metaIIFKind expr.MetaKey = 26 // NFT_META_IIFKIND
+	metaOIFKind expr.MetaKey = 27 // NFT_META_OIFKIND
+)
+
+// kindIs compares the kind of an interface with that of a bridge.
+func kindIs(key expr.MetaKey, op expr.CmpOp) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: unix.NFT_REG_1}, compare(op, interfaceName("bridge")...)}
+}
 
 func (r rule) lookup(f family) []expr.Any {
 	var list []expr.Any
