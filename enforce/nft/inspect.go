@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -147,7 +148,9 @@ func (in *inspection) pick(f family, t *tableState, candidates map[setID]candida
 	used := make(map[string]bool)
 	for _, c := range t.chains {
 		for _, rule := range c.rules {
-			used[lookupSet(rule)] = true
+			for name := range lookupSets(rule) {
+				used[name] = true
+			}
 		}
 	}
 	better := func(a, b candidate) bool {
@@ -181,23 +184,25 @@ func (in *inspection) pick(f family, t *tableState, candidates map[setID]candida
 	}
 }
 
-// lookupSet returns the name of the set that a rule, as parseRule gives it, looks into.
-func lookupSet(rule []byte) string {
-	for _, one := range attrs(rule) {
-		for typ, v := range attrs(one) {
-			if typ != unix.NFTA_EXPR_DATA && attrText(v) != "lookup" {
-				break
-			}
-			if typ == unix.NFTA_EXPR_DATA {
+// lookupSets walks the sets that a rule looks into.
+func lookupSets(rule []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, one := range attrs(rule) {
+			for typ, v := range attrs(one) {
+				if typ != unix.NFTA_EXPR_DATA && attrText(v) != "lookup" {
+					break
+				}
+				if typ != unix.NFTA_EXPR_DATA {
+					continue
+				}
 				for typ, v := range attrs(v) {
-					if typ == unix.NFTA_LOOKUP_SET {
-						return attrText(v)
+					if typ == unix.NFTA_LOOKUP_SET && !yield(attrText(v)) {
+						return
 					}
 				}
 			}
 		}
 	}
-	return ""
 }
 
 // readElements adds what a set holds to what is present. It returns false, and adds nothing, if the set

@@ -64,24 +64,47 @@ func (b listBase) looks(m match) bool {
 	return m == source && b.direction != fsm.In || m == dest && b.direction != fsm.Out
 }
 
-// listChain is a base chain and which addresses of its packets are looked up.
+// listChain is one of our chains. A base chain sends the packets of each protocol to the chains that look
+// an address up; a chain with a look has no hook.
 type listChain struct {
 	family   family
 	name     string
 	hook     uint32
 	priority int32
 	matches  []match
+	look     match // of a chain that is called
+	kind     kind  // likewise: IPv4 or IPv6
 }
 
-// listChains are those of the main tables that look at addresses, for the same reasons.
+// listChains are those of the main tables that look at addresses, for the same reasons, after the chains that
+// they call.
 func listChains() []listChain {
-	return []listChain{
-		{bridge, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{source, dest}},
-		{bridge, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{dest}},
-		{inet, "prerouting", unix.NF_INET_PRE_ROUTING, priorityFirst, []match{source, dest}},
-		{inet, "output", unix.NF_INET_LOCAL_OUT, priorityFirst, []match{dest}},
-		{inet, "postrouting", unix.NF_INET_POST_ROUTING, priorityAfterNAT, []match{source, dest}},
+	var all []listChain
+	for _, f := range []family{bridge, inet} {
+		for _, m := range []match{source, dest} {
+			for _, k := range []kind{kind4, kind6} {
+				all = append(all, listChain{family: f, name: lookName(m, k), look: m, kind: k})
+			}
+		}
 	}
+	return append(all,
+		listChain{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{source, dest}},
+		listChain{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
+		listChain{family: inet, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{source, dest}},
+		listChain{family: inet, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
+		listChain{family: inet, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityAfterNAT, matches: []match{source, dest}},
+	)
+}
+
+func lookName(m match, k kind) string {
+	name := "source_4"
+	if m == dest {
+		name = "dest_4"
+	}
+	if k == kind6 {
+		name = strings.TrimSuffix(name, "4") + "6"
+	}
+	return name
 }
 
 // listSet is a set that rules look into.
@@ -95,43 +118,73 @@ func sortSets(sets []listSet) []listSet {
 	return sets
 }
 
+// setsInRule bounds the sets that one rule looks into: the kernel keeps at most 4 KiB of a rule.
+const setsInRule = 24
+
 // rules returns the encoded rules of the chain for the sets.
 func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
-	for _, s := range sets {
+	put := func(exprs ...expr.Any) {
+		b, failed := marshalRule(c.family, exprs)
+		rules, err = append(rules, b), cmp.Or(err, failed)
+	}
+	if c.look == 0 {
 		for _, m := range c.matches {
-			if !s.base.looks(m) {
-				continue
+			for _, k := range []kind{kind4, kind6} {
+				if slices.ContainsFunc(sets, func(s listSet) bool { return s.base.base.kind == k && s.base.looks(m) }) {
+					put(append(isProtocol(c.family, k), &expr.Verdict{Kind: expr.VerdictJump, Chain: lookName(m, k)})...)
+				}
 			}
-			b, err := marshalRule(c.family, listExprs(c.family, m, s))
-			if err != nil {
-				return nil, err
-			}
-			rules = append(rules, b)
+		}
+		return rules, err
+	}
+	var mine []listSet // longest first
+	for _, s := range sets {
+		if s.base.base.kind == c.kind && s.base.looks(c.look) {
+			mine = append(mine, s)
 		}
 	}
-	return rules, nil
+	if len(mine) == 0 {
+		return nil, nil
+	}
+	// Nearly every packet is in none of the sets: one rule loads its address once, shortens it from length to
+	// length, and sends it back. What comes past that rule is dropped.
+	last := mine[max(0, len(mine)-setsInRule):]
+	for _, s := range mine[:len(mine)-len(last)] {
+		put(slices.Concat([]expr.Any{c.address()}, s.find(false), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})...)
+	}
+	none := []expr.Any{c.address()}
+	for _, s := range last {
+		none = append(none, s.find(true)...)
+	}
+	put(append(none, &expr.Verdict{Kind: expr.VerdictReturn})...)
+	put(&expr.Verdict{Kind: expr.VerdictDrop})
+	return rules, err
 }
 
-func listExprs(f family, m match, s listSet) []expr.Any {
-	list := isProtocol(f, s.base.base.kind)
-	n := uint32(s.base.base.keyLen())
+// address loads what the chain looks up.
+func (c listChain) address() expr.Any {
+	n := uint32(base{kind: c.kind}.keyLen())
 	offset := uint32(12) // of the IPv4 source
-	if s.base.base.kind == kind6 {
+	if c.kind == kind6 {
 		offset = 8
 	}
-	if m == dest {
+	if c.look == dest {
 		offset += n
 	}
-	list = append(list, load(expr.PayloadBaseNetworkHeader, offset, n))
+	return load(expr.PayloadBaseNetworkHeader, offset, n)
+}
+
+// find shortens the address that was loaded to the length of the set and looks for it; with absent, the rule
+// goes on if it is not there.
+func (s listSet) find(absent bool) (list []expr.Any) {
+	n := s.base.base.keyLen()
 	if s.base.base.masked() {
 		list = append(list, &expr.Bitwise{
-			SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: n,
-			Mask: net.CIDRMask(int(s.base.base.bits), int(n)*8), Xor: make([]byte, n),
+			SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: uint32(n),
+			Mask: net.CIDRMask(int(s.base.base.bits), n*8), Xor: make([]byte, n),
 		})
 	}
-	return append(list,
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: s.name},
-		&expr.Verdict{Kind: expr.VerdictDrop})
+	return append(list, &expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: s.name, Invert: absent})
 }
 
 // listMarker says what the tables stand for: a log index and, if they hold exactly what that is, its hash.

@@ -53,7 +53,7 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 		switch s := r[c.family].chains[c.name]; {
 		case s == nil:
 			in.sound = false
-		case s.hook != c.hook || s.prio != c.priority || s.policy != policyAccept: // zeros, if it has no hook
+		case s.hook != c.hook || s.prio != c.priority || (s.sort != "") != (c.look == 0) || c.look == 0 && s.policy != policyAccept:
 			in.sound = false
 			in.discard = append(in.discard, c)
 		}
@@ -107,7 +107,9 @@ func (in *listFindings) findSets(r ruleset) {
 	for _, c := range listChains() {
 		if s := r[c.family].chains[c.name]; s != nil {
 			for _, rule := range s.rules {
-				used[setName{c.family, lookupSet(rule)}] = true
+				for name := range lookupSets(rule) {
+					used[setName{c.family, name}] = true
+				}
 			}
 		}
 	}

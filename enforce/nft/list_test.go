@@ -332,6 +332,28 @@ func TestListPackets(t *testing.T) {
 	guards := []netip.Prefix{p("10.7.0.5/32"), p("fd07::5/128"), p("10.7.0.1/32"), p("fd07::1/128")}
 	bring(t, k, s.change(guards...))
 	check("guards in a listed prefix", func(f *flow) bool { return from(b.blocked, f) || to(b.blocked, f) })
+
+	// With a set for every length, more than one rule can look into: one finds the guest by the longest,
+	// one by another.
+	s.do(fsm.LiftBlock{ID: "b4"})
+	var every []netip.Prefix
+	for bits := 9; bits <= 32; bits++ {
+		every = append(every, netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(20 + bits)}), bits))
+	}
+	for bits := 17; bits <= 128; bits++ {
+		every = append(every, netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, byte(bits)}), bits))
+	}
+	for name, guest := range map[string][]netip.Prefix{
+		"longest": {p("10.7.0.2/32"), p("fd07::2/128")}, "wider": {p("10.7.0.2/31"), p("fd07::2/127")},
+	} {
+		s.put("every", append(slices.Clone(every), guest...))
+		ids := []string{s.hold("every", fsm.Both), s.hold("every", fsm.Out)}
+		bring(t, k, s.change(guards...))
+		check("every length, the guest by the "+name, func(f *flow) bool { return from(b.blocked, f) || to(b.blocked, f) })
+		for _, id := range ids {
+			s.do(fsm.LiftBlock{ID: id})
+		}
+	}
 }
 
 // TestListReplacedUnderLoad replaces contents, in part and whole, while packets of a guest that every

@@ -114,12 +114,15 @@ func (w *listWriter) addListSet(b listBase, s *liveSet) {
 func (w *listWriter) addListChain(c listChain) {
 	a := appendString(nil, unix.NFTA_CHAIN_TABLE, w.table)
 	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
-	a, hook := openNest(a, unix.NFTA_CHAIN_HOOK)
-	a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
-	a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
-	a = closeNest(a, hook)
-	a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
-	a = appendString(a, unix.NFTA_CHAIN_TYPE, "filter")
+	if c.look == 0 {
+		var hook int
+		a, hook = openNest(a, unix.NFTA_CHAIN_HOOK)
+		a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
+		a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+		a = closeNest(a, hook)
+		a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
+		a = appendString(a, unix.NFTA_CHAIN_TYPE, "filter")
+	}
 	w.batch.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, w.table, c.name), a)
 }
 
