@@ -51,7 +51,7 @@ type scheduler struct {
 	began    time.Time
 	offset   time.Duration // agreed time minus this node's clock
 	measured time.Time     // when offset was; zero if it is not known
-	mine     map[string]struct{}
+	mine     map[string]time.Time // start of the blocks that this node has started by itself
 }
 
 type schedulerMetrics struct {
@@ -109,7 +109,7 @@ func (s *scheduler) step(ctx context.Context) time.Duration {
 	if v.CountDue() == 0 && len(s.mine) == 0 {
 		return time.Hour // a change of the state wakes us
 	}
-	s.startAlone(v, st)
+	s.startAlone(v, st, time.Now())
 	if st.Leader != s.node || !st.Quorum {
 		s.measured = time.Time{}
 		return lookAgain
@@ -228,39 +228,39 @@ func (s *scheduler) measure(ctx context.Context, enough time.Time) bool {
 }
 
 // startAlone starts agreed blocks while no leader is heard. What was started stays so until the state
-// says what became of it.
-func (s *scheduler) startAlone(v *fsm.View, st fsm.Status) {
-	now := time.Now()
+// says what became of it: a clock that is set back ends nothing.
+func (s *scheduler) startAlone(v *fsm.View, st fsm.Status, now time.Time) {
 	heard, patience := st.LastContact, alone
 	if heard.IsZero() {
 		heard, patience = s.began, aloneAfterStart
 	}
-	cut := !st.Quorum && now.Sub(heard) >= patience
-	mine := map[string]struct{}{}
-	if cut {
+	mine := map[string]time.Time{}
+	for id, start := range s.mine {
+		b, ok := v.Block(id)
+		if ok && b.State == fsm.BlockPending && (!b.StartsAt.After(start) || !b.StartsAt.After(now)) {
+			mine[id] = b.StartsAt
+		}
+	}
+	if !st.Quorum && now.Sub(heard) >= patience {
 		for b := range v.Due() {
 			if b.Due().After(now) {
 				break
 			}
 			if b.State == fsm.BlockPending {
-				mine[b.ID] = struct{}{}
-			}
-		}
-	} else {
-		for id := range s.mine {
-			if b, ok := v.Block(id); ok && b.State == fsm.BlockPending && !b.StartsAt.After(now) {
-				mine[id] = struct{}{}
+				mine[b.ID] = b.StartsAt
 			}
 		}
 	}
 	if maps.Equal(mine, s.mine) {
 		return
 	}
+	ids := map[string]struct{}{}
 	for id := range mine {
+		ids[id] = struct{}{}
 		if _, known := s.mine[id]; !known {
 			s.log.Warn("no leader is heard: starting an agreed block by this node's clock", "block", id)
 		}
 	}
 	s.mine = mine
-	s.started(mine)
+	s.started(ids)
 }

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -166,7 +166,7 @@ func TestDueTimesAreMet(t *testing.T) {
 		start := time.Now().Add(time.Hour + 123*time.Millisecond)
 		b := f.apply(fsm.AddBlock{Target: fsm.Target{Account: "a"}, StartsAt: start, Duration: time.Minute}).Block
 		for i := range 500 {
-			f.apply(fsm.AddBlock{Target: fsm.Target{Account: fmt.Sprint(i)}, StartsAt: start.Add(time.Duration(i-250) * time.Second)})
+			f.apply(fsm.AddBlock{Target: fsm.Target{Account: strconv.Itoa(i)}, StartsAt: start.Add(time.Duration(i-250) * time.Second)})
 		}
 		time.Sleep(time.Until(start.Add(-time.Nanosecond)))
 		if got := f.block(b.ID); got.State != fsm.BlockPending {
@@ -240,8 +240,10 @@ func TestTheLeaderDiesAtThatMoment(t *testing.T) {
 		f.set(func() { f.leader, f.dead["n1"] = "n2", true })
 		time.Sleep(3 * time.Second)
 		for _, id := range []string{done.ID, open.ID} {
-			if got := f.block(id); got.State != fsm.BlockActive || f.fires[id] != 1 {
-				t.Errorf("block %s was fired %d times and is %s", id, f.fires[id], got.State)
+			fires := 0
+			f.set(func() { fires = f.fires[id] })
+			if got := f.block(id); got.State != fsm.BlockActive || fires != 1 {
+				t.Errorf("block %s was fired %d times and is %s", id, fires, got.State)
 			}
 		}
 	})
@@ -299,4 +301,32 @@ func TestAMajorityOfClocksIsNeeded(t *testing.T) {
 			t.Fatalf("it did not end: %+v", got)
 		}
 	})
+}
+
+// TestAClockThatIsSetBack: what a node has started without quorum stays, until the state moves its start.
+func TestAClockThatIsSetBack(t *testing.T) {
+	f := newClockFleet(t)
+	at := time.Now().Add(time.Minute)
+	b := f.apply(fsm.AddBlock{Target: fsm.Target{Account: "a"}, StartsAt: at}).Block
+	var mine []string
+	s := &scheduler{
+		log: slog.New(slog.DiscardHandler), node: "n1", store: f.store,
+		started: func(ids map[string]struct{}) { mine = slices.Sorted(maps.Keys(ids)) },
+	}
+	cut := fsm.Status{Node: "n1", LastContact: at.Add(-time.Hour)}
+	s.startAlone(f.store.View(), cut, at)
+	if !slices.Equal(mine, []string{b.ID}) {
+		t.Fatalf("started %v, want %s", mine, b.ID)
+	}
+	for name, st := range map[string]fsm.Status{"cut": cut, "back": {Node: "n1", Leader: "n2", Quorum: true}} {
+		s.startAlone(f.store.View(), st, at.Add(-30*time.Second))
+		if !slices.Equal(mine, []string{b.ID}) {
+			t.Errorf("%s: with a clock that was set back %v is held, want %s", name, mine, b.ID)
+		}
+	}
+	later := at.Add(time.Hour)
+	f.apply(fsm.PatchBlock{ID: b.ID, StartsAt: &later})
+	if s.startAlone(f.store.View(), fsm.Status{Node: "n1", Leader: "n2", Quorum: true}, at); len(mine) != 0 {
+		t.Errorf("%v is held, though its start was moved", mine)
+	}
 }
