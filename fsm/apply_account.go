@@ -9,7 +9,7 @@ func (a *applier) putAccount(op PutAccount) (*Account, *Error) {
 	if op.ID == "" {
 		return nil, &Error{CodeInvalid, "id", "is missing"}
 	}
-	if refused := first(checkText("id", op.ID, MaxNameBytes), checkNote("note", op.Note)); refused != nil {
+	if refused := first(checkText("id", op.ID, MaxNameBytes), checkNote(op.Note)); refused != nil {
 		return nil, refused
 	}
 	was, known := a.accounts.get([]byte(op.ID))

@@ -39,7 +39,7 @@ func (a *applier) newBlock(op AddBlock) (*Block, *Error) {
 		b.Direction = Both
 	}
 	var refused *Error
-	if refused = first(checkWord("reason", b.Reason), checkNote("note", b.Note)); refused != nil {
+	if refused = first(checkWord("reason", b.Reason), checkNote(b.Note)); refused != nil {
 		return nil, refused
 	}
 	if b.Target, refused = a.blockTarget(op.Target); refused != nil {

@@ -13,7 +13,7 @@ func (a *applier) patchBlock(op PatchBlock) (*Block, *Error) {
 	}
 	b, now := *was, fromNanos(a.time)
 	if op.Note != nil {
-		if refused := checkNote("note", *op.Note); refused != nil {
+		if refused := checkNote(*op.Note); refused != nil {
 			return nil, refused
 		}
 		b.Note = *op.Note

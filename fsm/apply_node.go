@@ -49,7 +49,7 @@ func (a *applier) putNode(op PutNode) (*Node, *Error) {
 }
 
 func (a *applier) putGuard(op PutGuard) (*Guard, *Error) {
-	if refused := checkNote("note", op.Note); refused != nil {
+	if refused := checkNote(op.Note); refused != nil {
 		return nil, refused
 	}
 	g := &Guard{Note: op.Note, Actor: a.actor, Revision: a.index}

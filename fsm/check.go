@@ -39,9 +39,9 @@ func checkText(field, s string, maxBytes int) *Error {
 	return nil
 }
 
-// checkNote is checkText for text of several lines.
-func checkNote(field, s string) *Error {
-	return checkText(field, strings.ReplaceAll(s, "\n", " "), MaxNoteBytes)
+// checkNote is checkText for the field note, which may have several lines.
+func checkNote(s string) *Error {
+	return checkText("note", strings.ReplaceAll(s, "\n", " "), MaxNoteBytes)
 }
 
 func checkID(field, s string) *Error {

@@ -176,7 +176,7 @@ func (a *applier) describeList(op DescribeList) (*List, *Error) {
 		checkListName("name", op.Name),
 		checkRevision(op.IfRevision, is.Revision),
 		checkText("owner", is.Owner, MaxNameBytes),
-		checkNote("note", is.Note),
+		checkNote(is.Note),
 		checkSource(is.Source),
 		a.roomForList(op.Name),
 	); refused != nil {

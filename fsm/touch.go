@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -206,10 +207,10 @@ func (a *applier) checkTouched(op AddBlock, b *Block) *Error {
 		return nil
 	}
 	most := a.currentSettings()
-	tooMany := func(n uint64, what string, max uint64) *Error {
+	tooMany := func(n uint64, what string, allowed uint64) *Error {
 		return &Error{CodeTooMany, "target", fmt.Sprintf(
 			"%s touches %s %s, at most %d are allowed without confirmation; give confirm_within, and confirm it in that time, or force",
-			b.Target, atLeast(n, max), what, max)}
+			b.Target, atLeast(n, allowed), what, allowed)}
 	}
 	if b.Target.Prefix.IsValid() {
 		if n := addresses(b.Target.Prefix); n > most.MaxAddresses {
@@ -225,11 +226,11 @@ func (a *applier) checkTouched(op AddBlock, b *Block) *Error {
 	return nil
 }
 
-func atLeast(n, max uint64) string {
+func atLeast(n, allowed uint64) string {
 	if n == math.MaxUint64 {
-		return fmt.Sprintf("more than %d", max)
+		return fmt.Sprintf("more than %d", allowed)
 	}
-	return fmt.Sprint(n)
+	return strconv.FormatUint(n, 10)
 }
 
 // openOn walks the active and pending blocks on exactly this target.
