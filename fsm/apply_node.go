@@ -108,10 +108,18 @@ func (a *applier) checkUnheld(g *Guard) *Error {
 		}
 	}
 	for _, p := range within {
-		for _, in := range []*table[*Block]{&a.active, &a.pending} {
-			if b := blockWithin(in, p); b != nil {
-				return &Error{CodeConflict, field, fmt.Sprintf("block %s on %s is inside %s; lift it first", b.ID, b.Target, p)}
-			}
+		if b := a.openWithin(p); b != nil {
+			return &Error{CodeConflict, field, fmt.Sprintf("block %s on %s is inside %s; lift it first", b.ID, b.Target, p)}
+		}
+	}
+	return nil
+}
+
+// openWithin returns an active or pending block on a prefix inside p, p itself included, nil if there is none.
+func (s *state) openWithin(p netip.Prefix) *Block {
+	for _, in := range []*table[*Block]{&s.active, &s.pending} {
+		if b := blockWithin(in, p); b != nil {
+			return b
 		}
 	}
 	return nil

@@ -43,6 +43,9 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 	if known && equalVMs(was, vm) {
 		return was, nil
 	}
+	if refused := a.checkGuarding(was, vm); refused != nil {
+		return nil, refused
+	}
 	vm.Revision = a.index
 	a.setVM(was, vm)
 	a.emit(Event{Type: EventVMDeclared, VM: vm})
@@ -51,6 +54,23 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 		a.postpone(Target{Account: vm.Owner})
 	}
 	return vm, nil
+}
+
+// checkGuarding refuses a guarded VM an address that is held: the guard would lift the hold.
+func (a *applier) checkGuarding(was, is *VM) *Error {
+	if _, guarded := a.guards.get(vmGuardKey(is.ID)); !guarded {
+		return nil
+	}
+	for _, p := range is.Declared {
+		if was != nil && slices.Contains(was.Declared, p) {
+			continue
+		}
+		if b := a.openWithin(p); b != nil {
+			return &Error{CodeGuardConflict, "addresses",
+				fmt.Sprintf("block %s on %s is inside %s, and VM %s is guarded; lift it first", b.ID, b.Target, p, is.ID)}
+		}
+	}
+	return nil
 }
 
 func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {

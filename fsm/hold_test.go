@@ -159,8 +159,15 @@ func TestGuardedVM(t *testing.T) {
 	log.refused(t, onVM("v1"), CodeGuardConflict, "target.vm")
 	log.refused(t, onPrefix("198.51.100.0/24"), CodeGuardConflict, "target.prefix")
 	log.ok(t, DeclareVM{ID: "v1", Addresses: []netip.Prefix{prefix("198.51.100.8/32")}}) // its own guard is none against itself
-	log.ok(t, onPrefix("198.51.100.7/32"))
+	held := log.ok(t, onPrefix("198.51.100.7/32")).Block
 	log.refused(t, onPrefix("198.51.100.8/32"), CodeGuardConflict, "target.prefix")
+	// An address that is given to it afterwards would lift what holds that address.
+	for _, more := range []string{"198.51.100.7/32", "198.51.100.0/24"} {
+		log.refusedSaying(t, DeclareVM{ID: "v1", Addresses: []netip.Prefix{prefix("198.51.100.8/32"), prefix(more)}}, CodeGuardConflict, "addresses", held.ID)
+	}
+	if guards := log.stores[0].View().GuardedPrefixes(); slices.ContainsFunc(guards, func(g GuardedPrefix) bool { return g.Prefix.Overlaps(held.Target.Prefix) }) {
+		t.Error("a refused declaration guards what is blocked")
+	}
 	log.ok(t, DeleteGuard{VM: "v1"})
 	log.ok(t, onVM("v1"))
 }

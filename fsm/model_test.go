@@ -130,6 +130,15 @@ func (m *model) op(op Op) Result {
 		if op.DoNotBlockUntil.IsZero() {
 			vm.DoNotBlockUntil = time.Time{}
 		}
+		if _, guarded := m.guards[guardName(Guard{VM: op.ID})]; guarded {
+			for _, b := range m.blocks {
+				for _, p := range vm.Declared {
+					if !b.State.Over() && inside(b.Target.Prefix, p) && !slices.Contains(was.Declared, p) {
+						return no(CodeGuardConflict, "addresses")
+					}
+				}
+			}
+		}
 		r.VM = m.putVM(was, vm, known, EventVMDeclared)
 		if r.VM.Revision == m.index && (!known || !equalVMs(&was, r.VM)) {
 			m.postpone(Target{VM: vm.ID})

@@ -426,6 +426,18 @@ func TestVMGuards(t *testing.T) {
 	refused(t, s, request{method: "POST", path: "/v1/guards", body: `{"vm":"nope"}`}, 404, wire.CodeVMNotFound)
 	refused(t, s, request{method: "POST", path: "/v1/guards", body: `{}`}, 422, wire.CodeInvalid)
 	refused(t, s, request{method: "POST", path: "/v1/guards", body: `{"vm":"web","prefix":"10.0.0.1"}`}, 422, wire.CodeInvalid)
+	// What a guarded VM has can't be blocked: its addresses are for an admin to choose.
+	declare := request{method: "PUT", path: "/v1/vms/vm-1", body: `{"name":"web","addresses":["10.0.0.0/8"]}`, token: operatorToken}
+	if p := refused(t, s, declare, 403, wire.CodeForbidden); p.Errors[0].Location != "body.addresses" {
+		t.Errorf("%+v", p)
+	}
+	declare.token = ""
+	decode[wire.VM](t, s.do(t, declare), 200)
+	refused(t, s, request{method: "PUT", path: "/v1/vms/vm-1", body: `{"name":"web"}`, token: operatorToken}, 403, wire.CodeForbidden)
+	decode[wire.VM](t, s.do(t, request{method: "PUT", path: "/v1/vms/vm-1", body: `{"name":"shop","addresses":["10.0.0.0/8"]}`, token: operatorToken}), 200)
+	declare.body = `{"name":"web","addresses":["203.0.113.0/24"]}`
+	refused(t, s, declare, 409, wire.CodeGuardConflict)
+	decode[wire.VM](t, s.do(t, request{method: "PUT", path: "/v1/vms/vm-1", body: `{"name":"web"}`}), 200)
 	f.Apply(fsm.PutGuard{Prefix: mustPrefix(t, "198.51.100.0/24")})
 	for _, all := range []string{"", "&all=true"} {
 		var got []string

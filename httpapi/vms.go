@@ -98,9 +98,11 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 	if n := len(in.Body.Addresses); n > fsm.MaxVMAddresses {
 		return nil, fieldProblem("body.addresses", n, "%d addresses; a VM has at most %d", n, fsm.MaxVMAddresses)
 	}
+	v := s.opts.Backend.View()
 	var was time.Time
-	if vm, ok := s.opts.Backend.View().VM(in.ID); ok {
-		was = vm.DoNotBlockUntil
+	var declared []netip.Prefix
+	if vm, ok := v.VM(in.ID); ok {
+		was, declared = vm.DoNotBlockUntil, vm.Declared
 	}
 	if p := mayProtect(callerOf(ctx), was, in.Body.DoNotBlockUntil); p != nil {
 		return nil, p
@@ -121,6 +123,11 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 		}
 		op.Addresses = append(op.Addresses, p)
 	}
+	if _, guarded := v.GuardedVMs()[in.ID]; guarded {
+		if p := mayGuard(callerOf(ctx), declared, op.Addresses); p != nil {
+			return nil, p
+		}
+	}
 	res, err := s.propose(ctx, in.WriteInput, op, fields.just)
 	if err != nil {
 		return nil, err
@@ -132,4 +139,18 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 		WriteHeaders: WriteHeaders{ETag: etag(res.VM.Revision), Index: res.Index, Replayed: replayed(res)},
 		Body:         s.wireVM(s.opts.Backend.View(), res.VM),
 	}, nil
+}
+
+// mayGuard refuses other addresses for a guarded VM by a caller who may not guard: they can't be blocked
+// any more. Like mayProtect it compares with what this node knows.
+func mayGuard(c *caller, was, is []netip.Prefix) *wire.Problem {
+	other := func(in []netip.Prefix) func(netip.Prefix) bool {
+		return func(p netip.Prefix) bool { return !slices.Contains(in, p) }
+	}
+	if c.scope.allows(ScopeAdmin) || !slices.ContainsFunc(is, other(was)) && !slices.ContainsFunc(was, other(is)) {
+		return nil
+	}
+	p := problem(wire.CodeForbidden, "%s has scope %q; to change the addresses of a guarded VM needs %q", c.actor, c.scope, ScopeAdmin)
+	p.Errors = []wire.FieldError{{Location: "body.addresses", Message: "only an admin may change them; send what is set"}}
+	return p
 }
