@@ -38,6 +38,8 @@ func TestWhatAVisitorGets(t *testing.T) {
 	p.enforcer.SetLocal(func(l *enforce.Local) { l.PagePort = 8079 })
 	to := netip.MustParseAddrPort("192.0.2.80:8000")
 	apply(fsm.PutSettings{Settings: fsm.Settings{MaxVMs: 1, MaxAddresses: 1000, RedirectTitle: "T", RedirectText: "x", RedirectLink: "https://pay.example/"}})
+	apply(fsm.DeclareVM{ID: "v1", Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("203.0.113.9/32")}})
+	apply(fsm.DeclareVM{ID: "v2", Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.130/32")}})
 	apply(fsm.AddBlock{Target: fsm.Target{Prefix: netip.MustParsePrefix("203.0.113.0/25")}, Kind: fsm.Redirect})
 	apply(fsm.AddBlock{Target: fsm.Target{Prefix: netip.MustParsePrefix("203.0.113.128/25")}, Kind: fsm.Redirect, RedirectTo: to})
 	apply(fsm.AddBlock{Target: fsm.Target{Prefix: netip.MustParsePrefix("203.0.113.9/32")}})
@@ -46,7 +48,7 @@ func TestWhatAVisitorGets(t *testing.T) {
 		to netip.AddrPort
 	}{
 		"203.0.113.7": {true, netip.AddrPort{}}, "203.0.113.130": {true, to},
-		"203.0.113.9": {}, "198.51.100.1": {}, // dropped, and free
+		"203.0.113.9": {}, "198.51.100.1": {}, "203.0.113.8": {}, // dropped, free, and of no VM
 	} {
 		hold, ok := p.lookup(netip.MustParseAddr(addr))
 		if ok != want.ok || hold.To != want.to || ok && (hold.Title != "T" || hold.Text != "x" || hold.Link != "https://pay.example/") {

@@ -45,7 +45,7 @@ stage generated generated
 stage unit unit
 stage race race
 stage kernel kernel
-stage fuzz test/fuzz.sh 5s
+stage fuzz test/fuzz.sh 20000x
 stage fleet fleet
 stage qemu qemu
 
