@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -25,9 +26,9 @@ func (c *AccountLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	head := []string{"ID", "VMS", "BLOCKED BY", "NOT UNPAID BEFORE", "BY", "NOTE"}
+	head := []string{"ID", "VMS", "BLOCKED BY", "PROTECTED UNTIL", "BY", "NOTE"}
 	return printList(g, api.Accounts(ctx), head, func(a client.Account) []string {
-		return []string{a.ID, count(a.VMs, "VM"), some(a.Blocks, 4), optional(a.DoNotBlockUntil), a.Actor, a.Note}
+		return []string{a.ID, strconv.Itoa(a.VMs), some(a.Blocks, 4), optional(a.DoNotBlockUntil), a.Actor, a.Note}
 	})
 }
 
@@ -91,6 +92,9 @@ func (p *Protection) apply(t *time.Time) {
 // Run implements the command. It reads the account and writes it back on the condition that nobody changed
 // it in between.
 func (c *AccountSetCmd) Run(ctx context.Context, g *Globals) error {
+	if c.Note == nil && c.Protection == (Protection{}) {
+		return usagef("nothing to change: see palisade account set --help")
+	}
 	api, err := g.Client()
 	if err != nil {
 		return err

@@ -4,9 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
+	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -20,7 +19,7 @@ type BlockCmd struct {
 	Edit     BlockEditCmd     `cmd:"" help:"Change when a block starts or ends, or its note."`
 	Confirm  BlockConfirmCmd  `cmd:"" help:"Confirm a block that was added with --confirm-within, so that it stays."`
 	Lift     BlockLiftCmd     `cmd:"" help:"Lift blocks, or cancel pending ones. Other blocks on the same target stay."`
-	Receipts BlockReceiptsCmd `cmd:"" help:"Show on which nodes a block is in force, and wait for it."`
+	Receipts BlockReceiptsCmd `cmd:"" help:"Show which nodes have the block's last change in their kernel, and wait for them."`
 	Bulk     BlockBulkCmd     `cmd:"" help:"Add, lift and change thousands of blocks from a file of JSON lines."`
 }
 
@@ -49,15 +48,17 @@ type Sort struct {
 	List    bool `xor:"sort" help:"TARGET is the name of a list."`
 }
 
+// addressLike is what is meant as an address, also if it is none.
+var addressLike = regexp.MustCompile(`^[0-9]+(\.[0-9]+)+$|:|/`)
+
 // target finds out what is meant: everything that is or tries to be an address or CIDR is a prefix.
 func (s *Sort) target(text string) client.Target {
-	_, err := netip.ParseAddr(text)
 	switch {
 	case s.Account:
 		return client.Target{Account: text}
 	case s.List:
 		return client.Target{List: text}
-	case !s.VM && (s.Prefix || err == nil || strings.Contains(text, "/")):
+	case s.Prefix || !s.VM && addressLike.MatchString(text):
 		return client.Target{Prefix: text}
 	}
 	return client.Target{VM: text}
@@ -67,7 +68,7 @@ func (s *Sort) target(text string) client.Target {
 type BlockAddCmd struct {
 	Target string `arg:"" help:"Address, CIDR, VM id, or a name that only one VM has; an account or list with its flag."`
 	Sort
-	Kind       string `enum:",drop,reject,limit,ports,redirect" default:"" help:"drop, reject, limit, ports or redirect; drop if not given and not implied by --rate, --port or --redirect-to."`
+	Kind       string `enum:",drop,reject,limit,ports,redirect" default:"" placeholder:"KIND" help:"drop, reject, limit, ports or redirect; drop if not given and not implied by --rate, --port or --redirect-to."`
 	Direction  string `enum:"both,in,out" default:"both" help:"both, in or out, seen from the target."`
 	Rate       rate   `placeholder:"RATE" help:"Let so much pass in each direction, for example 10mbit or 5000pps."`
 	Port       []port `placeholder:"PORT" help:"Drop only these destination ports, for example tcp/25, udp/1000-2000 or icmp. Can be repeated."`
@@ -124,10 +125,7 @@ func (c *BlockAddCmd) Run(ctx context.Context, g *Globals) error {
 		return g.printPreview(preview)
 	}
 	done := "blocked"
-	switch {
-	case w.Block.State == "pending":
-		done = "starts " + local(w.Block.StartsAt)
-	case w.Block.Kind != "drop":
+	if w.Block.Kind != "drop" || w.Block.State == "pending" {
 		done = what(&w.Block)
 	}
 	return g.printWritten(w, c.Wait, done)
@@ -148,7 +146,7 @@ func (g *Globals) printWritten(w client.Written, waited bool, done string) error
 		if w.Replayed {
 			again = " (done before, with this key)"
 		}
-		g.printf("%s  %s %s%s\n", b.ID, cell(targetText(b)), done, again)
+		g.printf("%s  %s %s%s%s\n", b.ID, cell(targetText(b)), done, due(b), again)
 	}
 	if w.Confirmed {
 		return nil
@@ -162,7 +160,7 @@ type BlockLsCmd struct {
 	Sort
 	Reason string `complete:"unpaid abuse attack maintenance legal manual" help:"Only blocks with this reason."`
 	Actor  string `help:"Only blocks that this caller asked for, for example token:billing."`
-	Kind   string `enum:",drop,reject,limit,ports,redirect" default:"" help:"Only blocks of this kind: drop, reject, limit, ports or redirect."`
+	Kind   string `enum:",drop,reject,limit,ports,redirect" default:"" placeholder:"KIND" help:"Only blocks of this kind: drop, reject, limit, ports or redirect."`
 	State  string `enum:"pending,active,lifted,ended,all" default:"active" help:"pending, active, lifted, ended or all."`
 }
 
@@ -210,6 +208,18 @@ func until(b *client.Block) string {
 		return ""
 	}
 	return local(b.EndsAt)
+}
+
+// due is what will happen to the block by itself, behind other words.
+func due(b *client.Block) string {
+	out := ""
+	if b.State == "pending" {
+		out = ", starts " + local(b.StartsAt)
+	}
+	if end := until(b); end != "" {
+		out += ", ends " + end
+	}
+	return out
 }
 
 // BlockShowCmd shows one block.

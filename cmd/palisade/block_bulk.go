@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/palisade/palisade/httpapi/client"
 )
@@ -53,11 +54,15 @@ func (c *BlockBulkCmd) Run(ctx context.Context, g *Globals) error {
 
 func (c *BlockBulkCmd) summary(g *Globals, results, refused []client.BulkResult) {
 	const most = 20
-	for _, r := range refused[:min(len(refused), most)] {
+	causes := slices.DeleteFunc(slices.Clone(refused), func(r client.BulkResult) bool { return r.Problem.Code == "aborted" })
+	for _, r := range causes[:min(len(causes), most)] {
 		g.printf("line %d: %s [%s]\n", r.Line, cell(r.Problem.Detail), r.Problem.Code)
 	}
-	if n := len(refused) - most; n > 0 {
+	if n := len(causes) - most; n > 0 {
 		g.printf("and %d more; -o json shows all\n", n)
+	}
+	if n := len(refused) - len(causes); n > 0 {
+		g.printf("the other %d were not done for that\n", n)
 	}
 	done := "done"
 	if c.DryRun {

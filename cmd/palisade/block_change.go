@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -100,6 +103,8 @@ func (c *BlockConfirmCmd) Run(ctx context.Context, g *Globals) error {
 	return g.printWritten(w, c.Wait, "confirmed")
 }
 
+var blockID = regexp.MustCompile(`^b[0-9]+$`)
+
 // BlockLiftCmd lifts blocks by their ids, or by a reason and a target.
 type BlockLiftCmd struct {
 	IDs []string `arg:"" name:"id" help:"Ids of blocks, for example b17; with --reason the target instead."`
@@ -118,6 +123,8 @@ func (c *BlockLiftCmd) Run(ctx context.Context, g *Globals) error {
 		return usagef("--revision is of one block; it does not go with --reason")
 	case c.Reason == "" && c.Sort != (Sort{}):
 		return usagef("--vm, --prefix, --account and --list go with --reason")
+	case c.Reason == "" && slices.ContainsFunc(c.IDs, func(id string) bool { return !blockID.MatchString(id) }):
+		return usagef("a block is lifted by its id, for example b17; what a reason holds on a target, by the target and --reason")
 	case len(c.IDs) > 1 && (c.Revision != 0 || c.DryRun):
 		return usagef("--revision and --dry-run go with one block")
 	}
@@ -137,6 +144,8 @@ func (c *BlockLiftCmd) Run(ctx context.Context, g *Globals) error {
 		}
 		w, err := api.LiftBlock(ctx, id, write)
 		switch {
+		case err != nil && g.JSON() && len(done) > 0: // what was done before is told all the same
+			return errors.Join(g.PrintJSON(wire.Page[client.Block]{Items: done}), err)
 		case err != nil:
 			return err
 		case preview != nil:
@@ -194,7 +203,7 @@ func unconfirmed(b *client.Block) error {
 	return &unconfirmedError{missing}
 }
 
-// BlockReceiptsCmd shows where a block is in force.
+// BlockReceiptsCmd shows which nodes have the last change of a block.
 type BlockReceiptsCmd struct {
 	ID   string        `arg:"" help:"Id of the block, for example b17."`
 	Wait time.Duration `placeholder:"DURATION" help:"Wait so long, 100ms to 60s, until every live node has it in its kernel."`
@@ -215,12 +224,12 @@ func (c *BlockReceiptsCmd) Run(ctx context.Context, g *Globals) error {
 			return err
 		}
 	} else {
-		t := newTable(g.Stdout, "NODE", "IN FORCE", "INDEX", "SINCE")
+		t := newTable(g.Stdout, "NODE", "CONFIRMED", "INDEX", "SINCE")
 		for _, n := range r.Receipts {
 			t.row(n.Node, "yes", strconv.FormatUint(n.Index, 10), local(n.At))
 		}
 		for _, n := range r.Unconfirmed {
-			t.row(n.Node, "NOT CONFIRMED", "", local(n.Since))
+			t.row(n.Node, "NO", "", local(n.Since))
 		}
 		if err := t.flush(); err != nil {
 			return err

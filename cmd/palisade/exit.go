@@ -110,6 +110,9 @@ func message(err error) string {
 	if problem.Code != "" {
 		fmt.Fprintf(&b, " [%s]", problem.Code)
 	}
+	if strings.HasPrefix(problem.Detail, "target.vm: no VM has") {
+		b.WriteString("\nAn account is a target with --account, a list with --list.")
+	}
 	return b.String()
 }
 

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -50,14 +50,15 @@ func (c *ExplainCmd) Run(ctx context.Context, g *Globals) error {
 
 func (g *Globals) printVerdicts(e *client.Explanation) error {
 	verdicts := newTable(g.Stdout, "NODE", "VERDICT", "WHY")
-	holds := newTable(g.Stdout, "NODE", "BLOCK", "KIND", "DIRECTION", "BY", "REASON", "SINCE", "DISCARDED")
+	holds := newTable(g.Stdout, "NODE", "BLOCK", "KIND", "DIRECTION", "BY", "REASON", "SINCE", "DROPPED")
 	some := false
+	var guards guardReasons
 	for _, n := range e.Nodes {
-		why := n.Why
-		if len(n.Guards) > 0 {
-			why += "; guarded: " + strings.Join(n.Guards, ", ")
+		verdicts.row(n.Node, n.Verdict, n.Why)
+		for _, guard := range n.Guards {
+			guarded, why, _ := strings.Cut(guard, ": ")
+			guards.add(guarded, why)
 		}
-		verdicts.row(n.Node, n.Verdict, why)
 		for _, h := range n.Holds {
 			some = true
 			holds.row(append([]string{n.Node}, heldRow(h)...)...)
@@ -66,8 +67,12 @@ func (g *Globals) printVerdicts(e *client.Explanation) error {
 	for _, s := range e.Silent {
 		verdicts.row(s.Node, "unknown", s.Why)
 	}
-	if err := verdicts.flush(); err != nil || !some {
+	if err := verdicts.flush(); err != nil {
 		return err
+	}
+	guards.each(func(guarded, why string) { g.printf("guarded: %s (%s)\n", cell(guarded), why) })
+	if !some {
+		return nil
 	}
 	g.printf("\n")
 	return holds.flush()
@@ -81,7 +86,7 @@ func (g *Globals) printHolds(e *client.Explanation) error {
 		g.printf("nothing holds VM %s\n", cell(e.VM))
 		return nil
 	}
-	t := newTable(g.Stdout, "BLOCK", "KIND", "DIRECTION", "BY", "REASON", "SINCE", "DISCARDED")
+	t := newTable(g.Stdout, "BLOCK", "KIND", "DIRECTION", "BY", "REASON", "SINCE", "DROPPED")
 	for _, h := range e.Holds {
 		t.row(heldRow(h)...)
 	}
@@ -96,5 +101,5 @@ func heldRow(h client.ExplainedHold) []string {
 	case h.Started:
 		by += " (started here, without quorum)"
 	}
-	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), fmt.Sprintf("%d packets", h.Counters.Packets)}
+	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), strconv.FormatUint(h.Counters.Packets, 10)}
 }

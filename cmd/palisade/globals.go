@@ -20,12 +20,12 @@ const tokenEnv = "PALISADE_TOKEN"
 
 // Globals are the flags of every command, and where it prints.
 type Globals struct {
-	Output    string        `short:"o" enum:"text,json" default:"text" help:"Form of the output: text or json."`
-	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" help:"Unix socket of the agent (default ${default})."`
-	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
-	TokenFile string        `placeholder:"FILE" help:"File with the token for --server; else the environment variable PALISADE_TOKEN."`
-	CAFile    string        `name:"ca-file" placeholder:"FILE" help:"Certificates (PEM) that verify --server; else those of the system."`
-	RetryFor  time.Duration `default:"5s" help:"How long to try again while there is no quorum or no connection."`
+	Output    string        `short:"o" enum:"text,json" default:"text" group:"Of every command:" help:"Form of the output: text or json."`
+	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" group:"Of every command:" help:"Unix socket of the agent (default ${default})."`
+	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" group:"Of every command:" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
+	TokenFile string        `placeholder:"FILE" group:"Of every command:" help:"File with the token for --server; else the environment variable PALISADE_TOKEN."`
+	CAFile    string        `name:"ca-file" placeholder:"FILE" group:"Of every command:" help:"Certificates (PEM) that verify --server; else those of the system."`
+	RetryFor  time.Duration `default:"5s" group:"Of every command:" help:"How long to try again while there is no quorum or no connection."`
 
 	Stdout io.Writer `kong:"-"`
 	Stderr io.Writer `kong:"-"`

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"iter"
+	"slices"
 
 	"github.com/palisade/palisade/httpapi/client"
 )
@@ -24,16 +26,25 @@ func (c *GuardLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	head := []string{"GUARDED", "BY", "NOTE"}
-	if c.All {
-		head = []string{"GUARDED", "WHY"}
+	if c.All && !g.JSON() {
+		return g.printAllGuards(api.Guards(ctx, true))
 	}
-	return printList(g, api.Guards(ctx, c.All), head, func(w client.Guard) []string {
-		if c.All {
-			return []string{guardText(&w), w.Why}
-		}
+	return printList(g, api.Guards(ctx, c.All), []string{"GUARDED", "BY", "NOTE"}, func(w client.Guard) []string {
 		return []string{guardText(&w), w.Actor, w.Note}
 	})
+}
+
+func (g *Globals) printAllGuards(guards iter.Seq2[client.Guard, error]) error {
+	var reasons guardReasons
+	for w, err := range guards {
+		if err != nil {
+			return err
+		}
+		reasons.add(guardText(&w), w.Why)
+	}
+	t := newTable(g.Stdout, "GUARDED", "WHY")
+	reasons.each(func(guarded, why string) { t.row(guarded, why) })
+	return t.flush()
 }
 
 func guardText(w *client.Guard) string {
@@ -41,6 +52,31 @@ func guardText(w *client.Guard) string {
 		return "VM " + w.VM
 	}
 	return w.Prefix
+}
+
+// guardReasons gathers, by what is guarded, who guards it: the nodes of a fleet guard much of the same.
+type guardReasons struct {
+	order []string
+	by    map[string][]string
+}
+
+func (r *guardReasons) add(guarded, why string) {
+	if r.by == nil {
+		r.by = map[string][]string{}
+	}
+	if _, known := r.by[guarded]; !known {
+		r.order = append(r.order, guarded)
+	}
+	if !slices.Contains(r.by[guarded], why) {
+		r.by[guarded] = append(r.by[guarded], why)
+	}
+}
+
+// each calls f once for each that is guarded, in the order in which they came.
+func (r *guardReasons) each(f func(guarded, why string)) {
+	for _, guarded := range r.order {
+		f(guarded, cell(some(r.by[guarded], 2)))
+	}
 }
 
 // GuardAddCmd adds a guard.

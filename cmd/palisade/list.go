@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
@@ -98,8 +99,10 @@ func (g *Globals) printOneList(l *client.List) error {
 	}
 	g.printf("  blocks   %s\n", cell(some(l.Blocks, 10)))
 	if s := l.Source; s != nil {
-		g.printf("  source   %s every %s, at most %d bytes\n", cell(s.URL), s.Interval, s.MaxBytes)
-		if !s.CheckedAt.IsZero() {
+		g.printf("  source   %s every %s, at most %s\n", cell(s.URL), interval(s.Interval), size(s.MaxBytes))
+		if s.CheckedAt.IsZero() {
+			g.printf("  checked  not known on this node; ask the leader, which palisade status names\n")
+		} else {
 			g.printf("  checked  %s\n", local(s.CheckedAt))
 		}
 		if s.LastError != "" {
@@ -107,6 +110,24 @@ func (g *Globals) printOneList(l *client.List) error {
 		}
 	}
 	return nil
+}
+
+// interval is a duration without what is zero at its end.
+func interval(s string) string {
+	if short, ok := strings.CutSuffix(s, "m0s"); ok {
+		s = short + "m"
+	}
+	if short, ok := strings.CutSuffix(s, "h0m"); ok {
+		s = short + "h"
+	}
+	return s
+}
+
+func size(bytes uint64) string {
+	if bytes > 0 && bytes%(1<<20) == 0 {
+		return fmt.Sprintf("%d MiB", bytes>>20)
+	}
+	return fmt.Sprintf("%d bytes", bytes)
 }
 
 func listSize(n int) string {
@@ -172,7 +193,7 @@ func (g *Globals) printListResult(name string, r *client.ListResult) error {
 		return unconfirmed()
 	}
 	if r.DryRun {
-		g.printf("dry run: nothing was changed; with addresses of %s\n", count(r.VMs, "VM"))
+		g.printf("dry run: nothing was changed; the list would cover addresses of %s\n", count(r.VMs, "VM"))
 	}
 	g.printf("%s  %s: %d added, %d removed, %d merged\n", cell(name), listSize(r.Size), r.Added, r.Removed, r.Merged)
 	if r.Guarded > 0 {

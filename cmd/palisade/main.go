@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"syscall"
 
@@ -121,12 +122,15 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
+// aliases are what kong writes behind the name of a command.
+var aliases = regexp.MustCompile(` \([^)]*\)`)
+
 func usageOf(err error) error {
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.Context != nil {
 		path := "palisade"
 		if n := parse.Context.Selected(); n != nil {
-			path = n.FullPath()
+			path = aliases.ReplaceAllString(n.FullPath(), "")
 		}
 		return usagef("%w (see %s --help)", err, path)
 	}

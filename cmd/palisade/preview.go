@@ -35,9 +35,11 @@ func (g *Globals) printImpact(i *client.Impact) {
 	if i.Addresses > 0 {
 		g.printf("  addresses    %d\n", i.Addresses)
 	}
+	var reasons guardReasons
 	for _, w := range i.Guards {
-		g.printf("  guarded      %s (%s)\n", cell(w.Prefix), cell(w.Why))
+		reasons.add(w.Prefix, w.Why)
 	}
+	reasons.each(func(guarded, why string) { g.printf("  guarded      %s (%s)\n", cell(guarded), why) })
 	if len(i.Overlaps) > 0 {
 		ids := make([]string, len(i.Overlaps))
 		for k := range i.Overlaps {

@@ -69,7 +69,11 @@ func (g *Globals) printVM(v *client.VM) error {
 	if g.JSON() {
 		return g.PrintJSON(v)
 	}
-	g.printf("%s  %s  %s on %s\n", cell(v.ID), cell(v.Name), v.State, cell(place(v)))
+	where := "on no node"
+	if p := place(v); p != "" {
+		where = "on " + cell(p)
+	}
+	g.printf("%s  %s  %s %s\n", cell(v.ID), cell(v.Name), v.State, where)
 	g.printf("  owner      %s\n", cell(v.Owner))
 	g.printf("  addresses  %s\n", cell(strings.Join(v.Addresses, ", ")))
 	if len(v.Declared) > 0 {
@@ -91,8 +95,8 @@ func (g *Globals) printVM(v *client.VM) error {
 // VMSetCmd changes what is declared of a VM; what is not named stays.
 type VMSetCmd struct {
 	VM          string   `arg:"" name:"vm" help:"VM id, or a name that only one VM has."`
-	Name        *string  `help:"New name."`
-	Owner       *string  `help:"Account."`
+	Name        *string  `help:"New name. On a VM that a hypervisor reports, its next report brings the hypervisor's name back."`
+	Owner       *string  `help:"Account that owns it; empty for none."`
 	Address     []string `sep:"none" help:"Address or prefix routed to the VM; can be repeated. Replaces those declared before."`
 	NoAddresses bool     `help:"Declare no addresses."`
 	Create      bool     `help:"Declare a VM that no node has seen yet."`
@@ -105,6 +109,9 @@ type VMSetCmd struct {
 func (c *VMSetCmd) Run(ctx context.Context, g *Globals) error {
 	if c.NoAddresses && len(c.Address) > 0 {
 		return usagef("--no-addresses and --address exclude each other")
+	}
+	if !c.Create && c.Name == nil && c.Owner == nil && len(c.Address) == 0 && !c.NoAddresses && c.Protection == (Protection{}) {
+		return usagef("nothing to change: see palisade vm set --help")
 	}
 	api, err := g.Client()
 	if err != nil {

@@ -1,0 +1,119 @@
+package main
+
+// The examples of the commands, below what their flags are called. Kong keeps indented lines as they are.
+
+// Help implements kong.HelpProvider.
+func (*BlockAddCmd) Help() string {
+	return `Examples:
+
+    palisade block add web --reason abuse --wait
+    palisade block add web --port tcp/25 --direction out --reason abuse
+    palisade block add 192.0.2.7 --rate 10mbit --direction in --for 2h
+    palisade block add acct-42 --account --kind redirect --reason unpaid --at +3d
+    palisade block add feed --list --direction in --reason attack --dry-run`
+}
+
+// Help implements kong.HelpProvider.
+func (*BlockLiftCmd) Help() string {
+	return `Examples:
+
+    palisade block lift b17 b18 --wait
+    palisade block lift web --reason unpaid
+    palisade block lift acct-42 --account --reason unpaid`
+}
+
+// Help implements kong.HelpProvider.
+func (*BlockEditCmd) Help() string {
+	return `Examples:
+
+    palisade block edit b17 --at +10d --for 28d
+    palisade block edit b17 --no-end --note 'until further notice'`
+}
+
+// Help implements kong.HelpProvider.
+func (*BlockBulkCmd) Help() string {
+	return `A file with three lines:
+
+    {"target":{"vm":"web"},"reason":"abuse","duration":"7d"}
+    {"lift":{"id":"b17"}}
+    {"patch":{"id":"b18","note":"appealed"}}`
+}
+
+// Help implements kong.HelpProvider.
+func (*VMSetCmd) Help() string {
+	return `Examples:
+
+    palisade vm set vm101 --owner acct-42
+    palisade vm set vm101 --address 192.0.2.7 --address 2001:db8:1::/64`
+}
+
+// Help implements kong.HelpProvider.
+func (*AccountSetCmd) Help() string {
+	return `Example:
+
+    palisade account set acct-42 --do-not-block-until +14d --note 'promised to pay'`
+}
+
+// Help implements kong.HelpProvider.
+func (*ListPutCmd) Help() string {
+	return `Examples:
+
+    palisade list put feed feed.txt --dry-run
+    zcat feed.txt.gz | palisade list put feed -`
+}
+
+// Help implements kong.HelpProvider.
+func (*ListPatchCmd) Help() string {
+	return `Example:
+
+    palisade list patch feed --add 198.51.100.7 --remove 192.0.2.128/25`
+}
+
+// Help implements kong.HelpProvider.
+func (*ListSourceCmd) Help() string {
+	return `Examples:
+
+    palisade list source feed https://lists.example/feed.txt --interval 1h
+    palisade list source feed file:///var/lib/palisade/lists/feed.txt
+    palisade list source feed --none`
+}
+
+// Help implements kong.HelpProvider.
+func (*GuardAddCmd) Help() string {
+	return `Examples:
+
+    palisade guard add 192.0.2.53 --note resolver
+    palisade guard add --vm web --note 'our own shop'`
+}
+
+// Help implements kong.HelpProvider.
+func (*SettingsSetCmd) Help() string {
+	return `Examples:
+
+    palisade settings set --max-vms 50
+    palisade settings set --redirect-title 'Payment needed' --redirect-link https://pay.example/`
+}
+
+// Help implements kong.HelpProvider.
+func (*ExplainCmd) Help() string {
+	return `Examples:
+
+    palisade explain --src 192.0.2.7 --dst 203.0.113.9 --port 25
+    palisade explain --vm web`
+}
+
+// Help implements kong.HelpProvider.
+func (*AuditLsCmd) Help() string {
+	return `Examples:
+
+    palisade audit ls --object b17
+    palisade audit ls --actor token:billing --action block.lift --limit 10`
+}
+
+// Help implements kong.HelpProvider.
+func (*AuditVerifyCmd) Help() string {
+	return `Examples:
+
+    palisade audit verify
+    palisade audit export audit.jsonl && palisade audit verify audit.jsonl`
+}
