@@ -185,6 +185,11 @@ func TestKindsNeedTheirParameters(t *testing.T) {
 		"redirect_to": {{RedirectTo: netip.MustParseAddrPort("192.0.2.1:80")}, {Kind: Redirect, RedirectTo: netip.MustParseAddrPort("192.0.2.1:0")}},
 		"direction":   {{Kind: Redirect, Direction: Out}},
 	} {
+		if field == "redirect_to" { // what only the node itself reaches
+			for _, to := range []string{"127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.1]:80", "169.254.169.254:80", "[fe80::1]:80", "224.0.0.1:80", "0.0.0.0:80"} {
+				ops = append(ops, AddBlock{Kind: Redirect, RedirectTo: netip.MustParseAddrPort(to)})
+			}
+		}
 		for _, op := range ops {
 			op.Target = on
 			log.refused(t, op, CodeInvalid, field)

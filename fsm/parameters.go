@@ -3,6 +3,7 @@ package fsm
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -35,7 +36,7 @@ func checkParameters(b *Block, ports []PortRange) ([]PortRange, *Error) {
 		return nil, wrong("redirect_to", Redirect)
 	case b.Kind == Redirect && b.Direction != Both:
 		return nil, &Error{CodeInvalid, "direction", "a redirect is of both directions"}
-	case b.Kind == Redirect && b.RedirectTo.IsValid() && (b.RedirectTo.Port() == 0 || b.RedirectTo.Addr().IsUnspecified() || b.RedirectTo.Addr().Zone() != ""):
+	case b.Kind == Redirect && b.RedirectTo.IsValid() && !serverAddress(b.RedirectTo):
 		return nil, &Error{CodeInvalid, "redirect_to", `is no address and port of an HTTP server, which looks like "192.0.2.1:80"`}
 	case b.Kind == Limit:
 		return nil, checkRate(b.Rate)
@@ -43,6 +44,13 @@ func checkParameters(b *Block, ports []PortRange) ([]PortRange, *Error) {
 		return checkPorts(ports)
 	}
 	return nil, nil
+}
+
+// serverAddress says whether a redirect may go to an address: not to what each node reaches for itself alone,
+// like its own loopback or a metadata service. Whoever may block would open that to all visitors.
+func serverAddress(to netip.AddrPort) bool {
+	a := to.Addr()
+	return to.Port() != 0 && a.Zone() == "" && a.Unmap().IsGlobalUnicast()
 }
 
 func checkRate(r Rate) *Error {
