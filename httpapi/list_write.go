@@ -112,7 +112,14 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 		return nil, fieldProblem("body", nil, "has %d prefixes, a list has at most %d", set.Len(), fsm.MaxListPrefixes)
 	}
 	v := s.opts.Backend.View()
+	if !in.DryRun {
+		// What is there decides what is written, so it must not be what this node had before the others.
+		if v, err = s.strongView(ctx); err != nil {
+			return nil, err
+		}
+	}
 	l, was, known := v.List(in.Name)
+	stale := rev != 0 && (!known || rev != l.Revision)
 	out := &listWrite{result: s.listResult(v, was, set), index: v.Index()}
 	out.result.Merged, out.result.Skipped, out.result.Problems = merged, p.Bad, problemsOf(&p)
 	out.result.List.Name = in.Name
@@ -120,7 +127,7 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 		out.result.List = s.wireList(v, l)
 	}
 	if in.DryRun {
-		if rev != 0 && (!known || rev != l.Revision) {
+		if stale {
 			return nil, problem(wire.CodeRevision, "the list is not at revision %d", rev)
 		}
 		out.dry(v, set)
@@ -129,6 +136,9 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	if known && l.Hash == set.Hash() && (in.Origin == "" || in.Origin == l.Origin) {
 		return out, s.awaitList(ctx, out, in.Name, wait)
 	}
+	if stale {
+		return nil, problem(wire.CodeRevision, "the list is not at revision %d", rev)
+	}
 	origin := in.Origin
 	if origin == "" && known {
 		origin = l.Origin
@@ -136,9 +146,6 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	op, small := fsm.PatchList{}, false
 	if known && origin == l.Origin {
 		op, small = fsm.PatchFrom(l, was, set)
-	}
-	if rev != 0 {
-		op.IfRevision = rev
 	}
 	var res fsm.Result
 	if small {

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -172,6 +173,28 @@ func TestAListIsHeldAndDeleted(t *testing.T) {
 	}
 	refused(t, s, request{method: "GET", path: "/v1/lists/drop"}, 404, wire.CodeNotFound)
 	refused(t, s, request{method: "GET", path: "/v1/lists/drop/entries"}, 404, wire.CodeNotFound)
+}
+
+// A node that is behind must not take what it has for what the fleet has: the answer 200 would be of a content
+// that somebody has replaced already.
+func TestAListIsPutOverWhatTheFleetHas(t *testing.T) {
+	f := newFleet(t)
+	s := newServer(t, f)
+	first := decode[wire.ListResult](t, s.do(t, putText("/v1/lists/drop", "192.0.2.1\n192.0.2.2")), 200)
+	f.Set(func() {
+		f.StrongRead = func(context.Context) (uint64, error) {
+			f.StrongRead = nil
+			return f.Apply(fsm.PatchList{Name: "drop", Add: fsm.AppendPacked(nil, mustPrefix(t, "198.51.100.1/32"))}).Index, nil
+		}
+	})
+	again := decode[wire.ListResult](t, s.do(t, putText("/v1/lists/drop", "192.0.2.1\n192.0.2.2")), 200)
+	if got := entries(t, s, "/v1/lists/drop/entries"); again.Removed != 1 || again.List.Revision == first.List.Revision || len(got) != 2 {
+		t.Errorf("the content is %v, the answer %+v", got, again)
+	}
+	f.Set(func() { f.StrongRead = func(context.Context) (uint64, error) { return 0, fsm.ErrUnavailable } })
+	if res := s.do(t, putText("/v1/lists/drop", "192.0.2.1\n192.0.2.2")); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("without quorum the answer is %d", res.StatusCode)
+	}
 }
 
 // A content that fits no single op is uploaded in parts, and an answer that is lost on the way harms nothing.
