@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,7 +76,8 @@ func newListLoader(log *slog.Logger, reg prometheus.Registerer, node string, sto
 	}
 }
 
-// sameSafety follows few redirects, and none from https to http.
+// sameSafety follows few redirects, none from https to http, and none from another host to what this node
+// alone reaches: who runs the server of a list must not have it ask the node's own services.
 func sameSafety(req *http.Request, via []*http.Request) error {
 	const most = 5
 	if len(via) > most {
@@ -81,6 +85,17 @@ func sameSafety(req *http.Request, via []*http.Request) error {
 	}
 	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return errors.New("a redirect from https to " + req.URL.Scheme)
+	}
+	host := req.URL.Hostname()
+	if host == via[0].URL.Hostname() {
+		return nil
+	}
+	found, err := net.DefaultResolver.LookupNetIP(req.Context(), "ip", host)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(found, func(a netip.Addr) bool { return !a.Unmap().IsGlobalUnicast() }) {
+		return errors.New("a redirect to a loopback or link-local address")
 	}
 	return nil
 }
@@ -313,10 +328,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 // replace puts the content in place, unless somebody changed the list meanwhile. It returns the revision that the
 // list then has.
 func (l *listLoader) replace(ctx context.Context, list *fsm.List, was, set fsm.PrefixSet) (uint64, error) {
-	origin := list.Source.URL
-	if u, err := url.Parse(origin); err == nil {
-		origin = u.Redacted()
-	}
+	origin := list.Source.Shown()
 	if list.Hash == set.Hash() {
 		return list.Revision, nil
 	}

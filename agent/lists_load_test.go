@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -109,7 +110,7 @@ func (b *loadBench) failure() string {
 
 func TestAListIsLoadedFromItsSource(t *testing.T) {
 	b := newLoadBench(t)
-	b.source(b.server.URL+"/drop.txt", 1<<20)
+	b.source(b.server.URL+"/drop.txt?key=secret", 1<<20)
 	b.leader = "n2"
 	if got := b.step(0, 200, "192.0.2.0/24"); len(got) > 0 || b.asked > 0 {
 		t.Fatalf("a node that does not lead loaded %v", got)
@@ -120,7 +121,7 @@ func TestAListIsLoadedFromItsSource(t *testing.T) {
 		t.Fatalf("loaded %v (%s)", got, b.failure())
 	}
 	l, _, _ := b.store.View().List("feed")
-	if l.Origin != b.server.URL+"/drop.txt" || l.Actor != "node:n1" {
+	if l.Origin != b.server.URL+"/drop.txt?xxxxx" || l.Actor != "node:n1" {
 		t.Errorf("the list is %+v", l)
 	}
 	if b.step(time.Minute, 200, "198.51.100.0/24"); b.asked != 1 {
@@ -215,5 +216,30 @@ func TestFilesOfListsAreInOneDirectory(t *testing.T) {
 	}
 	if got := b.step(time.Hour, 200, ""); len(got) != 2 {
 		t.Errorf("after a change the list has %v (%s)", got, b.failure())
+	}
+}
+
+// TestASourceDoesNotLeadToTheNode: the server of a list can't have a node ask its own services.
+func TestASourceDoesNotLeadToTheNode(t *testing.T) {
+	inner := 0
+	own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		inner++
+		_, _ = w.Write([]byte("192.0.2.1\n"))
+	}))
+	defer own.Close()
+	_, port, err := net.SplitHostPort(own.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"http://localhost:" + port, "http://127.0.0.2:" + port, "http://[::ffff:127.0.0.3]:" + port, "http://169.254.169.254/latest"} {
+		b := newLoadBench(t)
+		b.server.Config.Handler = http.RedirectHandler(to, http.StatusFound)
+		b.source(b.server.URL+"/drop.txt", 1<<20)
+		if got := b.step(0, 200, ""); len(got) > 0 || !strings.Contains(b.failure(), "loopback or link-local") {
+			t.Errorf("%s: loaded %v (%s)", to, got, b.failure())
+		}
+	}
+	if inner > 0 {
+		t.Errorf("the node's own service was asked %d times", inner)
 	}
 }

@@ -49,8 +49,8 @@ type scheduler struct {
 	metrics schedulerMetrics
 
 	began    time.Time
-	offset   time.Duration // agreed time minus this node's clock
-	measured time.Time     // when offset was; zero if it is not known
+	offset   time.Duration        // agreed time minus this node's clock
+	measured time.Time            // when offset was; zero if it is not known
 	mine     map[string]time.Time // start of the blocks that this node has started by itself
 }
 

@@ -9,6 +9,7 @@ package fsm
 
 import (
 	"net/netip"
+	"net/url"
 	"time"
 )
 
@@ -255,6 +256,19 @@ type ListSource struct {
 	URL      string // http, https, or file for a path on the leader
 	Interval time.Duration
 	MaxBytes uint64
+}
+
+// Shown is the URL without what may be a secret: a password, and the values of the query, in which feeds
+// expect their keys.
+func (s ListSource) Shown() string {
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		return "" // it can't be told where a secret would be
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = "xxxxx"
+	}
+	return u.Redacted()
 }
 
 // Limits on what a command may carry. They bound memory and the size of a log entry.

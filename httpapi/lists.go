@@ -70,21 +70,13 @@ func (s *Server) wireList(v *fsm.View, l *fsm.List) wire.List {
 	if l.Source == (fsm.ListSource{}) {
 		return out
 	}
-	out.Source = &wire.ListSource{URL: withoutSecret(l.Source.URL), Interval: l.Source.Interval.String(), MaxBytes: l.Source.MaxBytes}
+	out.Source = &wire.ListSource{URL: l.Source.Shown(), Interval: l.Source.Interval.String(), MaxBytes: l.Source.MaxBytes}
 	if s.opts.ListSource != nil {
 		if st, ok := s.opts.ListSource(l.Name); ok {
 			out.Source.CheckedAt, out.Source.LastError = st.CheckedAt, st.Error
 		}
 	}
 	return out
-}
-
-// withoutSecret leaves a password in an URL out.
-func withoutSecret(text string) string {
-	if u, err := url.Parse(text); err == nil {
-		return u.Redacted()
-	}
-	return text
 }
 
 type listListsInput struct {
@@ -214,6 +206,9 @@ func (s *Server) deleteList(ctx context.Context, in *deleteListInput) (*deleteLi
 	rev, err := in.revision()
 	if err != nil {
 		return nil, err
+	}
+	if l, _, ok := s.opts.Backend.View().List(in.Name); ok && l.Source != (fsm.ListSource{}) && !callerOf(ctx).scope.allows(ScopeAdmin) {
+		return nil, problem(wire.CodeForbidden, "%s has scope %q; to delete a list that is loaded from a source needs %q", callerOf(ctx).actor, callerOf(ctx).scope, ScopeAdmin)
 	}
 	res, err := s.propose(ctx, in.WriteInput, fsm.DeleteList{Name: in.Name, IfRevision: rev}, listPlaces(in.Name, in.IfMatch).just)
 	if err != nil {

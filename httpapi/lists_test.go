@@ -251,13 +251,14 @@ func TestAListHasASource(t *testing.T) {
 			t.Errorf("%s: %+v", body, p)
 		}
 	}
-	l := decode[wire.List](t, s.do(t, request{method: "PUT", path: path, body: `{"url":"https://u:secret@lists.example/drop.txt","interval":"1d"}`}), 200)
-	if l.Source == nil || l.Source.Interval != "24h0m0s" || l.Source.MaxBytes != 32<<20 || l.Source.LastError != "404 Not Found" || !l.Source.CheckedAt.Equal(at) {
+	l := decode[wire.List](t, s.do(t, request{method: "PUT", path: path, body: `{"url":"https://u:secret@lists.example/drop.txt?key=secret","interval":"1d"}`}), 200)
+	if l.Source == nil || l.Source.URL != "https://u:xxxxx@lists.example/drop.txt?xxxxx" || l.Source.Interval != "24h0m0s" || l.Source.MaxBytes != 32<<20 || l.Source.LastError != "404 Not Found" || !l.Source.CheckedAt.Equal(at) {
 		t.Errorf("source %+v", l.Source)
 	}
 	if b, err := json.Marshal(l); err != nil || strings.Contains(string(b), "secret") {
 		t.Errorf("the password is shown: %s", b)
 	}
+	refused(t, s, request{method: "DELETE", path: "/v1/lists/drop", token: operatorToken}, 403, wire.CodeForbidden)
 	l = decode[wire.List](t, s.do(t, request{method: "DELETE", path: path}), 200)
 	if l.Source != nil {
 		t.Errorf("source %+v", l.Source)
