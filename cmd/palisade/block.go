@@ -69,7 +69,7 @@ type BlockAddCmd struct {
 	Target string `arg:"" help:"Address, CIDR, VM id, or a name that only one VM has; an account or list with its flag."`
 	Sort
 	Kind       string `enum:",drop,reject,limit,ports,redirect" default:"" placeholder:"KIND" help:"drop, reject, limit, ports or redirect; drop if not given and not implied by --rate, --port or --redirect-to."`
-	Direction  string `enum:"both,in,out" default:"both" help:"both, in or out, seen from the target."`
+	Direction  string `enum:"both,in,out" default:"both" help:"Seen from the target: both, in (to it) or out (from it). What attackers send is out of them."`
 	Rate       rate   `placeholder:"RATE" help:"Let so much pass in each direction, for example 10mbit or 5000pps."`
 	Port       []port `placeholder:"PORT" help:"Drop only these destination ports, for example tcp/25, udp/1000-2000 or icmp. Can be repeated."`
 	RedirectTo string `placeholder:"ADDRESS:PORT" help:"Answer visitors from this HTTP server instead of the node's own page."`
@@ -177,12 +177,12 @@ func (c *BlockLsCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	head := []string{"ID", "TARGET", "WHAT", "REASON", "STATE", "SINCE", "UNTIL", "BY", "NODES", "DROPPED"}
 	return printList(g, api.Blocks(ctx, f), head, func(b client.Block) []string {
-		var dropped uint64
-		if b.Counters != nil {
-			dropped = b.Counters.Packets
+		dropped := "" // of a list nothing is counted
+		if b.Counters != nil && b.Target.List == "" {
+			dropped = strconv.FormatUint(b.Counters.Packets, 10)
 		}
 		return []string{b.ID, targetText(&b), what(&b), b.Reason, b.State, since(&b), until(&b), b.Actor,
-			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), strconv.FormatUint(dropped, 10)}
+			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), dropped}
 	})
 }
 

@@ -181,7 +181,7 @@ func (g *Globals) printDemo(s fleet.Status) error {
 	return t.flush()
 }
 
-// printTries prints commands to try, which work as they stand.
+// printTries prints commands to try, which work one after the other as they stand.
 func (g *Globals) printTries(self, state string, s fleet.Status) {
 	if len(s.Guests) == 0 {
 		return
@@ -194,13 +194,15 @@ func (g *Globals) printTries(self, state string, s fleet.Status) {
 	base := strings.TrimSuffix(s.Nodes[0].Netns, "1")
 	g.printf("\nTry, as root:\n")
 	for _, line := range []string{
-		fmt.Sprintf("%s --socket %s block add %s --reason abuse --wait", self, here.Socket, guest.Name),
+		fmt.Sprintf("export PALISADE_DEMO=%s PALISADE_SOCKET=%s", state, here.Socket),
+		fmt.Sprintf("%s block add %s --reason abuse --wait", self, guest.Name),
 		fmt.Sprintf("ip netns exec %s0 ping -c 3 %s", base, guest.Addresses[0]),
-		fmt.Sprintf("%s demo migrate %s %s --state %s", self, guest.Name, there, state),
-		fmt.Sprintf("%s --socket %s block ls", self, s.Nodes[0].Socket),
-		fmt.Sprintf("%s --socket %s events", self, s.Nodes[0].Socket),
+		fmt.Sprintf("%s demo migrate %s %s", self, guest.Name, there),
+		fmt.Sprintf("%s explain --vm %s", self, guest.Name),
+		fmt.Sprintf("%s block lift %s --reason abuse --wait", self, guest.Name),
+		fmt.Sprintf("%s events", self),
 	} {
 		g.printf("  %s\n", line)
 	}
-	g.printf("Lift a block with \"block lift ID\"; remove the demo with \"%s demo down --state %s\".\n", self, state)
+	g.printf("Remove the demo with \"%s demo down --state %s\".\n", self, state)
 }

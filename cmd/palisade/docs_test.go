@@ -66,11 +66,14 @@ func TestExamplesOfTheBlacklist(t *testing.T) {
 		}},
 		"An attacked address": {nil, "b1 limit active, b2 drop active", func(v *fsm.View) bool {
 			b, _ := v.Block("b2")
-			return b.ConfirmBy.IsZero() && !b.EndsAt.IsZero() && b.Direction == fsm.In
+			return b.ConfirmBy.IsZero() && !b.EndsAt.IsZero() && b.Direction == fsm.Out // what the sources send
 		}},
 		"An imported feed": {nil, "b1 drop active, b2 drop active", func(v *fsm.View) bool {
 			feed, set, ok := v.List("feed")
 			mine, _, known := v.List("mine")
+			for b := range v.Blocks("") {
+				ok = ok && b.Direction == fsm.Out // what they send
+			}
 			return ok && known && feed.Size == 3 && mine.Size == 4 && !set.Contains(prefix(t, "203.0.113.128/32")) && feed.Source.Interval == time.Hour
 		}},
 		"Many at once": {[]fsm.Op{

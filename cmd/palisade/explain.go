@@ -80,7 +80,7 @@ func (g *Globals) printVerdicts(e *client.Explanation) error {
 
 func (g *Globals) printHolds(e *client.Explanation) error {
 	for _, guard := range e.Guards {
-		g.printf("guarded: %s\n", clean(guard))
+		g.printf("guarded: %s\n", cell(strings.TrimRight(guard, ": ")))
 	}
 	if len(e.Holds) == 0 {
 		g.printf("nothing holds VM %s\n", cell(e.VM))
@@ -101,5 +101,9 @@ func heldRow(h client.ExplainedHold) []string {
 	case h.Started:
 		by += " (started here, without quorum)"
 	}
-	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), strconv.FormatUint(h.Counters.Packets, 10)}
+	dropped := "" // of a list nothing is counted
+	if h.Target.List == "" {
+		dropped = strconv.FormatUint(h.Counters.Packets, 10)
+	}
+	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), dropped}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/palisade/palisade/httpapi/client"
 )
@@ -75,7 +76,7 @@ func (r *guardReasons) add(guarded, why string) {
 // each calls f once for each that is guarded, in the order in which they came.
 func (r *guardReasons) each(f func(guarded, why string)) {
 	for _, guarded := range r.order {
-		f(guarded, cell(some(r.by[guarded], 2)))
+		f(guarded, cell(strings.TrimRight(some(r.by[guarded], 2), ": "))) // a guard may have no note
 	}
 }
 

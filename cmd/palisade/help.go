@@ -10,7 +10,7 @@ func (*BlockAddCmd) Help() string {
     palisade block add web --port tcp/25 --direction out --reason abuse
     palisade block add 192.0.2.7 --rate 10mbit --direction in --for 2h
     palisade block add acct-42 --account --kind redirect --reason unpaid --at +3d
-    palisade block add feed --list --direction in --reason attack --dry-run`
+    palisade block add feed --list --direction out --reason attack --dry-run`
 }
 
 // Help implements kong.HelpProvider.
