@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// patchBlock changes the times, the note or the confirmation of a block that is not over.
+// patchBlock changes the times, the note or the confirmation of a block that is not over. An end that has passed
+// is left to FireBlock, which comes by the clocks of a majority: the state time is that of the leader's alone.
 func (a *applier) patchBlock(op PatchBlock) (*Block, *Error) {
 	number, was, refused := a.openBlock(op.ID, op.IfRevision)
 	if refused != nil {
@@ -32,16 +33,13 @@ func (a *applier) patchBlock(op PatchBlock) (*Block, *Error) {
 			b.EndsAt = time.Time{}
 		}
 	}
-	if b.State == BlockPending && !b.EndsAt.IsZero() && !b.EndsAt.After(b.StartsAt) {
+	if was.State == BlockPending && !b.EndsAt.IsZero() && !b.EndsAt.After(b.StartsAt) {
 		return nil, &Error{CodeInvalid, "ends_at", fmt.Sprintf("%s is not after the start, %s", stamp(b.EndsAt), stamp(b.StartsAt))}
 	}
 	if equalBlocks(was, &b) {
 		return was, nil
 	}
 	b.Revision = a.index
-	if b.State == BlockActive && op.EndsAt != nil && !b.EndsAt.IsZero() && !b.EndsAt.After(now) {
-		return a.endBlock(number, was, BlockLifted, a.actor, now), nil
-	}
 	event := EventBlockChanged
 	if was.State != b.State {
 		b.Index, event = a.index, EventBlockStarted

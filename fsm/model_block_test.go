@@ -145,12 +145,10 @@ func (m *model) patch(i int, op PatchBlock) Result {
 	}
 	ends := !b.EndsAt.IsZero()
 	switch {
-	case b.State == BlockPending && ends && !b.EndsAt.After(b.StartsAt):
+	case was.State == BlockPending && ends && !b.EndsAt.After(b.StartsAt):
 		return no(CodeInvalid, "ends_at")
 	case equalBlocks(&was, &b):
 		r.Block = &b
-	case b.State == BlockActive && op.EndsAt != nil && ends && !b.EndsAt.After(m.time):
-		r.Block = m.end(b.ID, BlockLifted, m.actor, m.time)
 	default:
 		b.Revision = m.index
 		r.Block = m.change(i, b, event)

@@ -27,7 +27,7 @@ type BlockRequest struct {
 // BlockPatch is the body of PATCH /v1/blocks/{id}, a JSON merge patch (RFC 7396): what is absent stays.
 type BlockPatch struct {
 	StartsAt Optional[time.Time] `json:"starts_at,omitzero" doc:"Of a pending block; null or a time that has passed: at once"`
-	EndsAt   Optional[time.Time] `json:"ends_at,omitzero" doc:"null: never by itself"`
+	EndsAt   Optional[time.Time] `json:"ends_at,omitzero" doc:"null: never by itself; a time that has passed: as soon as the schedule sees it"`
 	Note     Optional[string]    `json:"note,omitzero" maxLength:"4096" doc:"null clears it"`
 	Confirm  bool                `json:"confirm,omitempty" doc:"true: the block needs no confirmation any more"`
 }
