@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,8 +54,22 @@ func (c *AuditLsCmd) Run(ctx context.Context, g *Globals) error {
 		}
 	}
 	return printList(g, some, []string{"SEQ", "TIME", "ACTOR", "FROM", "ACTION", "OBJECT", "OUTCOME"}, func(r client.AuditRecord) []string {
-		return []string{strconv.FormatUint(r.Seq, 10), local(r.Time), r.Actor, r.From, r.Action, r.Object, r.Outcome}
+		return []string{strconv.FormatUint(r.Seq, 10), local(r.Time), r.Actor, r.From, r.Action, auditObject(&r), r.Outcome}
 	})
+}
+
+// auditObject is the object; of a request for a block that was refused, its target.
+func auditObject(r *client.AuditRecord) string {
+	if r.Object != "" || len(r.Asked) == 0 {
+		return r.Object
+	}
+	var asked struct {
+		Target client.Target `json:"target"`
+	}
+	if err := json.Unmarshal(r.Asked, &asked); err != nil {
+		return "" // other requests ask for other things
+	}
+	return asked.Target.String()
 }
 
 // AuditExportCmd writes the lines.

@@ -200,7 +200,7 @@ func (g *Globals) printTries(self, state string, s fleet.Status) {
 		fmt.Sprintf("%s demo migrate %s %s", self, guest.Name, there),
 		fmt.Sprintf("%s explain --vm %s", self, guest.Name),
 		fmt.Sprintf("%s block lift %s --reason abuse --wait", self, guest.Name),
-		fmt.Sprintf("%s events", self),
+		self + " events",
 	} {
 		g.printf("  %s\n", line)
 	}
