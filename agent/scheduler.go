@@ -18,6 +18,7 @@ const (
 
 	// lookAgain bounds how long the scheduler trusts what it knows of the clocks and of who leads.
 	lookAgain     = 200 * time.Millisecond
+	overtaken     = 10 * time.Millisecond // pause after a proposal that changed nothing
 	measureClocks = 30 * time.Second
 	askClocks     = 250 * time.Millisecond
 
@@ -51,6 +52,7 @@ type scheduler struct {
 	began    time.Time
 	offset   time.Duration        // agreed time minus this node's clock
 	measured time.Time            // when offset was; zero if it is not known
+	rest     time.Time            // nothing is proposed before
 	mine     map[string]time.Time // start of the blocks that this node has started by itself
 }
 
@@ -114,6 +116,9 @@ func (s *scheduler) step(ctx context.Context) time.Duration {
 		s.measured = time.Time{}
 		return lookAgain
 	}
+	if wait := time.Until(s.rest); wait > 0 {
+		return wait
+	}
 	if time.Since(s.measured) > measureClocks {
 		if !s.measure(ctx, time.Time{}) {
 			return lookAgain
@@ -154,11 +159,14 @@ func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
 		return time.Millisecond // by the clocks of the others it is not yet time
 	}
 	r, err := s.propose(ctx, fsm.Command{Actor: "node:" + s.node, Op: fsm.Batch{Ops: ops}})
+	if err == nil && r.Err != nil {
+		err = r.Err
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Warn("can't start or end what is due; trying again", "blocks", len(ops), "err", err)
 		}
-		return lookAgain
+		return s.pause(lookAgain)
 	}
 	fired := 0
 	for i := range r.Items {
@@ -166,11 +174,21 @@ func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
 			fired++
 		}
 	}
+	if fired == 0 {
+		return s.pause(overtaken)
+	}
 	now := time.Now().Add(s.offset)
 	s.metrics.fired.Add(float64(fired))
 	s.metrics.late.Observe(now.Sub(first).Seconds())
 	s.log.Info("started or ended blocks that were due", "blocks", fired, "index", r.Index, "late", now.Sub(first).Round(time.Microsecond))
 	return 0
+}
+
+// pause keeps fire from being tried again before d is over. What was proposed in vain is an entry too, and
+// the newer state would wake us at once.
+func (s *scheduler) pause(d time.Duration) time.Duration {
+	s.rest = time.Now().Add(d)
+	return d
 }
 
 // measure asks the voters for their clocks and keeps the offset of the latest time that a majority of

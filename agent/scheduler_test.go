@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -329,4 +330,20 @@ func TestAClockThatIsSetBack(t *testing.T) {
 	if s.startAlone(f.store.View(), fsm.Status{Node: "n1", Leader: "n2", Quorum: true}, at); len(mine) != 0 {
 		t.Errorf("%v is held, though its start was moved", mine)
 	}
+}
+
+// TestARefusedFireIsNoFlood: what the state refuses as a whole is tried again slowly.
+func TestARefusedFireIsNoFlood(t *testing.T) {
+	bubble(t, func(t *testing.T, f *clockFleet, ctx context.Context) {
+		b := f.apply(fsm.AddBlock{Target: fsm.Target{Account: "a"}, Duration: time.Second}).Block
+		node := strings.Repeat("n", fsm.MaxNameBytes) // as an actor it is too long
+		f.set(func() { f.leader = node })
+		f.run(ctx, node)
+		time.Sleep(11 * time.Second)
+		tried := uint64(0)
+		f.set(func() { tried = f.index })
+		if got := f.block(b.ID); got.State != fsm.BlockActive || tried < 10 || tried > 100 {
+			t.Errorf("%d entries in ten seconds, the block is %s", tried, got.State)
+		}
+	})
 }
