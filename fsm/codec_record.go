@@ -115,14 +115,20 @@ func resultRecords(m *remembered, why purpose) iter.Seq[*fsmpb.Record] {
 		}}}) {
 			return
 		}
-		for i := range m.result.Items {
-			if !yield(&fsmpb.Record{Record: &fsmpb.Record_ResultItem{ResultItem: &fsmpb.ResultItem{
-				Seq: m.seq, Position: uint32(i), Outcome: encodeOutcome(&m.result.Items[i], why),
-			}}}) {
-				return
-			}
+		itemRecords(m.seq, m.result.Items, why, yield)
+	}
+}
+
+// itemRecords gives a record for each item, and after it those of its own items: what one LiftReason in a batch lifted.
+func itemRecords(seq uint64, items []Result, why purpose, yield func(*fsmpb.Record) bool) bool {
+	for i := range items {
+		if !yield(&fsmpb.Record{Record: &fsmpb.Record_ResultItem{ResultItem: &fsmpb.ResultItem{
+			Seq: seq, Position: uint32(i), Outcome: encodeOutcome(&items[i], why), Items: uint32(len(items[i].Items)),
+		}}}) || !itemRecords(seq, items[i].Items, why, yield) {
+			return false
 		}
 	}
+	return true
 }
 
 func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {

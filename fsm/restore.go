@@ -201,18 +201,15 @@ func (b *rebuild) result() error {
 	d.known(m)
 	a := &b.applier
 	kept := &remembered{seq: m.Seq, actor: intern(m.Actor), key: m.Key, result: b.share(d.outcome(m.Outcome))}
-	if copy(kept.fingerprint[:], m.Fingerprint) != len(kept.fingerprint) || m.Items > MaxBatchOps {
+	if copy(kept.fingerprint[:], m.Fingerprint) != len(kept.fingerprint) {
 		d.fail("result %d is no result", m.Seq)
 	}
 	if d.err != nil {
 		return damage(d.err)
 	}
-	for position := range m.Items {
-		item, err := b.item(m.Seq, position)
-		if err != nil {
-			return err
-		}
-		kept.result.Items = append(kept.result.Items, item)
+	const depth = 2 // a batch, and in it what a LiftReason lifted
+	if kept.result.Items, err = b.items(m.Seq, m.Items, depth); err != nil {
+		return err
 	}
 	key := pairKey(kept.actor, kept.key)
 	seq := a.lastResult - b.header.Results + 1 + uint64(len(a.order))
@@ -225,18 +222,31 @@ func (b *rebuild) result() error {
 	return nil
 }
 
-func (b *rebuild) item(seq uint64, position uint32) (Result, error) {
-	r, d, err := b.in.decode()
-	if err != nil {
-		return Result{}, err
+// items reads n items of a result, each with its own. Depth is how many levels there can be.
+func (b *rebuild) items(seq uint64, n uint32, depth int) (items []Result, err error) {
+	if n > MaxBatchOps || n > 0 && depth == 0 {
+		return nil, damaged("result %d has more items than is possible", seq)
 	}
-	m := r.GetResultItem()
-	if m == nil || m.Seq != seq || m.Position != position {
-		return Result{}, damaged("item %d of result %d is missing", position, seq)
+	for position := range n {
+		r, d, err := b.in.decode()
+		if err != nil {
+			return nil, err
+		}
+		m := r.GetResultItem()
+		if m == nil || m.Seq != seq || m.Position != position {
+			return nil, damaged("item %d of result %d is missing", position, seq)
+		}
+		d.known(m)
+		item := b.share(d.outcome(m.Outcome))
+		if d.err != nil {
+			return nil, damage(d.err)
+		}
+		if item.Items, err = b.items(seq, m.Items, depth-1); err != nil {
+			return nil, err
+		}
+		items = append(items, item)
 	}
-	d.known(m)
-	item := b.share(d.outcome(m.Outcome))
-	return item, damage(d.err)
+	return items, nil
 }
 
 func (b *rebuild) event() error {

@@ -3330,6 +3330,7 @@ type ResultItem struct {
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"` // of the Result
 	Position      uint32                 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
 	Outcome       *Outcome               `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Items         uint32                 `protobuf:"varint,4,opt,name=items,proto3" json:"items,omitempty"` // its own, which follow it; only an item of a batch has any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3383,6 +3384,13 @@ func (x *ResultItem) GetOutcome() *Outcome {
 		return x.Outcome
 	}
 	return nil
+}
+
+func (x *ResultItem) GetItems() uint32 {
+	if x != nil {
+		return x.Items
+	}
+	return 0
 }
 
 type Event struct {
@@ -4460,12 +4468,13 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12 \n" +
 	"\vfingerprint\x18\x04 \x01(\fR\vfingerprint\x122\n" +
 	"\aoutcome\x18\x05 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05items\x18\x06 \x01(\rR\x05items\"n\n" +
+	"\x05items\x18\x06 \x01(\rR\x05items\"\x84\x01\n" +
 	"\n" +
 	"ResultItem\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\rR\bposition\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\"\xc7\x03\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\x12\x14\n" +
+	"\x05items\x18\x04 \x01(\rR\x05items\"\xc7\x03\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
