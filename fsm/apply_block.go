@@ -85,7 +85,8 @@ func (a *applier) setTimes(b *Block, op AddBlock) *Error {
 	return nil
 }
 
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+// stamp is a time for people, to the millisecond.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.999Z07:00") }
 
 // startOf is when a block that is not over starts or started.
 func (a *applier) startOf(b *Block) time.Time {
