@@ -20,9 +20,10 @@ type applier struct {
 	actor  string // of the entry being applied
 	from   string // likewise
 	was    replaced
-	held   uint64    // audit lines after this number stay
-	json   auditJSON // for encoding what is audited
-	buf    []byte    // for encoding what is hashed
+	held   uint64            // audit lines after this number stay
+	listed map[string]uint64 // see countTouched; nil once VMs, guards, lists or settings change
+	json   auditJSON         // for encoding what is audited
+	buf    []byte            // for encoding what is hashed
 }
 
 // entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
@@ -126,7 +127,7 @@ func (a *applier) batch(op Batch) []Result {
 		if items[i] = a.op(item); items[i].Err == nil {
 			continue
 		}
-		a.state = before
+		a.state, a.listed = before, nil
 		for k := range items {
 			if k != i {
 				items[k] = Result{Index: a.index, Err: &Error{CodeAborted, "",

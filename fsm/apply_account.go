@@ -73,7 +73,7 @@ func (a *applier) putSettings(op PutSettings) (*Settings, *Error) {
 		return &is, nil
 	}
 	is.Revision = a.index
-	a.was.settings = &was
+	a.was.settings, a.listed = &was, nil
 	a.settings = &is
 	a.emit(Event{Type: EventSettings, Settings: &is})
 	return &is, nil

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -250,4 +251,51 @@ func TestImpact(t *testing.T) {
 	if got, _ = s.View().Impact(Target{Prefix: prefix("203.0.113.0/24")}); len(got.Guards) != 1 || got.Guards[0].Why != "guard: office" {
 		t.Errorf("guards are %+v", got.Guards)
 	}
+}
+
+// TestManyBlocksOnAList cost one walk over the VMs, not one each, and each sees what came before it in its batch.
+func TestManyBlocksOnAList(t *testing.T) {
+	s := NewStore()
+	log := newLog(s)
+	var vms []Op
+	for i := range MaxBatchOps {
+		vms = append(vms, DeclareVM{ID: fmt.Sprintf("v%d", i), Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}})
+	}
+	log.ok(t, Batch{Ops: vms})
+	settings := DefaultSettings()
+	settings.MaxVMs = 1
+	log.ok(t, PutSettings{Settings: settings})
+	log.upload(t, "feed", "10.0.0.1/32", "192.0.2.0/24")
+	on := AddBlock{Target: Target{List: "feed"}}
+	begin := time.Now()
+	log.ok(t, on)
+	one := time.Since(begin)
+	many := make([]Op, 2000)
+	for i := range many {
+		many[i] = on
+	}
+	begin = time.Now()
+	log.ok(t, Batch{Ops: many})
+	if took := time.Since(begin); took > 200*one && took > time.Second {
+		t.Errorf("2000 blocks on a list took %s, one took %s", took, one)
+	}
+	refused := func(changes ...Op) {
+		t.Helper()
+		got := log.ok(t, Batch{Ops: append(append([]Op{on}, changes...), on)})
+		if last := got.Items[len(got.Items)-1]; got.Items[0].Err != nil || last.Err == nil || last.Err.Code != CodeTooMany {
+			t.Errorf("%v: the first gave %v, the last %v", changes, got.Items[0].Err, last.Err)
+		}
+	}
+	second := DeclareVM{ID: "v2", Addresses: []netip.Prefix{prefix("192.0.2.2/32")}}
+	refused(second)
+	log.ok(t, DeclareVM{ID: "v2"})
+	refused(PatchList{Name: "feed", Add: packed("10.0.0.3/32")})
+	log.ok(t, PatchList{Name: "feed", Remove: packed("10.0.0.3/32")})
+	settings.MaxVMs = 0
+	refused(PutSettings{Settings: settings})
+	settings.MaxVMs = 1
+	log.ok(t, PutSettings{Settings: settings})
+	log.ok(t, DeclareVM{ID: "v2", Addresses: second.Addresses})
+	log.ok(t, PutGuard{VM: "v2"})
+	refused(DeleteGuard{VM: "v2"})
 }

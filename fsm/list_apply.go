@@ -239,7 +239,7 @@ func (a *applier) putList(was *List, is List, set PrefixSet) *List {
 // setList replaces a list and its content in the state and in its hash; nil stands for none. The content
 // is in the hash by List.Hash.
 func (a *applier) setList(was, is *List, set PrefixSet) {
-	a.was.list = was
+	a.was.list, a.listed = was, nil
 	if was != nil {
 		a.sum.subtract(a.digest(listRecord(was)))
 	}

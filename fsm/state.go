@@ -165,7 +165,7 @@ func (a *applier) setNode(was, is *Node) {
 }
 
 func (a *applier) setVM(was, is *VM) {
-	a.was.vm = was
+	a.was.vm, a.listed = was, nil
 	if was != nil {
 		a.sum.subtract(a.digest(vmRecord(was)))
 		if was.Name != "" && was.Name != is.Name {
@@ -270,7 +270,7 @@ func (a *applier) setAccount(was, is *Account) {
 }
 
 func (a *applier) setGuard(was, is *Guard) {
-	a.was.guard = was
+	a.was.guard, a.listed = was, nil
 	if was != nil {
 		a.sum.subtract(a.digest(guardRecord(was)))
 	}

@@ -217,13 +217,31 @@ func (a *applier) checkTouched(op AddBlock, b *Block) *Error {
 			return tooMany(n, "addresses", most.MaxAddresses)
 		}
 	}
-	var n uint64
-	for range a.touched(b.Target) {
-		if n++; n > most.MaxVMs {
-			return tooMany(math.MaxUint64, "VMs", most.MaxVMs)
-		}
+	if a.countTouched(b.Target, most.MaxVMs) > most.MaxVMs {
+		return tooMany(math.MaxUint64, "VMs", most.MaxVMs)
 	}
 	return nil
+}
+
+// countTouched counts the VMs that a block on the target holds, up to one more than most. For a list that is
+// a walk over the addresses of all VMs, so it is remembered until something changes that it depends on: a bulk
+// request may have thousands of blocks on one list.
+func (a *applier) countTouched(t Target, most uint64) (n uint64) {
+	if n, ok := a.listed[t.List]; ok && t.List != "" {
+		return n
+	}
+	for range a.touched(t) {
+		if n++; n > most {
+			break
+		}
+	}
+	if t.List != "" {
+		if a.listed == nil {
+			a.listed = map[string]uint64{}
+		}
+		a.listed[t.List] = n
+	}
+	return n
 }
 
 func atLeast(n, allowed uint64) string {

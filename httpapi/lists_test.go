@@ -184,7 +184,7 @@ func TestAListIsPutOverWhatTheFleetHas(t *testing.T) {
 	f.Set(func() {
 		f.StrongRead = func(context.Context) (uint64, error) {
 			f.StrongRead = nil
-			return f.Apply(fsm.PatchList{Name: "drop", Add: fsm.AppendPacked(nil, mustPrefix(t, "198.51.100.1/32"))}).Index, nil
+			return f.Apply(fsm.PatchList{Name: "drop", Add: fsm.AppendPacked(nil, mustPrefix(t, "198.51.100.1/32"))}).Index, nil //nolint:contextcheck // somebody else's write
 		}
 	})
 	again := decode[wire.ListResult](t, s.do(t, putText("/v1/lists/drop", "192.0.2.1\n192.0.2.2")), 200)
