@@ -40,7 +40,7 @@ func TestFieldsOfABlock(t *testing.T) {
 			`"target":{"account":"acct-42"},"reason":"manual","note":"","actor":"token:root","kind":"limit","direction":"out","rate":{"bits_per_second":10000000},"state":"active"`},
 		"packets": {`{"target":{"vm":"web"},"kind":"limit","rate":{"packets_per_second":5000}}`, `"rate":{"packets_per_second":5000}`},
 		"name":    {`{"target":{"vm":"web"}}`, `"target":{"vm":"vm-1"},"vm_name":"web"`},
-		"ports, both forms": {`{"target":{"vm":"web"},"kind":"ports","ports":["udp/1000-2000",{"protocol":"tcp","from":25},"icmp","47"]}`,
+		"ports, both forms": {`{"target":{"vm":"web"},"kind":"ports","ports":["udp/1000-2000",{"protocol":"tcp","from":25},"icmp",{"protocol":"47"}]}`,
 			`"ports":[{"protocol":"icmp"},{"protocol":"tcp","from":25,"to":25},{"protocol":"udp","from":1000,"to":2000},{"protocol":"gre"}]`},
 		"redirect": {`{"target":{"vm":"web"},"kind":"redirect","redirect_to":"[::ffff:192.0.2.1]:80"}`, `"redirect_to":"192.0.2.1:80"`},
 		"delayed": {fmt.Sprintf(`{"target":{"vm":"web"},"starts_at":%q,"duration":"1d12h","confirm_within":"10m"}`, start.Format(time.RFC3339)),

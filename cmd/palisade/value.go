@@ -102,9 +102,6 @@ type port wire.Port
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (p *port) UnmarshalText(b []byte) error {
 	v, err := wire.ParsePort(string(b))
-	if _, number := strconv.Atoi(string(b)); number == nil { // it would be taken for a protocol
-		return fmt.Errorf(`%q has no protocol: want for example "tcp/%s" or "udp/%s"`, b, b, b)
-	}
 	*p = port(v)
 	return err
 }

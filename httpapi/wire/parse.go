@@ -30,12 +30,15 @@ const PortPattern = `^[a-z0-9]{1,16}(/[0-9]{1,5}(-[0-9]{1,5})?)?$`
 var portForm = regexp.MustCompile(PortPattern)
 
 // ParsePort reads the short form: "tcp/25", "udp/1000-2000", "icmp". It does not check that the protocol is
-// known nor that the ports are in range.
+// known nor that the ports are in range. It refuses a number alone: who means port 25 would drop IP protocol 25.
 func ParsePort(s string) (Port, error) {
 	if !portForm.MatchString(s) {
 		return Port{}, fmt.Errorf(`%q is no port: want for example "tcp/25", "udp/1000-2000" or "icmp"`, s)
 	}
 	protocol, ports, some := strings.Cut(s, "/")
+	if _, err := strconv.Atoi(protocol); err == nil && !some {
+		return Port{}, fmt.Errorf(`%q could be a port or a protocol: want "tcp/%s", or {"protocol": "%s"}`, s, s, s)
+	}
 	p := Port{Protocol: protocol}
 	if !some {
 		return p, nil

@@ -28,7 +28,7 @@ func TestPortForms(t *testing.T) {
 		`"tcp/25"`:                               {"tcp", 25, 25},
 		`"udp/1000-2000"`:                        {"udp", 1000, 2000},
 		`"icmp"`:                                 {"icmp", 0, 0},
-		`"47"`:                                   {"47", 0, 0},
+		`{"protocol":"47"}`:                      {"47", 0, 0},
 		`{"protocol":"tcp","from":25}`:           {"tcp", 25, 0},
 		`{"protocol":"tcp","from":25,"to":30}`:   {"tcp", 25, 30},
 		`{"protocol":"sctp","from":7,"to":7}`:    {"sctp", 7, 7},
@@ -39,7 +39,7 @@ func TestPortForms(t *testing.T) {
 			t.Errorf("%s: %+v, %v", text, p, err)
 		}
 	}
-	for _, text := range []string{`""`, `"tcp/"`, `"tcp/25-"`, `"tcp/-25"`, `"/25"`, `"tcp/25/26"`, `"TCP/25"`, `"tcp/0"`, `"tcp/0-7"`, `"tcp/25-0"`, `"tcp/123456"`, `25`, `[]`} {
+	for _, text := range []string{`""`, `"47"`, `"tcp/"`, `"tcp/25-"`, `"tcp/-25"`, `"/25"`, `"tcp/25/26"`, `"TCP/25"`, `"tcp/0"`, `"tcp/0-7"`, `"tcp/25-0"`, `"tcp/123456"`, `25`, `[]`} {
 		var p Port
 		if err := json.Unmarshal([]byte(text), &p); err == nil {
 			t.Errorf("%s: %+v", text, p)
@@ -89,7 +89,7 @@ func FuzzParseDuration(f *testing.F) {
 
 // What is accepted comes back from both of its forms.
 func FuzzPort(f *testing.F) {
-	for _, s := range []string{`"tcp/25"`, `"udp/1000-2000"`, `"icmp"`, `{"protocol":"tcp","from":25,"to":25}`, `"tcp/0"`, `null`, `{"protocol":""}`} {
+	for _, s := range []string{`"tcp/25"`, `"udp/1000-2000"`, `"icmp"`, `{"protocol":"tcp","from":25,"to":25}`, `"tcp/0"`, `"25"`, `null`, `{"protocol":""}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
