@@ -63,7 +63,8 @@ func (s *Server) newProxy() http.Handler {
 // forward lets another server answer. It returns false, and has answered nothing, if that can't be.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, hold Hold) bool {
 	if r.Header.Get(marker) != "" {
-		s.opts.Logger.Warn("refused to redirect a request in a circle", "to", hold.To)
+		// Any visitor can send the header: it must not fill the log.
+		s.opts.Logger.Debug("refused to redirect a request in a circle", "to", hold.To)
 		return false
 	}
 	if r.Method == http.MethodConnect {
