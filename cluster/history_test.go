@@ -1,11 +1,15 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -153,10 +157,46 @@ func linearizable(t *testing.T, seed uint64) {
 	if counts["unknown"] == 0 || counts["done"] < 500 {
 		t.Error("the run has tested nothing")
 	}
-	if !porcupine.CheckOperations(registers, history) {
-		t.Error("the history is not linearizable")
+	for _, part := range registers.Partition(history) {
+		if !porcupine.CheckOperations(registers, part) {
+			t.Errorf("the history is not linearizable:\n%s", shortest(part))
+		}
 	}
 	f.stopVirtual()
+}
+
+// shortest tells of a history that is not linearizable the last operations of its shortest beginning that is
+// not either, by the order of their ends.
+func shortest(history []porcupine.Operation) string {
+	ends := slices.Clone(history)
+	slices.SortFunc(ends, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+	upTo := func(n int) (beginning []porcupine.Operation) {
+		for _, o := range history {
+			if o.Call > ends[n-1].Return { // had not begun
+				continue
+			}
+			if o.Return > ends[n-1].Return {
+				if o.Input.(registerOp).write == "" {
+					continue // what it reads is not known yet
+				}
+				o.Return = math.MaxInt64
+			}
+			beginning = append(beginning, o)
+		}
+		return beginning
+	}
+	n := sort.Search(len(ends), func(i int) bool { return !porcupine.CheckOperations(registers, upTo(i+1)) }) + 1
+	var out strings.Builder
+	for _, o := range ends[max(0, n-25):min(n, len(ends))] {
+		in := o.Input.(registerOp)
+		fmt.Fprintf(&out, "%d to %d, client %d: write %q, read %q\n", o.Call, o.Return, o.ClientId, in.write, o.Output)
+	}
+	for _, o := range ends {
+		if o.Return == math.MaxInt64 {
+			fmt.Fprintf(&out, "unknown from %d, client %d: write %q\n", o.Call, o.ClientId, o.Input.(registerOp).write)
+		}
+	}
+	return out.String()
 }
 
 func run(ctx context.Context, c *Cluster, store *fsm.Store, in registerOp, cmd fsm.Command) (out, kind string) {

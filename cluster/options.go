@@ -80,8 +80,8 @@ type seams struct {
 
 // Timing holds the cluster's times. The zero value of a field means its default.
 type Timing struct {
-	Heartbeat time.Duration // a follower without a word from the leader for this long stands for election; 1 s
-	Election  time.Duration // a candidate that has not won by then tries again; 1 s
+	Heartbeat time.Duration // a follower without a word from the leader for this long stands for election; 1.25 s
+	Election  time.Duration // a candidate that has not won by then tries again; 1.25 s
 	Lease     time.Duration // a leader that hears from no majority for this long steps down; 500 ms
 	Propose   time.Duration // deadline of a proposal whose context has none; 10 s
 	NoLeader  time.Duration // how long a proposal waits for a leader before ErrUnavailable; 3 s
@@ -99,8 +99,8 @@ func (t Timing) withDefaults() Timing {
 		v   *time.Duration
 		def time.Duration
 	}{
-		{&t.Heartbeat, time.Second},
-		{&t.Election, time.Second},
+		{&t.Heartbeat, 1250 * time.Millisecond},
+		{&t.Election, 1250 * time.Millisecond},
 		{&t.Lease, 500 * time.Millisecond},
 		{&t.Propose, 10 * time.Second},
 		{&t.NoLeader, 3 * time.Second},

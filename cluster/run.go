@@ -18,7 +18,7 @@ import (
 const (
 	// commitTimeout is how soon followers learn of a commit without the nudge. Raft's own 50 ms cost
 	// as much as everything else an idle leader does.
-	commitTimeout     = 500 * time.Millisecond
+	commitTimeout     = time.Second
 	maxAppendEntries  = 256
 	maxRounds         = 1                // of proposals, that a busy leader has on the way
 	largeRound        = 8                // proposals, or calls that bring some, after which the next round gathers more
