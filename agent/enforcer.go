@@ -45,13 +45,10 @@ type enforcer struct {
 	lists    *listEnforcer   // told what local is; may be nil
 	metrics  enforcerMetrics
 
-	mu       sync.Mutex // guards all below
+	standing // its mu guards all below
 	compiler *enforce.Compiler
 	local    enforce.Local
-	enforced uint64        // log index that is in the kernel, read back
-	startAt  time.Time     // when the kernel first matched the state
-	problem  string        // why the kernel is behind, "" if it is not
-	advanced chan struct{} // closed and replaced when enforced grows
+	startAt  time.Time // when the kernel first matched the state
 	since    map[string]receipt
 	final    map[string]enforce.Counter // of lifted blocks: what they dropped until then
 }
@@ -85,7 +82,7 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 		localCh:  make(chan struct{}, 1),
 		compiler: enforce.NewCompiler(),
 		local:    enforce.Local{Node: node},
-		advanced: make(chan struct{}),
+		standing: newStanding(),
 		since:    map[string]receipt{},
 		final:    map[string]enforce.Counter{},
 		metrics: enforcerMetrics{
@@ -377,44 +374,13 @@ func (e *enforcer) record(p *pending, problem string) {
 	}
 	e.problem = problem
 	e.metrics.elements.Set(float64(e.compiler.Len()))
-	if idx := p.view.Index(); idx > e.enforced || e.enforced == 0 {
-		e.enforced = idx
-		e.metrics.enforced.Set(float64(idx))
-		close(e.advanced)
-		e.advanced = make(chan struct{})
-	}
+	e.reach(p.view.Index(), e.metrics.enforced)
 }
 
 func (e *enforcer) fail(what string, err error) {
 	e.metrics.failures.Inc()
 	e.log.Error("the kernel is behind the state; trying again", "step", what, "err", err)
-	e.mu.Lock()
-	e.problem = what + ": " + err.Error()
-	e.mu.Unlock()
-}
-
-// Standing returns the enforced log index and why it is behind ("" if it is not).
-func (e *enforcer) Standing() (enforced uint64, problem string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.enforced, e.problem
-}
-
-// WaitEnforced blocks until the kernel has the log index.
-func (e *enforcer) WaitEnforced(ctx context.Context, index uint64) error {
-	for {
-		e.mu.Lock()
-		done, advanced := e.enforced >= index, e.advanced
-		e.mu.Unlock()
-		if done {
-			return nil
-		}
-		select {
-		case <-advanced:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	e.behind(what + ": " + err.Error())
 }
 
 // Receipt reports on one block as this node's kernel has it.

@@ -38,12 +38,9 @@ type listEnforcer struct {
 	metrics  listMetrics
 	interval time.Duration // of looks at the kernel
 
-	mu       sync.Mutex // guards all below
+	standing // its mu guards all below; the log index is that whose lists are in the kernel
 	local    *enforce.Local
-	enforced uint64        // log index whose lists are in the kernel
-	startAt  time.Time     // when the kernel first matched the state
-	problem  string        // why the kernel is behind, "" if it is not
-	advanced chan struct{} // closed and replaced when enforced grows
+	startAt  time.Time // when the kernel first matched the state
 	since    map[string]receipt
 }
 
@@ -71,7 +68,7 @@ func newListMetrics(reg prometheus.Registerer) listMetrics {
 func newListEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k listKernel, caughtUp <-chan struct{}) *listEnforcer {
 	return &listEnforcer{
 		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second,
-		localCh: make(chan struct{}, 1), advanced: make(chan struct{}), since: map[string]receipt{},
+		localCh: make(chan struct{}, 1), standing: newStanding(), since: map[string]receipt{},
 	}
 }
 
@@ -271,44 +268,13 @@ func (e *listEnforcer) record(w *listWork, problem string) {
 		e.log.Warn(problem)
 	}
 	e.problem = problem
-	if index > e.enforced || e.enforced == 0 {
-		e.enforced = index
-		e.metrics.enforced.Set(float64(index))
-		close(e.advanced)
-		e.advanced = make(chan struct{})
-	}
+	e.reach(index, e.metrics.enforced)
 }
 
 func (e *listEnforcer) fail(err error) {
 	e.metrics.failures.Inc()
 	e.log.Error("lists in the kernel are behind the state; trying again", "err", err)
-	e.mu.Lock()
-	e.problem = err.Error()
-	e.mu.Unlock()
-}
-
-// Standing returns the log index whose lists are in the kernel and why it is behind ("" if it is not).
-func (e *listEnforcer) Standing() (enforced uint64, problem string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.enforced, e.problem
-}
-
-// WaitEnforced blocks until the kernel has the lists of the log index.
-func (e *listEnforcer) WaitEnforced(ctx context.Context, index uint64) error {
-	for {
-		e.mu.Lock()
-		done, advanced := e.enforced >= index, e.advanced
-		e.mu.Unlock()
-		if done {
-			return nil
-		}
-		select {
-		case <-advanced:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	e.behind(err.Error())
 }
 
 // Receipt reports on a block on a list: in force is the block with the content that the list has in the view.
