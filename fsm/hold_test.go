@@ -251,6 +251,16 @@ func TestImpact(t *testing.T) {
 	if got, _ = s.View().Impact(Target{Prefix: prefix("203.0.113.0/24")}); len(got.Guards) != 1 || got.Guards[0].Why != "guard: office" {
 		t.Errorf("guards are %+v", got.Guards)
 	}
+	log.ok(t, DeclareVM{ID: "v3", Owner: "a", Addresses: []netip.Prefix{prefix("198.51.100.2/32")}})
+	log.ok(t, DeclareVM{ID: "v4", Owner: "a", Addresses: []netip.Prefix{prefix("198.51.100.4/32")}})
+	log.ok(t, PutGuard{Prefix: prefix("198.51.100.2/32"), Note: "its name server"})
+	log.ok(t, PutGuard{VM: "v4"})
+	if got, _ = s.View().Impact(Target{VM: "v3"}); len(got.Guards) != 1 || got.Guards[0].Why != "guard: its name server" {
+		t.Errorf("guards of a VM are %+v", got.Guards)
+	}
+	if got, _ = s.View().Impact(Target{Account: "a"}); len(got.Guards) != 2 || got.Guards[1].Why != "address of guarded VM v4" || got.CountVMs != 1 {
+		t.Errorf("an account's VMs are %v, its guards %+v", got.VMs, got.Guards)
+	}
 }
 
 // TestManyBlocksOnAList cost one walk over the VMs, not one each, and each sees what came before it in its batch.

@@ -139,13 +139,9 @@ func (v *View) Impact(t Target) (Impact, *Error) {
 	for b := range v.openOn(t) {
 		overlaps[b.ID] = b
 	}
+	i.Guards = v.guardsOf(t)
 	if t.Prefix.IsValid() {
 		i.Addresses = addresses(t.Prefix)
-		for _, g := range v.guardSet().list {
-			if g.Prefix.Overlaps(t.Prefix) {
-				i.Guards = append(i.Guards, g)
-			}
-		}
 		for wide := range v.lengths.around(t.Prefix) {
 			for b := range v.active.under(targetKey(Target{Prefix: wide})) {
 				overlaps[b.ID] = b
@@ -159,6 +155,29 @@ func (v *View) Impact(t Target) (Impact, *Error) {
 	slices.SortFunc(i.Overlaps, func(a, b *Block) int { return cmp.Compare(blockNumber(a), blockNumber(b)) })
 	i.Overlaps = i.Overlaps[:min(len(i.Overlaps), mostImpact)]
 	return i, nil
+}
+
+// guardsOf returns what is guarded of a prefix, or of the addresses of the VMs that the target names, guarded
+// VMs among them.
+func (v *View) guardsOf(t Target) []GuardedPrefix {
+	var named []netip.Prefix
+	vms := v.VMsOf(t.Account)
+	if vm, ok := v.VM(t.VM); ok {
+		vms = func(yield func(*VM) bool) { yield(vm) }
+	}
+	for vm := range vms {
+		named = append(named, vm.AllAddresses()...)
+	}
+	if t.Prefix.IsValid() {
+		named = append(named, t.Prefix)
+	}
+	var guards []GuardedPrefix
+	for _, g := range v.guardSet().list {
+		if slices.ContainsFunc(named, g.Prefix.Overlaps) && !slices.Contains(guards, g) && len(guards) < mostImpact {
+			guards = append(guards, g)
+		}
+	}
+	return guards
 }
 
 func blockNumber(b *Block) uint64 {
