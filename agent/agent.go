@@ -216,6 +216,10 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		started: func(ids map[string]struct{}) {
 			r.enforcer.SetLocal(func(l *enforce.Local) { l.Started = ids })
 		},
+		enforced: func() uint64 {
+			index, _ := r.enforcer.Standing()
+			return index
+		},
 		metrics: newSchedulerMetrics(reg),
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)

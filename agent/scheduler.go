@@ -47,7 +47,9 @@ type scheduler struct {
 	propose func(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	// started is told, from Run, the ids of the pending blocks that this node has started by itself.
 	started func(ids map[string]struct{})
-	metrics schedulerMetrics
+	// enforced is the log index that is in this node's kernel.
+	enforced func() uint64
+	metrics  schedulerMetrics
 
 	began    time.Time
 	offset   time.Duration        // agreed time minus this node's clock
@@ -255,7 +257,15 @@ func (s *scheduler) startAlone(v *fsm.View, st fsm.Status, now time.Time) {
 	mine := map[string]time.Time{}
 	for id, start := range s.mine {
 		b, ok := v.Block(id)
-		if ok && b.State == fsm.BlockPending && (!b.StartsAt.After(start) || !b.StartsAt.After(now)) {
+		switch {
+		case !ok:
+		case b.State != fsm.BlockPending:
+			// The kernel may follow an older view, in which the block is pending: to be taken out here would
+			// open it until the kernel comes to the view in which it is active.
+			if s.enforced() < b.Index {
+				mine[id] = start
+			}
+		case !b.StartsAt.After(start) || !b.StartsAt.After(now):
 			mine[id] = b.StartsAt
 		}
 	}
