@@ -217,8 +217,9 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 			r.enforcer.SetLocal(func(l *enforce.Local) { l.Started = ids })
 		},
 		enforced: func() uint64 {
-			index, _ := r.enforcer.Standing()
-			return index
+			blocks, _ := r.enforcer.Standing()
+			lists, _ := r.lists.Standing() // follow the state by themselves
+			return min(blocks, lists)
 		},
 		metrics: newSchedulerMetrics(reg),
 	}

@@ -47,7 +47,7 @@ type scheduler struct {
 	propose func(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	// started is told, from Run, the ids of the pending blocks that this node has started by itself.
 	started func(ids map[string]struct{})
-	// enforced is the log index that is in this node's kernel.
+	// enforced is the log index that is in this node's kernel, lists included.
 	enforced func() uint64
 	metrics  schedulerMetrics
 
