@@ -119,11 +119,6 @@ func (c *Cluster) attempt(ctx context.Context, cmd fsm.Command, data []byte) out
 		if f == nil {
 			return failed(notAppended, fmt.Errorf("the leader %q is not in the list of peers", id))
 		}
-		// Raft goes on naming a leader until it stands for election itself. A call to one that has fallen
-		// silent would end with nobody knowing what became of it.
-		if silence := time.Since(c.leaderSeen()); silence > c.timing.Heartbeat {
-			return failed(notAppended, fmt.Errorf("the leader %s was not heard for %s", id, silence.Round(time.Millisecond)))
-		}
 		return f.do(ctx, data)
 	}
 }

@@ -69,13 +69,18 @@ func (r *running) caughtUp(store *fsm.Store) bool {
 	return true
 }
 
-// leader is the id of the leader as far as this node knows, "" if there is none.
+// leader is the id of the leader as far as this node knows, "" if there is none. Raft goes on naming one that
+// has fallen silent until it stands for election itself; a call to it would end with nobody knowing what
+// became of it.
 func (c *Cluster) leader() string {
 	r := c.running.Load()
 	if r == nil {
 		return ""
 	}
 	_, id := r.raft.LeaderWithID()
+	if string(id) != c.id && time.Since(c.leaderSeen()) > c.timing.Heartbeat {
+		return ""
+	}
 	return string(id)
 }
 
