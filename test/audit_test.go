@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/palisade/palisade/deploy/fleet"
 	"github.com/palisade/palisade/httpapi/client"
@@ -131,6 +132,7 @@ func TestExplainTellsWhatTheNodesDo(t *testing.T) {
 			t.Errorf("held by %s, want %s", id, b.ID)
 		}
 	}
+	rest(500 * time.Millisecond)
 	f.Silent(cut, at)
 	l.Eventually(t, "what was dropped is counted", func() error {
 		e, err := l.Clients[node].ExplainVM(t.Context(), g.VM)
