@@ -167,7 +167,7 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 		return nil, err
 	}
 	r := &running{disk: d, throne: newThrone(c), began: time.Now()}
-	r.tap = newTap(inner, c.ears)
+	r.tap = newTap(inner, c.ears, c.timing.Heartbeat)
 	r.tap.gated.Store(how.gated)
 	r.nudger = newNudger(r.tap, c.peers, c.id, c.metrics.nudges.Inc)
 	committed := r.nudger.committed

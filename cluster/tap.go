@@ -36,6 +36,8 @@ type tap struct {
 
 	// installing counts snapshots on their way to followers.
 	installing atomic.Int32
+
+	silence time.Duration // after which a leader that is heard again may have committed anything
 }
 
 // template is the last AppendEntries that raft itself sent to a follower, without its entries.
@@ -60,9 +62,9 @@ var (
 	_ raft.WithClose   = (*tap)(nil)
 )
 
-func newTap(inner raft.Transport, ears *ears) *tap {
+func newTap(inner raft.Transport, ears *ears, silence time.Duration) *tap {
 	t := &tap{
-		inner: inner, ears: ears,
+		inner: inner, ears: ears, silence: silence,
 		out: make(chan raft.RPC), done: make(chan struct{}),
 		sent: map[raft.ServerID]*template{},
 	}
@@ -137,8 +139,19 @@ func (t *tap) accepted(req *raft.AppendEntriesRequest, resp raft.RPCResponse) {
 	if !r.Success {
 		return
 	}
-	t.contact.Store(time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	if last := t.contact.Swap(now); last != 0 && time.Duration(now-last) > t.silence {
+		t.feed.forget()
+	}
 	t.feed.note(req)
+}
+
+// forget gives up what is known, until the leader says it anew: while nothing was heard it has committed more,
+// and a heartbeat, the first thing that is heard again, does not tell.
+func (f *leaderFeed) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commit = 0
 }
 
 func (f *leaderFeed) note(req *raft.AppendEntriesRequest) {
@@ -258,9 +271,14 @@ const holdPoll = 100 * time.Millisecond
 // it again. If raft saw the failures it would count them and wait up to ten seconds before it tries a
 // follower that came back; its heartbeats, which go on beside this, wait a fraction of their timeout.
 // A held call ends with the leadership.
+//
+// It says nothing of what is committed: what it said when it was made is old, and its follower would take
+// itself for caught up with a leader that has committed more since.
 func (t *tap) hold(err error, id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	again := *req
+	again.LeaderCommitIndex = 0
 	for failed := time.Now(); t.awaitBack(id, failed, req.Term); failed = time.Now() {
-		if err = t.inner.AppendEntries(id, target, req, resp); err == nil {
+		if err = t.inner.AppendEntries(id, target, &again, resp); err == nil {
 			return nil
 		}
 	}

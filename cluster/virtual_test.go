@@ -460,6 +460,35 @@ func TestReturningNodeIsFilledAtOnce(t *testing.T) {
 	})
 }
 
+// TestCaughtUpIsNeverEarly: a node that comes back takes itself for caught up only with all that was
+// committed while it was away, also if the leader's first call to it is an old one.
+func TestCaughtUpIsNeverEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := memFleet(t, 3)
+		f.start().ready()
+		for _, away := range []func(n *node) (back func()){
+			func(n *node) func() { n.crash(); return func() { n.start() } },
+			func(n *node) func() { net.cut(n.id, true); return func() { net.cut(n.id, false) } },
+		} {
+			n := f.follower()
+			f.leader().propose(declare("vm", "one"))
+			back := away(n)
+			f.leader().propose(declare("vm", "two"))
+			last := f.leader().store.View().Index()
+			time.Sleep(5 * time.Second) // virtual
+			back()
+			for s := n.status(); !s.CaughtUp || !s.Quorum; s = n.status() {
+				time.Sleep(time.Millisecond) // virtual
+			}
+			if index := n.store.View().Index(); index < last {
+				t.Errorf("it says that it is caught up at index %d, the fleet had committed %d", index, last)
+			}
+			f.ready()
+		}
+		f.stopVirtual()
+	})
+}
+
 func TestNonvoterFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, _ := memFleet(t, 4, func(_ *memWorld, o *Options) {
