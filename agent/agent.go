@@ -55,6 +55,7 @@ type rooms struct {
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
+	clock     *fleetClock
 	scheduler *scheduler
 	auditor   *auditor
 	pager     *pager
@@ -194,6 +195,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.auditor.hold()
 	r.pager = &pager{log: a.log.With("room", "page"), port: a.cfg.Redirect.Port, store: r.store, enforcer: r.enforcer}
 	r.pager.open(ctx)
+	r.clock = newFleetClock(r.Members, r.Ask)
 	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}
@@ -212,7 +214,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	r.scheduler = &scheduler{
 		log: a.log.With("room", "scheduler"), node: a.cfg.Node.ID, store: r.store,
-		status: r.cluster.Status, members: r.cluster.Members, ask: r.cluster.Ask, propose: r.cluster.Propose,
+		status: r.cluster.Status, clock: r.clock, propose: r.cluster.Propose,
 		started: func(ids map[string]struct{}) {
 			r.enforcer.SetLocal(func(l *enforce.Local) { l.Started = ids })
 		},
@@ -264,7 +266,7 @@ func (a *Agent) newCluster(r *rooms, key []byte, known uint64, reg prometheus.Re
 		ID: a.cfg.Node.ID, Version: a.version, Dir: filepath.Join(a.cfg.DataDir, "raft"),
 		Bind: a.cfg.Cluster.Listen, GossipBind: a.cfg.Cluster.Gossip, Peers: peers,
 		Identity: id, GossipKey: gossipKey,
-		Store: r.store, KnownIndex: known,
+		Store: r.store, KnownIndex: known, Clock: r.clock.Stamp,
 		Answer:     func(ctx context.Context, q fsm.Query) (fsm.Report, error) { return a.answer(ctx, r, q) },
 		OnSighting: func(s fsm.Sighting) { r.sightings.put(r.store.View(), s) },
 		Fatal:      fatal, Logger: a.log.With("room", "cluster"), Registry: reg,

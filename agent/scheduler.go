@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,10 +16,8 @@ const (
 	maxFires = 2_000 // in one log entry
 
 	// lookAgain bounds how long the scheduler trusts what it knows of the clocks and of who leads.
-	lookAgain     = 200 * time.Millisecond
-	overtaken     = 10 * time.Millisecond // pause after a proposal that changed nothing
-	measureClocks = 30 * time.Second
-	askClocks     = 250 * time.Millisecond
+	lookAgain = 200 * time.Millisecond
+	overtaken = 10 * time.Millisecond // pause after a proposal that changed nothing
 
 	// alone is how long a node hears no leader before it starts agreed blocks by its own clock. After a
 	// start it waits longer: its state may be old, and the leader is usually there in a moment.
@@ -42,8 +39,7 @@ type scheduler struct {
 	node    string
 	store   *fsm.Store
 	status  func() fsm.Status
-	members func() []fsm.Member
-	ask     func(ctx context.Context, node string, q fsm.Query) (fsm.Report, error)
+	clock   *fleetClock
 	propose func(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	// started is told, from Run, the ids of the pending blocks that this node has started by itself.
 	started func(ids map[string]struct{})
@@ -51,11 +47,9 @@ type scheduler struct {
 	enforced func() uint64
 	metrics  schedulerMetrics
 
-	began    time.Time
-	offset   time.Duration        // agreed time minus this node's clock
-	measured time.Time            // when offset was; zero if it is not known
-	rest     time.Time            // nothing is proposed before
-	mine     map[string]time.Time // start of the blocks that this node has started by itself
+	began time.Time
+	rest  time.Time            // nothing is proposed before
+	mine  map[string]time.Time // start of the blocks that this node has started by itself
 }
 
 type schedulerMetrics struct {
@@ -110,24 +104,25 @@ func (s *scheduler) Run(ctx context.Context) error {
 // step does what is to be done now and returns when to look again.
 func (s *scheduler) step(ctx context.Context) time.Duration {
 	v, st := s.store.View(), s.status()
-	if v.CountDue() == 0 && len(s.mine) == 0 {
+	leads, idle := st.Leader == s.node && st.Quorum, v.CountDue() == 0 && len(s.mine) == 0
+	if idle && !leads {
 		return time.Hour // a change of the state wakes us
 	}
 	s.startAlone(v, st, time.Now())
-	if st.Leader != s.node || !st.Quorum {
-		s.measured = time.Time{}
+	if !leads {
 		return lookAgain
 	}
 	if wait := time.Until(s.rest); wait > 0 {
 		return wait
 	}
-	if time.Since(s.measured) > measureClocks {
-		if !s.measure(ctx, time.Time{}) {
-			return lookAgain
-		}
+	if !s.clock.holds(measureClocks) && !s.clock.Measure(ctx, time.Time{}) && !idle {
+		return lookAgain
+	}
+	if idle {
+		return measureClocks // so that the clocks are known when a command is to be stamped
 	}
 	for b := range v.Due() {
-		wait := time.Until(b.Due().Add(-s.offset))
+		wait := s.clock.Until(b.Due())
 		if wait > 0 {
 			return min(wait, lookAgain)
 		}
@@ -146,10 +141,10 @@ func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
 	if first.IsZero() {
 		return 0 // the state has changed
 	}
-	if !s.measure(ctx, first) {
+	if !s.clock.Measure(ctx, first) {
 		return lookAgain
 	}
-	at := time.Now().Add(s.offset).UTC()
+	at := s.clock.Now()
 	var ops []fsm.Op
 	for b := range v.Due() {
 		if b.Due().After(at) || len(ops) == maxFires {
@@ -179,10 +174,10 @@ func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
 	if fired == 0 {
 		return s.pause(overtaken)
 	}
-	now := time.Now().Add(s.offset)
+	late := s.clock.Now().Sub(first)
 	s.metrics.fired.Add(float64(fired))
-	s.metrics.late.Observe(now.Sub(first).Seconds())
-	s.log.Info("started or ended blocks that were due", "blocks", fired, "index", r.Index, "late", now.Sub(first).Round(time.Microsecond))
+	s.metrics.late.Observe(late.Seconds())
+	s.log.Info("started or ended blocks that were due", "blocks", fired, "index", r.Index, "late", late.Round(time.Microsecond))
 	return 0
 }
 
@@ -191,60 +186,6 @@ func (s *scheduler) fire(ctx context.Context, v *fsm.View) time.Duration {
 func (s *scheduler) pause(d time.Duration) time.Duration {
 	s.rest = time.Now().Add(d)
 	return d
-}
-
-// measure asks the voters for their clocks and keeps the offset of the latest time that a majority of
-// them has reached. It is done as soon as a majority has reached the time given, and says whether a
-// majority answered.
-func (s *scheduler) measure(ctx context.Context, enough time.Time) bool {
-	ctx, cancel := context.WithTimeout(ctx, askClocks)
-	defer cancel()
-	var others []string
-	clocks, voters := []time.Time{}, 0
-	for _, m := range s.members() {
-		switch {
-		case !m.Voter:
-		case m.Self:
-			voters++
-			clocks = append(clocks, time.Now())
-		default:
-			voters++
-			others = append(others, m.ID)
-		}
-	}
-	majority := voters/2 + 1
-	answers := make(chan time.Time, len(others))
-	for _, id := range others {
-		go func() {
-			r, err := s.ask(ctx, id, fsm.Query{})
-			if err != nil {
-				r.At = time.Time{}
-			}
-			answers <- r.At
-		}()
-	}
-	agreed := func() time.Time {
-		if len(clocks) < majority {
-			return time.Time{}
-		}
-		latest := slices.SortedFunc(slices.Values(clocks), func(a, b time.Time) int { return b.Compare(a) })
-		return latest[majority-1]
-	}
-	for range others {
-		if t := agreed(); !enough.IsZero() && !t.IsZero() && !t.Before(enough) {
-			break
-		}
-		if at := <-answers; !at.IsZero() {
-			clocks = append(clocks, at)
-		}
-	}
-	t := agreed()
-	if t.IsZero() {
-		return false
-	}
-	s.measured = time.Now()
-	s.offset = t.Round(0).Sub(s.measured.Round(0))
-	return true
 }
 
 // startAlone starts agreed blocks while no leader is heard. What was started stays so until the state

@@ -29,6 +29,7 @@ type clockFleet struct {
 	cut     map[string]time.Time     // since when the node hears no leader
 	offsets map[string]time.Duration // of the voters' clocks
 	dead    map[string]bool
+	stamp   time.Time      // of the next entry, if not zero; else it is the bubble's
 	kernel  uint64         // log index in the kernels; 0: that of the store
 	lost    bool           // the outcome of the next proposal stays unknown, though it is committed
 	fires   map[string]int // that changed something, by block
@@ -53,7 +54,9 @@ func (f *clockFleet) apply(op fsm.Op) fsm.Result {
 func (f *clockFleet) propose(c fsm.Command) (fsm.Result, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c.Time = time.Now()
+	if c.Time = time.Now(); !f.stamp.IsZero() {
+		c.Time, f.stamp = f.stamp, time.Time{}
+	}
 	data, err := fsm.MarshalCommand(c)
 	if err != nil {
 		return fsm.Result{}, err
@@ -75,6 +78,26 @@ func (f *clockFleet) propose(c fsm.Command) (fsm.Result, error) {
 	return r[0], nil
 }
 
+// clock is that of one node, whose own is the bubble's.
+func (f *clockFleet) clock(node string) *fleetClock {
+	return newFleetClock(func() (list []fsm.Member) {
+		for _, id := range []string{"n1", "n2", "n3"} {
+			list = append(list, fsm.Member{ID: id, Voter: true, Self: id == node})
+		}
+		return list
+	}, func(ctx context.Context, id string, _ fsm.Query) (fsm.Report, error) {
+		f.mu.Lock()
+		dead, offset, own := f.dead[id], f.offsets[id], f.offsets[node]
+		f.mu.Unlock()
+		if dead {
+			<-ctx.Done()
+			return fsm.Report{}, ctx.Err()
+		}
+		time.Sleep(time.Millisecond)
+		return fsm.Report{At: time.Now().Add(offset - own)}, nil
+	})
+}
+
 // run starts the scheduler of one node; the result tells what it has started by itself.
 func (f *clockFleet) run(ctx context.Context, node string) func() []string {
 	var mu sync.Mutex
@@ -90,24 +113,7 @@ func (f *clockFleet) run(ctx context.Context, node string) func() []string {
 			}
 			return fsm.Status{Node: node, Leader: f.leader, Quorum: true, LastContact: time.Now()}
 		},
-		members: func() (list []fsm.Member) {
-			for _, id := range []string{"n1", "n2", "n3"} {
-				list = append(list, fsm.Member{ID: id, Voter: true, Self: id == node})
-			}
-			return list
-		},
-		ask: func(ctx context.Context, id string, _ fsm.Query) (fsm.Report, error) {
-			f.mu.Lock()
-			dead, offset, own := f.dead[id], f.offsets[id], f.offsets[node]
-			f.mu.Unlock()
-			if dead {
-				<-ctx.Done()
-				return fsm.Report{}, ctx.Err()
-			}
-			time.Sleep(time.Millisecond)
-			// The bubble's clock is that of the node under test.
-			return fsm.Report{At: time.Now().Add(offset - own)}, nil
-		},
+		clock: f.clock(node),
 		propose: func(_ context.Context, c fsm.Command) (fsm.Result, error) {
 			f.mu.Lock()
 			leads := f.leader == node && f.cut[node].IsZero()

@@ -28,6 +28,7 @@ type Cluster struct {
 	timing     Timing
 	store      *fsm.Store
 	knownIndex uint64
+	clock      func(context.Context) (time.Time, error)
 	answer     func(context.Context, fsm.Query) (fsm.Report, error)
 	onFatal    func(error)
 	log        *slog.Logger
@@ -86,10 +87,13 @@ func New(o Options) (*Cluster, error) {
 func newCluster(o Options, w world) (*Cluster, error) {
 	c := &Cluster{
 		id: o.ID, version: o.Version, peers: map[string]Peer{}, timing: o.Timing.withDefaults(),
-		store: o.Store, knownIndex: o.KnownIndex, answer: o.Answer, onFatal: o.Fatal,
+		store: o.Store, knownIndex: o.KnownIndex, clock: o.Clock, answer: o.Answer, onFatal: o.Fatal,
 		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
 		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
 		forward: map[string]*forwarder{}, started: time.Now(),
+	}
+	if c.clock == nil {
+		c.clock = func(context.Context) (time.Time, error) { return time.Now().UTC(), nil }
 	}
 	for _, p := range o.Peers {
 		if p.Name == "" {

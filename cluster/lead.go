@@ -185,13 +185,17 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	if !c.inflight.begin() {
 		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
 	}
+	now, err := c.clock(ctx)
+	if err != nil {
+		c.inflight.end()
+		return fill(0, failed(notAppended, err))
+	}
 	with, err := c.convoy.join(ctx)
 	if err != nil {
 		c.inflight.end()
 		return fill(0, failed(notAppended, err))
 	}
 	futures := make([]raft.ApplyFuture, len(cmds))
-	now := time.Now().UTC()
 	for i, cmd := range cmds {
 		cmd.Time = now
 		data, err := fsm.MarshalCommand(cmd)

@@ -53,6 +53,10 @@ type Options struct {
 	// does not vote until the leader has brought it up to date.
 	KnownIndex uint64
 
+	// Clock gives the time with which this node, as the leader, stamps a command; nil is this node's own
+	// clock. It is called concurrently, before the command is appended; an error makes that certain.
+	Clock func(ctx context.Context) (time.Time, error)
+
 	// Answer gives this node's own report. It may block until ctx ends (Query.WaitIndex) and is
 	// called concurrently.
 	Answer func(ctx context.Context, q fsm.Query) (fsm.Report, error)

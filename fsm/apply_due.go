@@ -6,7 +6,7 @@ import (
 )
 
 // patchBlock changes the times, the note or the confirmation of a block that is not over. An end that has passed
-// is left to FireBlock, which comes by the clocks of a majority: the state time is that of the leader's alone.
+// is left to FireBlock, which comes when a majority of the clocks has reached it: the state time may be ahead of that.
 func (a *applier) patchBlock(op PatchBlock) (*Block, *Error) {
 	number, was, refused := a.openBlock(op.ID, op.IfRevision)
 	if refused != nil {

@@ -170,7 +170,7 @@ func changedAt(b *fsm.Block) time.Time {
 //   - else the block's last change. A member that is up, or that once said that its kernel was
 //     behind, is in doubt from the start; a later sign of life proves nothing.
 //
-// The block's change carries the leader's clock, the others this node's.
+// The block's change carries the fleet's time, the others this node's clock.
 func (s *Server) since(b *fsm.Block, m *fsm.Member, live bool) time.Time {
 	t := changedAt(b)
 	changed := t
