@@ -1,0 +1,86 @@
+package pki
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// KeyBytes is the length of seal keys and gossip keys.
+const KeyBytes = 32
+
+// ErrSealed is the error of Open for what was not sealed with this key and for this purpose, or was changed.
+var ErrSealed = errors.New("the sealed secret can't be opened: it was sealed with another key, for another purpose, or was changed")
+
+// Seal encrypts a secret with AES-256-GCM. The purpose is not secret; Open needs the same, so that one sealed
+// secret can't stand in the place of another. With random nonces a key serves for far more secrets than a
+// fleet ever has (2^32).
+func Seal(key []byte, purpose string, secret []byte) ([]byte, error) {
+	aead, err := gcm(key)
+	if err != nil {
+		return nil, err
+	}
+	sealed := make([]byte, aead.NonceSize(), aead.NonceSize()+len(secret)+aead.Overhead())
+	if _, err := rand.Read(sealed); err != nil {
+		return nil, fmt.Errorf("seal a secret: %w", err)
+	}
+	return aead.Seal(sealed, sealed, secret, []byte(purpose)), nil
+}
+
+// Open decrypts what Seal made. Any other error than of a key of the wrong length is ErrSealed.
+func Open(key []byte, purpose string, sealed []byte) ([]byte, error) {
+	aead, err := gcm(key)
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) < aead.NonceSize() {
+		return nil, ErrSealed
+	}
+	secret, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], []byte(purpose))
+	if err != nil {
+		return nil, ErrSealed
+	}
+	return secret, nil
+}
+
+func gcm(key []byte) (cipher.AEAD, error) {
+	if len(key) != KeyBytes {
+		return nil, fmt.Errorf("a seal key has %d bytes, not %d", KeyBytes, len(key))
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("make a cipher: %w", err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, fmt.Errorf("make a cipher: %w", err)
+	}
+	return aead, nil
+}
+
+// AuthorityPurpose is the purpose under which an authority's key is sealed.
+func AuthorityPurpose(fleet, id string) string { return "palisade authority " + fleet + " " + id }
+
+// GossipPurpose is the purpose under which a gossip key is sealed.
+func GossipPurpose(fleet, id string) string { return "palisade gossip key " + fleet + " " + id }
+
+// NewSecret makes a seal key or a gossip key.
+func NewSecret() ([]byte, error) {
+	b := make([]byte, KeyBytes)
+	if _, err := rand.Read(b); err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	return b, nil
+}
+
+// NewID makes the id of a fleet or of a gossip key: 16 hex digits.
+func NewID() (string, error) {
+	b := make([]byte, 8)
+	if _, err := rand.Read(b); err != nil {
+		return "", fmt.Errorf("make an id: %w", err)
+	}
+	return hex.EncodeToString(b), nil
+}
