@@ -3,6 +3,8 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -49,7 +51,7 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
-	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning())
+	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning(), asideWarning(r.cluster.Status().Aside))
 	if q.AuditFrom != 0 {
 		var err error
 		if rep.Audit, err = r.auditor.Answer(ctx, q.AuditFrom); err != nil {
@@ -80,6 +82,17 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 		rep.Blocks[id] = br
 	}
 	return rep, nil
+}
+
+// asideWarning tells of the newest store that was set aside, as long as it is there.
+func asideWarning(aside []fsm.SetAside) string {
+	for _, s := range aside {
+		if _, err := os.Lstat(s.Path); err == nil {
+			return fmt.Sprintf("a store was set aside at %s (%s); it is in %s, remove it once it has been looked at",
+				s.At.Format(time.RFC3339), s.Why, s.Path)
+		}
+	}
+	return ""
 }
 
 // sightings keeps what gossip says of VMs until the log says it too.

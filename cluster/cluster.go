@@ -50,6 +50,7 @@ type Cluster struct {
 	ran      atomic.Bool
 	opened   atomic.Pointer[disk]
 	running  atomic.Pointer[running]
+	aside    atomic.Pointer[[]fsm.SetAside]
 	inflight *tally
 	convoy   *convoy
 	calls    sync.WaitGroup  // of forwarders

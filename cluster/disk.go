@@ -41,7 +41,8 @@ type disk struct {
 	close  func() error
 }
 
-// openDisk opens or makes the store in dir. An error names the file and says what is wrong with it.
+// openDisk opens or makes the store in dir. An error names the file and says what is wrong with it; it wraps a
+// damagedError if what is there can't be relied on.
 func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the store directory: %w", err)
@@ -52,7 +53,7 @@ func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 	}
 	first, last, err := checkLog(path)
 	if err != nil {
-		return nil, fmt.Errorf("the store %s is damaged; set it aside and start again, the node then rejoins the fleet: %w", path, err)
+		return nil, fmt.Errorf("the store %s: %w", path, err)
 	}
 	bolt, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
@@ -78,8 +79,14 @@ func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 		snaps:  &guardedSnaps{g, files},
 		close:  bolt.Close,
 	}
-	if err := d.checkGap(path, first, last); err != nil {
-		return nil, errors.Join(err, bolt.Close())
+	for _, check := range []func() error{
+		func() error { return d.checkGap(path, first, last) },
+		func() error { return d.checkEntries(first, last) },
+		d.checkNewest,
+	} {
+		if err := check(); err != nil {
+			return nil, errors.Join(err, bolt.Close())
+		}
 	}
 	return d, nil
 }
@@ -90,15 +97,21 @@ func checkLog(path string) (first, last uint64, err error) {
 	if st, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
 		return 0, 0, nil
 	}
+	// First as a file: bbolt says "invalid" of a file that the disk fails to give.
+	if err := readWhole(path); err != nil {
+		return 0, 0, err
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("unreadable page: %v", r)
+			if err = readWhole(path); err == nil {
+				err = damagef("unreadable page: %v", r)
+			}
 		}
 	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 3 * time.Second})
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, damageOr(err)
 	}
 	defer func() { _ = db.Close() }()
 	tx, err := db.Begin(false)
@@ -112,11 +125,11 @@ func checkLog(path string) (first, last uint64, err error) {
 				return nil
 			}
 			if len(k) != 8 {
-				return fmt.Errorf("log key of %d bytes", len(k))
+				return damagef("log key of %d bytes", len(k))
 			}
 			index := binary.BigEndian.Uint64(k)
 			if last != 0 && index != last+1 {
-				return fmt.Errorf("entry %d follows entry %d", index, last)
+				return damagef("entry %d follows entry %d", index, last)
 			}
 			if first == 0 {
 				first = index
@@ -125,7 +138,7 @@ func checkLog(path string) (first, last uint64, err error) {
 			return nil
 		})
 	})
-	return first, last, err
+	return first, last, damageOr(err)
 }
 
 // checkSnapshots removes snapshots that were never finished and refuses ones whose description can't
@@ -150,18 +163,23 @@ func checkSnapshots(dir string) error {
 			}
 		default:
 			meta, err := os.ReadFile(filepath.Join(path, "meta.json"))
-			if err == nil && !json.Valid(meta) {
-				err = errors.New("meta.json is not JSON")
-			}
-			if err != nil {
-				return fmt.Errorf("the snapshot %s is damaged; set the whole store %s aside and start again, the node then rejoins the fleet: %w", path, dir, err)
+			switch {
+			case errors.Is(err, os.ErrNotExist):
+				return fmt.Errorf("the snapshot %s: %w", path, damagef("meta.json is gone"))
+			case err != nil:
+				return fmt.Errorf("the snapshot %s: %w", path, err)
+			case !json.Valid(meta):
+				return fmt.Errorf("the snapshot %s: %w", path, damagef("meta.json is not JSON"))
 			}
 			finished++
 		}
 	}
 	st, err := os.Stat(filepath.Join(dir, logFile))
-	if finished > 0 && (err != nil || st.Size() == 0) {
-		return fmt.Errorf("%s holds snapshots but its log %s is gone, and with it the votes this node gave; set the whole directory aside and start again, the node then rejoins the fleet", dir, logFile)
+	switch {
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return err
+	case finished > 0 && (err != nil || st.Size() == 0):
+		return damagef("%s holds snapshots but its log %s is gone, and with it the votes this node gave", dir, logFile)
 	}
 	return nil
 }
@@ -177,7 +195,7 @@ func (d *disk) checkGap(path string, first, last uint64) error {
 		snap = list[0].Index
 	}
 	if last > 0 && first > snap+1 {
-		return fmt.Errorf("the store %s is damaged: its log begins at entry %d, its newest snapshot ends at %d; set it aside and start again, the node then rejoins the fleet", path, first, snap)
+		return fmt.Errorf("the store %s: %w", path, damagef("its log begins at entry %d, its newest snapshot ends at %d", first, snap))
 	}
 	return nil
 }

@@ -161,7 +161,7 @@ func (l *guardedLogs) GetLog(index uint64, log *raft.Log) error {
 			return err
 		}
 		if want := seal(log); string(want) != string(log.Extensions) {
-			return fmt.Errorf("entry %d is damaged: checksum %x, want %x", index, log.Extensions, want)
+			return damagef("entry %d has the checksum %x, want %x", index, log.Extensions, want)
 		}
 		log.Extensions = nil
 		return nil

@@ -13,6 +13,9 @@ import (
 // Status returns this node's standing. It never blocks on the network.
 func (c *Cluster) Status() fsm.Status {
 	s := fsm.Status{Node: c.id, Applied: c.store.View().Index()}
+	if aside := c.aside.Load(); aside != nil {
+		s.Aside = *aside
+	}
 	r := c.running.Load()
 	if r == nil {
 		return s

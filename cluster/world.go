@@ -62,8 +62,11 @@ func (w *realWorld) connect(c *Cluster) error {
 }
 
 func (w *realWorld) open(c *Cluster) (*disk, error) {
-	g := newGuard(w.opts.Dir, c.timing.StuckIO, c.fatal)
-	return openDisk(w.opts.Dir, g, c.log.With("part", "store"))
+	guard := func() *guard { return newGuard(w.opts.Dir, c.timing.StuckIO, c.fatal) }
+	d, err := openWhole(w.opts.Dir, c.id, guard, c.log.With("part", "store"))
+	aside := listAside(w.opts.Dir)
+	c.aside.Store(&aside)
+	return d, err
 }
 
 func (w *realWorld) serve(c *Cluster, spawn func(func(context.Context) error)) error {

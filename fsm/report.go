@@ -78,6 +78,15 @@ type Status struct {
 	LastContact time.Time
 	// CaughtUp says that everything the leader had committed at last contact has been applied.
 	CaughtUp bool
+	// Aside are the stores that this node set aside and still has, newest first.
+	Aside []SetAside
+}
+
+// SetAside is a store that its node could not go on with, and kept beside the one that took its place.
+type SetAside struct {
+	Path string
+	At   time.Time // the node's clock
+	Why  string
 }
 
 // Sighting is a hint, by gossip, of where a VM is. Raft is the truth; a sighting only says earlier
