@@ -70,7 +70,7 @@ func (r *registrar) register(ctx context.Context, n fsm.Node) error {
 // self reads what this node is: every address of an interface of its own, the next hops of its
 // routes, and, as guards, the peers it was configured with.
 func (r *registrar) self() (fsm.Node, error) {
-	n := fsm.Node{ID: r.cfg.Node.ID, Name: r.cfg.Node.Name, Version: r.version}
+	n := fsm.Node{ID: r.cfg.Node.ID, Name: r.cfg.Node.Name, Version: r.version, Format: fsm.Format}
 	n.Guards = append(n.Guards, r.cfg.Node.Guards...)
 	for _, p := range r.cfg.Cluster.Peers {
 		for _, s := range []string{p.Address, p.Gossip} {
@@ -128,7 +128,7 @@ func localGuards(n fsm.Node) []netip.Prefix {
 }
 
 func sameNode(a, b fsm.Node) bool {
-	return a.Name == b.Name && a.Version == b.Version && slices.Equal(a.Addresses, b.Addresses) &&
+	return a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
 }
 

@@ -196,7 +196,12 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 		return fill(0, failed(notAppended, err))
 	}
 	futures := make([]raft.ApplyFuture, len(cmds))
+	view := c.store.View()
 	for i, cmd := range cmds {
+		if refused := view.Readable(cmd.Op); refused != nil {
+			out[i] = outcome{kind: done, result: fsm.Result{Err: refused}}
+			continue
+		}
 		cmd.Time = now
 		data, err := fsm.MarshalCommand(cmd)
 		if err == nil && len(data) > MaxCommandBytes {

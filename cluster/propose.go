@@ -28,8 +28,8 @@ var errNoLeader = errors.New("no leader is known")
 // applying it gave. It blocks until then or until ctx ends; a ctx without a deadline gets
 // Timing.Propose. It is safe for concurrent use: concurrent proposals share disk writes.
 //
-// With a nil error the command is committed, Result.Err holds the state machine's refusal if there is
-// one, and this node's own Store has applied Result.Index unless it lags by more than a second.
+// With a nil error the command is committed, or refused because a node can't read it yet (fsm.CodeUpgrade; then
+// Result.Index is 0 and nothing was written). Result.Err holds the state machine's refusal if there is one, and this node's own Store has applied Result.Index unless it lags by more than a second.
 // Otherwise the error tells what happened: fsm.ErrUnavailable means that the command is certainly in
 // no log; fsm.ErrUnknown, that it may be; any other error, that it can't be proposed at all.
 //
@@ -64,6 +64,10 @@ func (c *Cluster) propose(ctx context.Context, cmd fsm.Command) (fsm.Result, err
 			c.waitOwn(ctx, o.result.Index)
 			return o.result, nil
 		case invalid:
+			// A leader whose build is older than this one's can't tell what it would take.
+			if refused := c.store.View().Readable(cmd.Op); refused != nil {
+				return fsm.Result{Err: refused}, nil
+			}
 			return fsm.Result{}, fmt.Errorf("the leader can't take the command: %w", o.err)
 		case unknown:
 			if cmd.Key == "" {

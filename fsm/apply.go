@@ -28,7 +28,7 @@ type applier struct {
 
 // entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
 func (a *applier) entry(e Entry) (Result, error) {
-	cmd, op, err := decodeCommand(e.Data)
+	cmd, op, format, err := decodeCommand(e.Data)
 	if unsupported, ok := errors.AsType[*UnsupportedError](err); ok {
 		unsupported.Index = e.Index
 		return Result{}, unsupported
@@ -38,6 +38,9 @@ func (a *applier) entry(e Entry) (Result, error) {
 		return Result{Index: e.Index, Err: refused}, nil
 	}
 	a.time = max(a.time, toNanos(cmd.Time))
+	if format > 1 {
+		a.format = max(a.format, format)
+	}
 	a.actor, a.from = cmd.Actor, cmd.From
 	if refused := first(
 		checkText("actor", cmd.Actor, MaxNameBytes),

@@ -178,7 +178,7 @@ func sortedSet[T comparable](in []T, compare func(a, b T) int) []T {
 }
 
 func equalNodes(a, b *Node) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.Revision == b.Revision &&
+	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && a.Revision == b.Revision &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Gateways, b.Gateways) &&
 		slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
 }

@@ -154,6 +154,9 @@ func (j *auditJSON) node(k string, n *Node) {
 	}
 	j.prefixes("guards", n.Guards)
 	j.text("version", n.Version)
+	if n.Format != 0 {
+		j.number("format", uint64(n.Format))
+	}
 	j.number("revision", n.Revision)
 	j.close('}')
 }

@@ -10,9 +10,6 @@ import (
 	"github.com/palisade/palisade/fsm/internal/fsmpb"
 )
 
-// commandVersion is the format of commands that this build writes, and the highest it can apply.
-const commandVersion = 1
-
 // UnsupportedError is what a newer build wrote and this one can't read. It is no refusal: newer nodes
 // apply it.
 type UnsupportedError struct {
@@ -39,7 +36,7 @@ func MarshalCommand(c Command) ([]byte, error) {
 		return nil, refused
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&fsmpb.Command{
-		Version: commandVersion, Time: toNanos(c.Time), Actor: c.Actor, From: c.From, Key: c.Key, Op: op,
+		Version: FormatOf(c.Op), Time: toNanos(c.Time), Actor: c.Actor, From: c.From, Key: c.Key, Op: op,
 	})
 	if err != nil { // the only way for messages of ours
 		return nil, &Error{CodeInvalid, "", "a text is not valid UTF-8"}
@@ -54,22 +51,22 @@ func MarshalCommand(c Command) ([]byte, error) {
 // UnmarshalCommand decodes and checks the shape of a command. It never panics on any input. The error
 // is an *UnsupportedError for what a newer build wrote, and an *Error for what none did.
 func UnmarshalCommand(b []byte) (Command, error) {
-	c, _, err := decodeCommand(b)
+	c, _, _, err := decodeCommand(b)
 	return c, err
 }
 
-// decodeCommand returns the encoded op as well.
-func decodeCommand(b []byte) (Command, *fsmpb.Op, error) {
+// decodeCommand returns the encoded op and the format as well.
+func decodeCommand(b []byte) (Command, *fsmpb.Op, uint32, error) {
 	if len(b) > MaxCommandBytes {
-		return Command{}, nil, malformed(fmt.Errorf("has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
+		return Command{}, nil, 0, malformed(fmt.Errorf("has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
 	}
 	var m fsmpb.Command
 	if err := proto.Unmarshal(b, &m); err != nil {
 		// The wording of the library's errors differs from build to build; it must not be replicated.
-		return Command{}, nil, malformed(errors.New("is no protobuf message"))
+		return Command{}, nil, 0, malformed(errors.New("is no protobuf message"))
 	}
-	d := decoder{version: m.Version, reads: commandVersion}
-	if m.Version > commandVersion {
+	d := decoder{version: m.Version, reads: Format}
+	if m.Version > Format {
 		d.unsupported("its version is newer")
 	}
 	d.known(&m)
@@ -78,12 +75,12 @@ func decodeCommand(b []byte) (Command, *fsmpb.Op, error) {
 	}
 	op := d.op(m.Op, false)
 	if _, ok := errors.AsType[*UnsupportedError](d.err); ok {
-		return Command{}, nil, d.err
+		return Command{}, nil, 0, d.err
 	}
 	if d.err != nil {
-		return Command{}, nil, malformed(d.err)
+		return Command{}, nil, 0, malformed(d.err)
 	}
-	return Command{Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor), From: intern(m.From), Key: m.Key, Op: op}, m.Op, nil
+	return Command{Time: fromNanos(max(m.Time, 0)), Actor: intern(m.Actor), From: intern(m.From), Key: m.Key, Op: op}, m.Op, m.Version, nil
 }
 
 // malformed is the refusal of an entry that no build wrote.

@@ -182,7 +182,7 @@ func encodeNode(n *Node) *fsmpb.Node {
 		Id: n.ID, Name: n.Name,
 		Addresses: encodeList(n.Addresses, encodeAddr), Gateways: encodeList(n.Gateways, encodeAddr),
 		Macs: encodeList(n.MACs, encodeMAC), Guards: encodeList(n.Guards, encodePrefix),
-		Version: n.Version, Revision: n.Revision,
+		Version: n.Version, Revision: n.Revision, Format: n.Format,
 	}
 }
 
@@ -195,7 +195,7 @@ func (d *decoder) node(m *fsmpb.Node) *Node {
 		ID: intern(m.Id), Name: m.Name,
 		Addresses: decodeList(m.Addresses, d.addr), Gateways: decodeList(m.Gateways, d.addr),
 		MACs: decodeList(m.Macs, d.mac), Guards: decodeList(m.Guards, d.prefix),
-		Version: intern(m.Version), Revision: m.Revision,
+		Version: intern(m.Version), Revision: m.Revision, Format: m.Format,
 	}
 }
 

@@ -46,6 +46,7 @@ func headerRecord(s *state) *fsmpb.Record {
 		Accounts: uint64(s.accounts.n), Settings: settings,
 		Lists: uint64(s.lists.n), Uploads: uint64(s.uploads.n),
 		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(s.audit.kept),
+		Format: s.format,
 	}}}
 }
 

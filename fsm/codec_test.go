@@ -115,6 +115,7 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 			return PutNode{Node{
 				text.Draw(t, "id"), text.Draw(t, "name"), addrs.Draw(t, "addresses"), addrs.Draw(t, "gateways"),
 				rapid.SliceOfN(mac, 0, 3).Draw(t, "macs"), prefixes.Draw(t, "guards"), text.Draw(t, "version"), number.Draw(t, "revision"),
+				rapid.Uint32().Draw(t, "format"),
 			}}
 		case 5:
 			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "vm"), text.Draw(t, "note")}

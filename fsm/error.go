@@ -20,6 +20,7 @@ const (
 	CodeNotYet        Code = "do_not_block"         // refused until a time that was set for the account or VM
 	CodeAborted       Code = "aborted"              // another op of the same atomic batch was refused
 	CodeUnsupported   Code = "unsupported"          // a value that a newer version knows
+	CodeUpgrade       Code = "upgrade_pending"      // not every node's build reads it yet
 )
 
 // Error is a refusal by the state machine: deterministic, replicated, and certain: nothing changed.

@@ -28,6 +28,7 @@ type Node struct {
 	Guards   []netip.Prefix // from the node's config file; they can never be blocked
 	Version  string         // of the agent's build
 	Revision uint64         // log index of the last change
+	Format   uint32         // highest command format that its build reads; 0 counts as 1
 }
 
 // VMState says what is known of a VM's life. The zero value is not a state.

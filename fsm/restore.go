@@ -90,12 +90,16 @@ func (b *rebuild) readHeader() error {
 	if h.Version > snapshotVersion {
 		d.unsupported("it is a newer snapshot")
 	}
+	if h.Format > Format {
+		d.version, d.reads = h.Format, Format
+		d.unsupported("it holds what newer commands made")
+	}
 	d.known(h)
 	b.in.version = h.Version
 	s := &b.applier.state
 	s.index, s.time = h.Index, h.Time
 	s.lastBlock, s.lastResult, s.lastEvent = h.LastBlock, h.LastResult, h.LastEvent
-	s.eventsAfter = h.EventsAfter
+	s.eventsAfter, s.format = h.EventsAfter, h.Format
 	if h.Version == 0 || h.Time < 0 || h.Results > h.LastResult || h.Events > h.LastEvent ||
 		h.Blocks > h.LastBlock || h.Audits > h.LastAudit || h.EventsAfter > h.Index {
 		d.fail("its header contradicts itself")

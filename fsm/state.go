@@ -18,6 +18,7 @@ type state struct {
 	lastResult  uint64 // seq of the newest result
 	lastEvent   uint64 // seq of the newest event
 	eventsAfter uint64 // events holds everything after this log index
+	format      uint32 // highest command format that was applied; 0 while it is 1
 
 	nodes  table[*Node] // by id
 	vms    table[*VM]   // by id

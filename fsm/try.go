@@ -5,6 +5,9 @@ package fsm
 // result are those that the next command would get.
 func (v *View) Try(c Command) (Result, []Event) {
 	c.Key = ""
+	if refused := v.Readable(c.Op); refused != nil {
+		return Result{Index: v.index, Err: refused}, nil
+	}
 	data, err := MarshalCommand(c)
 	if err != nil {
 		return Result{Index: v.index, Err: asRefusal(err)}, nil

@@ -127,7 +127,7 @@ func wireSettings(s *fsm.Settings) wire.Settings {
 func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 	out := wire.Node{Role: "follower", Addresses: []string{}}
 	if n != nil {
-		out.ID, out.Name, out.Version, out.Revision = n.ID, n.Name, n.Version, n.Revision
+		out.ID, out.Name, out.Version, out.Format, out.Revision = n.ID, n.Name, n.Version, n.Format, n.Revision
 		for _, a := range n.Addresses {
 			out.Addresses = append(out.Addresses, a.String())
 		}

@@ -53,6 +53,8 @@ func kindOf(code wire.Code) (status int, title string) {
 		return http.StatusConflict, "The block would touch too much without a confirmation"
 	case wire.CodeDoNotBlock:
 		return http.StatusConflict, "The account or VM must not be blocked yet"
+	case wire.CodeUpgrade:
+		return http.StatusConflict, "Not every node's build can read this yet"
 	case wire.CodeAborted:
 		return http.StatusConflict, "Another element of the request was refused"
 	case wire.CodePrecondition:
@@ -105,6 +107,8 @@ func codeOf(code fsm.Code) (wire.Code, bool) {
 		return wire.CodeRevision, true
 	case fsm.CodeKeyReused:
 		return wire.CodeKeyUsed, true
+	case fsm.CodeUpgrade:
+		return wire.CodeUpgrade, true
 	case fsm.CodeUnsupported:
 		return wire.CodeUnsupported, true
 	}

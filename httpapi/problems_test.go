@@ -183,7 +183,7 @@ func TestOutcomes(t *testing.T) {
 // Every code of the state machine and of the document has a row in the table.
 func TestEveryCodeHasAKind(t *testing.T) {
 	for _, c := range []fsm.Code{fsm.CodeInvalid, fsm.CodeTooWide, fsm.CodeNotFound, fsm.CodeAmbiguous, fsm.CodeGuardConflict,
-		fsm.CodeConflict, fsm.CodeRevision, fsm.CodeKeyReused, fsm.CodeStale, fsm.CodeUnsupported} {
+		fsm.CodeConflict, fsm.CodeRevision, fsm.CodeKeyReused, fsm.CodeStale, fsm.CodeUnsupported, fsm.CodeUpgrade} {
 		if _, ok := codeOf(c); !ok {
 			t.Errorf("code %s is not mapped", c)
 		}

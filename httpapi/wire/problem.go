@@ -21,6 +21,7 @@ const (
 	CodeConflict       Code = "conflict"              // 409 the object is not in a state that allows it
 	CodeTooMany        Code = "too_many"              // 409 touches more than the settings allow without confirmation
 	CodeDoNotBlock     Code = "do_not_block"          // 409 the account or VM must not be blocked yet
+	CodeUpgrade        Code = "upgrade_pending"       // 409 not every node's build reads it yet
 	CodeAborted        Code = "aborted"               // 409 another element of the same request was refused
 	CodeRevision       Code = "revision_mismatch"     // 412 If-Match did not match
 	CodeTooLarge       Code = "body_too_large"        // 413

@@ -125,6 +125,7 @@ type Node struct {
 	AppliedIndex  uint64    `json:"applied_index" doc:"Log index of its state, the last that was heard of; 0 if none was"`
 	EnforcedIndex uint64    `json:"enforced_index" doc:"Log index in its kernel, the last that was heard of; 0 if none was"`
 	Version       string    `json:"version"`
+	Format        uint32    `json:"format,omitempty" doc:"Highest command format that its build reads"`
 	Revision      uint64    `json:"revision" doc:"Log index of its last registration; the ETag"`
 	LastHeard     time.Time `json:"last_heard,omitzero"`
 	Problem       string    `json:"problem,omitempty"`

@@ -2047,6 +2047,7 @@ type Node struct {
 	Guards        [][]byte               `protobuf:"bytes,6,rep,name=guards,proto3" json:"guards,omitempty"` // prefixes
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Format        uint32                 `protobuf:"varint,28,opt,name=format,proto3" json:"format,omitempty"` // highest command format that its build reads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2133,6 +2134,13 @@ func (x *Node) GetVersion() string {
 func (x *Node) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Node) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
 	}
 	return 0
 }
@@ -3671,6 +3679,7 @@ type Header struct {
 	Lists         uint64 `protobuf:"varint,23,opt,name=lists,proto3" json:"lists,omitempty"`
 	Uploads       uint64 `protobuf:"varint,25,opt,name=uploads,proto3" json:"uploads,omitempty"`
 	Audits        uint64 `protobuf:"varint,26,opt,name=audits,proto3" json:"audits,omitempty"`
+	Format        uint32 `protobuf:"varint,34,opt,name=format,proto3" json:"format,omitempty"` // highest command format that was applied; absent while it is 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3841,6 +3850,13 @@ func (x *Header) GetUploads() uint64 {
 func (x *Header) GetAudits() uint64 {
 	if x != nil {
 		return x.Audits
+	}
+	return 0
+}
+
+func (x *Header) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
 	}
 	return 0
 }
@@ -4353,7 +4369,7 @@ const file_fsm_proto_rawDesc = "" +
 	"ListSource\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
 	"\binterval\x18\x02 \x01(\x03R\binterval\x12\x1b\n" +
-	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xc6\x01\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xde\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4362,7 +4378,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\x04macs\x18\x05 \x03(\fR\x04macs\x12\x16\n" +
 	"\x06guards\x18\x06 \x03(\fR\x06guards\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x04R\brevision\"G\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x12\x16\n" +
+	"\x06format\x18\x1c \x01(\rR\x06format\"G\n" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x10\n" +
 	"\x03tap\x18\x02 \x01(\tR\x03tap\x12\x1c\n" +
@@ -4492,7 +4509,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x06object\"-\n" +
 	"\x05Audit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04line\x18\x02 \x01(\fR\x04line\"\xb1\x04\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"\xc9\x04\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -4519,7 +4536,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\baccounts\x18\x16 \x01(\x04R\baccounts\x12\x14\n" +
 	"\x05lists\x18\x17 \x01(\x04R\x05lists\x12\x18\n" +
 	"\auploads\x18\x19 \x01(\x04R\auploads\x12\x16\n" +
-	"\x06audits\x18\x1a \x01(\x04R\x06audits\"I\n" +
+	"\x06audits\x18\x1a \x01(\x04R\x06audits\x12\x16\n" +
+	"\x06format\x18\" \x01(\rR\x06format\"I\n" +
 	"\aTrailer\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x01 \x01(\fR\tstateHash\x12\x1f\n" +
