@@ -172,6 +172,23 @@ func TestAListIsLoadedFromItsSource(t *testing.T) {
 	}
 }
 
+// TestASourceDoesNotWidenAHold: what its list would touch is more than the settings allow, so it stays.
+func TestASourceDoesNotWidenAHold(t *testing.T) {
+	b := newLoadBench(t)
+	b.source(b.server.URL+"/drop.txt", 1<<20)
+	one := []string{"192.0.2.0/24"}
+	if got := b.step(0, 200, "192.0.2.0/24"); !slices.Equal(got, one) {
+		t.Fatalf("loaded %v (%s)", got, b.failure())
+	}
+	b.apply(fsm.AddBlock{Target: fsm.Target{List: "feed"}, Direction: fsm.Out})
+	if got := b.step(time.Hour, 200, "192.0.2.0/24\n198.18.0.0/15"); !slices.Equal(got, one) || !strings.Contains(b.failure(), "more than 65536 addresses") {
+		t.Errorf("the list has %v, the error is %q", got, b.failure())
+	}
+	if got := b.step(time.Hour, 200, "192.0.2.0/24\n198.18.0.0/24"); len(got) != 2 || b.failure() != "" {
+		t.Errorf("the list has %v, the error is %q", got, b.failure())
+	}
+}
+
 func TestAPackedSourceIsBounded(t *testing.T) {
 	b := newLoadBench(t)
 	b.source(b.server.URL, 10_000)

@@ -21,7 +21,7 @@ type applier struct {
 	from   string // likewise
 	was    replaced
 	held   uint64            // audit lines after this number stay
-	listed map[string]uint64 // see countTouched; nil once VMs, guards, lists or settings change
+	listed map[string]touches // see countTouched; nil once VMs, guards, lists or settings change
 	json   auditJSON         // for encoding what is audited
 	buf    []byte            // for encoding what is hashed
 }

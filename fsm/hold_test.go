@@ -299,7 +299,7 @@ func TestManyBlocksOnAList(t *testing.T) {
 	second := DeclareVM{ID: "v2", Addresses: []netip.Prefix{prefix("192.0.2.2/32")}}
 	refused(second)
 	log.ok(t, DeclareVM{ID: "v2"})
-	refused(PatchList{Name: "feed", Add: packed("10.0.0.3/32")})
+	refused(PatchList{Name: "feed", Add: packed("10.0.0.3/32"), Force: true})
 	log.ok(t, PatchList{Name: "feed", Remove: packed("10.0.0.3/32")})
 	settings.MaxVMs = 0
 	refused(PutSettings{Settings: settings})

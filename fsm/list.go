@@ -45,21 +45,25 @@ type AddListChunk struct {
 	Prefixes []byte
 }
 
-// CommitList makes an upload the content of its list, which it creates if there is none.
+// CommitList makes an upload the content of its list, which it creates if there is none. It is refused with
+// CodeTooMany if an active or pending block holds the list and would now, and did not before, touch more than the
+// settings allow; Force allows that.
 type CommitList struct {
 	Upload     string
 	IfRevision uint64 // if not zero, must equal the list's revision
+	Force      bool
 }
 
 // AbortList drops an upload. One that does not exist is dropped already.
 type AbortList struct{ Upload string }
 
 // PatchList changes the content of a list: see PrefixSet.Patch. Add and Remove are packed and in order,
-// like a chunk.
+// like a chunk. It is refused like CommitList.
 type PatchList struct {
 	Name        string
 	IfRevision  uint64
 	Add, Remove []byte
+	Force       bool
 }
 
 // DescribeList sets what is known of a list and creates it, empty, if there is none. What is nil stays.
@@ -131,13 +135,40 @@ func (v *View) HeldLists() iter.Seq[*Block] {
 
 // Overlaps says whether a prefix of the set is p, around it or inside it.
 func (s PrefixSet) Overlaps(p netip.Prefix) bool {
-	if _, ok := s.Covering(p); ok {
+	if !p.IsValid() {
+		return false
+	}
+	// No prefix lies in another: it is the last that begins at or before p, or the one behind that.
+	blocks := s.of(p)
+	b, i := blocks.seek(packPrefix(p), true)
+	if b < len(blocks) && p.Contains(unpack(blocks[b].entry(i)).Addr()) {
 		return true
 	}
-	for range s.Within(p) {
-		return true
+	if i--; i < 0 {
+		if b--; b < 0 {
+			return false
+		}
+		i = blocks[b].len() - 1
 	}
-	return false
+	return unpack(blocks[b].entry(i)).Overlaps(p)
+}
+
+// Addresses counts the addresses of the set, of IPv6 the /64 networks, up to the first count above most.
+func (s PrefixSet) Addresses(most uint64) (n uint64) {
+	for _, family := range []prefixBlocks{s.v4, s.v6} {
+		for _, b := range family {
+			width, stride := 32, b.stride()
+			if stride == packed6 {
+				width = packedIPv6 + 64
+			}
+			for i := 0; i < len(b.packed); i += stride {
+				if n += 1 << max(width-int(b.packed[i]), 0); n > most {
+					return n
+				}
+			}
+		}
+	}
+	return n
 }
 
 // VMsListed walks the VMs that have an address that overlaps the set, each once, in no order.
@@ -149,6 +180,19 @@ func (s *state) vmsListed(set PrefixSet) iter.Seq[*VM] {
 			return
 		}
 		seen := map[string]bool{}
+		if set.n < s.addresses.n { // the smaller is walked, the larger is asked
+			for p := range set.All() {
+				for vm := range s.vmsWithin(p) {
+					if !seen[vm.ID] {
+						seen[vm.ID] = true
+						if !yield(vm) {
+							return
+						}
+					}
+				}
+			}
+			return
+		}
 		for at := range s.addresses.all() {
 			if !seen[at.vm.ID] && set.Overlaps(at.prefix) {
 				seen[at.vm.ID] = true

@@ -110,6 +110,11 @@ func (a *applier) commitList(op CommitList) (*List, *Error) {
 	if refused := first(checkRevision(op.IfRevision, have), a.roomForList(u.name)); refused != nil {
 		return nil, refused
 	}
+	if !op.Force {
+		if refused := a.checkWidened(u.name, u.set); refused != nil {
+			return nil, refused
+		}
+	}
 	a.setUpload(u, nil)
 	is := List{Name: u.name}
 	if known {
@@ -153,6 +158,11 @@ func (a *applier) patchList(op PatchList) (*List, *Error) {
 	set := content.Patch(add, remove)
 	if refused := first(checkCount("add", set.n, MaxListPrefixes), a.roomForPrefixes(set.n-content.n)); refused != nil {
 		return nil, refused
+	}
+	if !op.Force {
+		if refused := a.checkWidened(op.Name, set); refused != nil {
+			return nil, refused
+		}
 	}
 	return a.putList(was, *was, set), nil
 }

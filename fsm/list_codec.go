@@ -26,12 +26,12 @@ func encodeListOp(op Op) *fsmpb.Op {
 			Upload: op.Upload, Sequence: op.Sequence, Prefixes: op.Prefixes,
 		}}}
 	case CommitList:
-		return &fsmpb.Op{Op: &fsmpb.Op_CommitList{CommitList: &fsmpb.CommitList{Upload: op.Upload, IfRevision: op.IfRevision}}}
+		return &fsmpb.Op{Op: &fsmpb.Op_CommitList{CommitList: &fsmpb.CommitList{Upload: op.Upload, IfRevision: op.IfRevision, Force: op.Force}}}
 	case AbortList:
 		return &fsmpb.Op{Op: &fsmpb.Op_AbortList{AbortList: &fsmpb.AbortList{Upload: op.Upload}}}
 	case PatchList:
 		return &fsmpb.Op{Op: &fsmpb.Op_PatchList{PatchList: &fsmpb.PatchList{
-			Name: op.Name, IfRevision: op.IfRevision, Add: op.Add, Remove: op.Remove,
+			Name: op.Name, IfRevision: op.IfRevision, Add: op.Add, Remove: op.Remove, Force: op.Force,
 		}}}
 	case DescribeList:
 		m := &fsmpb.DescribeList{Name: op.Name, IfRevision: op.IfRevision, Owner: op.Owner, Note: op.Note}
@@ -56,14 +56,14 @@ func (d *decoder) listOp(m any) Op {
 		return AddListChunk{Upload: m.AddListChunk.Upload, Sequence: m.AddListChunk.Sequence, Prefixes: m.AddListChunk.Prefixes}
 	case *fsmpb.Op_CommitList:
 		d.known(m.CommitList)
-		return CommitList{Upload: m.CommitList.Upload, IfRevision: m.CommitList.IfRevision}
+		return CommitList{Upload: m.CommitList.Upload, IfRevision: m.CommitList.IfRevision, Force: m.CommitList.Force}
 	case *fsmpb.Op_AbortList:
 		d.known(m.AbortList)
 		return AbortList{Upload: m.AbortList.Upload}
 	case *fsmpb.Op_PatchList:
 		op := m.PatchList
 		d.known(op)
-		return PatchList{Name: op.Name, IfRevision: op.IfRevision, Add: op.Add, Remove: op.Remove}
+		return PatchList{Name: op.Name, IfRevision: op.IfRevision, Add: op.Add, Remove: op.Remove, Force: op.Force}
 	case *fsmpb.Op_DescribeList:
 		in := m.DescribeList
 		d.known(in)

@@ -298,3 +298,60 @@ func TestADamagedListIsFound(t *testing.T) {
 		t.Errorf("a changed list was restored, or found late: %v", err)
 	}
 }
+
+// TestAHeldListDoesNotBecomeWideByItself: neither by a patch nor by an upload, by addresses or by VMs; with
+// force it does, and then it may go on to grow.
+func TestAHeldListDoesNotBecomeWideByItself(t *testing.T) {
+	s := NewStore()
+	log := newLog(s)
+	settings := DefaultSettings()
+	settings.MaxVMs, settings.MaxAddresses = 1, 512
+	log.ok(t, PutSettings{Settings: settings})
+	for i, addr := range []string{"192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"} {
+		log.ok(t, DeclareVM{ID: fmt.Sprint("v", i), Addresses: []netip.Prefix{prefix(addr)}})
+	}
+	upload := func(force bool, texts ...string) Result {
+		log.ok(t, BeginList{Upload: "up", Name: "feed"})
+		log.ok(t, AddListChunk{Upload: "up", Prefixes: packed(texts...)})
+		r := log.do(t, CommitList{Upload: "up", Force: force})
+		log.ok(t, AbortList{Upload: "up"})
+		return r
+	}
+	tooMany := func(what string, r Result) {
+		t.Helper()
+		if r.Err == nil || r.Err.Code != CodeTooMany || !strings.Contains(r.Err.Detail, what) {
+			t.Errorf("it was not refused for %s: %v", what, r.Err)
+		}
+	}
+	log.ok(t, PutGuard{VM: "v2"})
+	log.upload(t, "feed", "10.0.0.0/20")
+	log.refused(t, AddBlock{Target: Target{List: "feed"}}, CodeTooMany, "target")
+	log.upload(t, "feed", "10.0.0.0/24", "192.0.2.1/32", "192.0.2.3/32") // one VM is guarded
+	b := log.ok(t, AddBlock{Target: Target{List: "feed"}, StartsAt: log.time.Add(1e12)}).Block
+	before := content(s.View(), "feed")
+
+	tooMany("512 addresses", log.do(t, PatchList{Name: "feed", Add: packed("10.0.2.0/23")}))
+	tooMany("512 addresses", log.do(t, PatchList{Name: "feed", Add: packed("2001:db8::/54")}))
+	tooMany("1 VMs", log.do(t, PatchList{Name: "feed", Add: packed("192.0.2.2/32")}))
+	tooMany("512 addresses", upload(false, "10.0.0.0/20"))
+	tooMany("1 VMs", upload(false, "192.0.2.0/30"))
+	if got := content(s.View(), "feed"); !slices.Equal(got, before) {
+		t.Fatalf("refused changes left %v", got)
+	}
+	if _, set, _ := s.View().List("feed"); s.View().Widened("feed", set) != nil || s.View().Widened("feed", setOf([]netip.Prefix{prefix("10.0.0.0/20")})) == nil {
+		t.Error("a dry run does not say so")
+	}
+	log.ok(t, PatchList{Name: "feed", Add: packed("10.0.1.0/25")}) // not wide
+	log.ok(t, PatchList{Name: "feed", Add: packed("192.0.2.2/32"), Force: true})
+	tooMany("512 addresses", log.do(t, PatchList{Name: "feed", Add: packed("10.0.2.0/23")}))
+	if r := upload(true, "10.0.0.0/20", "192.0.2.0/30"); r.Err != nil {
+		t.Error(r.Err)
+	}
+	log.ok(t, PatchList{Name: "feed", Add: packed("10.1.0.0/16", "2001:db8::/32")})
+	if i, _ := s.View().Impact(Target{List: "feed"}); i.Addresses != 4096+4+65536+1<<32 || i.CountVMs != 2 {
+		t.Errorf("the list touches %d addresses and %d VMs", i.Addresses, i.CountVMs)
+	}
+	log.upload(t, "feed", "10.0.0.0/24")
+	log.ok(t, LiftBlock{ID: b.ID})
+	log.ok(t, PatchList{Name: "feed", Add: packed("10.0.0.0/8")}) // nothing holds it
+}

@@ -93,7 +93,7 @@ type Impact struct {
 	VMs       []string // ids, sorted, at most 1,000 of them; guarded VMs are left out
 	CountVMs  int
 	Nodes     []string // ids of the nodes on which those VMs run or arrive, sorted
-	Addresses uint64   // of a prefix; IPv6 in /64 networks
+	Addresses uint64   // of a prefix or a list; IPv6 in /64 networks
 	// Guards stand against the target, or are cut out of it.
 	Guards []GuardedPrefix
 	// Overlaps are active and pending blocks that hold the same target, or a part of it, at most 1,000.
@@ -140,6 +140,10 @@ func (v *View) Impact(t Target) (Impact, *Error) {
 		overlaps[b.ID] = b
 	}
 	i.Guards = v.guardsOf(t)
+	if t.List != "" {
+		set, _ := v.contents.get([]byte(t.List))
+		i.Addresses = set.Addresses(math.MaxUint64)
+	}
 	if t.Prefix.IsValid() {
 		i.Addresses = addresses(t.Prefix)
 		for wide := range v.lengths.around(t.Prefix) {
@@ -196,26 +200,31 @@ func addresses(p netip.Prefix) uint64 {
 
 // touched walks the VMs that a block on the target holds, guarded ones left out, each once.
 func (s *state) touched(t Target) iter.Seq[*VM] {
-	return func(yield func(*VM) bool) {
-		walk := func(all iter.Seq[*VM]) {
-			for vm := range all {
-				if _, guarded := s.guards.get(vmGuardKey(vm.ID)); !guarded && !yield(vm) {
-					return
-				}
-			}
-		}
-		switch {
-		case t.VM != "":
+	switch {
+	case t.VM != "":
+		return s.unguarded(func(yield func(*VM) bool) {
 			if vm, ok := s.vms.get([]byte(t.VM)); ok {
-				walk(func(yield func(*VM) bool) { yield(vm) })
+				yield(vm)
 			}
-		case t.Account != "":
-			walk(s.vmsOf(t.Account))
-		case t.Prefix.IsValid():
-			walk(s.vmsWithin(t.Prefix))
-		case t.List != "":
-			set, _ := s.contents.get([]byte(t.List))
-			walk(s.vmsListed(set))
+		})
+	case t.Account != "":
+		return s.unguarded(s.vmsOf(t.Account))
+	case t.Prefix.IsValid():
+		return s.unguarded(s.vmsWithin(t.Prefix))
+	case t.List != "":
+		set, _ := s.contents.get([]byte(t.List))
+		return s.unguarded(s.vmsListed(set))
+	}
+	return func(func(*VM) bool) {}
+}
+
+// unguarded leaves the VMs out that can never be blocked.
+func (s *state) unguarded(all iter.Seq[*VM]) iter.Seq[*VM] {
+	return func(yield func(*VM) bool) {
+		for vm := range all {
+			if _, guarded := s.guards.get(vmGuardKey(vm.ID)); !guarded && !yield(vm) {
+				return
+			}
 		}
 	}
 }
@@ -231,32 +240,77 @@ func (a *applier) checkTouched(op AddBlock, b *Block) *Error {
 			"%s touches %s %s, at most %d are allowed without confirmation; give confirm_within, and confirm it in that time, or force",
 			b.Target, atLeast(n, allowed), what, allowed)}
 	}
-	if b.Target.Prefix.IsValid() {
-		if n := addresses(b.Target.Prefix); n > most.MaxAddresses {
-			return tooMany(n, "addresses", most.MaxAddresses)
-		}
-	}
-	if a.countTouched(b.Target, most.MaxVMs) > most.MaxVMs {
+	switch n := a.countTouched(b.Target, most); {
+	case n.addresses > most.MaxAddresses:
+		return tooMany(n.addresses, "addresses", most.MaxAddresses)
+	case n.vms > most.MaxVMs:
 		return tooMany(math.MaxUint64, "VMs", most.MaxVMs)
 	}
 	return nil
 }
 
-// countTouched counts the VMs that a block on the target holds, up to one more than most. For a list that is
-// a walk over the addresses of all VMs, so it is remembered until something changes that it depends on: a bulk
-// request may have thousands of blocks on one list.
-func (a *applier) countTouched(t Target, most uint64) (n uint64) {
+// checkWidened refuses a new content of a list that is held if its blocks touched no more than the settings
+// allow, and would with that content. What was wide before was forced, or has to be confirmed.
+func (s *state) checkWidened(name string, set PrefixSet) *Error {
+	var holder *Block
+	for b := range s.openOn(Target{List: name}) {
+		holder = b
+		break
+	}
+	if holder == nil {
+		return nil
+	}
+	most := s.currentSettings()
+	was, _ := s.contents.get([]byte(name))
+	wider := func(what string, allowed uint64, count func(PrefixSet) uint64) *Error {
+		if count(set) <= allowed || count(was) > allowed {
+			return nil
+		}
+		return &Error{CodeTooMany, "prefixes", fmt.Sprintf(
+			"block %s holds list %s and would touch more than %d %s, which is what is allowed without force", holder.ID, quote(name), allowed, what)}
+	}
+	return first(
+		wider("addresses", most.MaxAddresses, func(p PrefixSet) uint64 { return p.Addresses(most.MaxAddresses) }),
+		wider("VMs", most.MaxVMs, func(p PrefixSet) (n uint64) {
+			for range s.unguarded(s.vmsListed(p)) {
+				if n++; n > most.MaxVMs {
+					break
+				}
+			}
+			return n
+		}),
+	)
+}
+
+// Widened is the refusal of a new content of a list, see CommitList; nil if it is not refused.
+func (v *View) Widened(name string, set PrefixSet) *Error { return v.checkWidened(name, set) }
+
+// touches is how much a block on a target would touch. Of VMs no more are counted than one more than is allowed, and
+// more addresses of a list than that are math.MaxUint64.
+type touches struct{ vms, addresses uint64 }
+
+// countTouched counts what a block on the target would touch. For a list that is a walk over its entries, or over the
+// addresses of all VMs, so it is remembered until something changes that it depends on: a bulk request may have
+// thousands of blocks on one list.
+func (a *applier) countTouched(t Target, most Settings) (n touches) {
 	if n, ok := a.listed[t.List]; ok && t.List != "" {
 		return n
 	}
 	for range a.touched(t) {
-		if n++; n > most {
+		if n.vms++; n.vms > most.MaxVMs {
 			break
 		}
 	}
+	if t.Prefix.IsValid() {
+		n.addresses = addresses(t.Prefix)
+	}
 	if t.List != "" {
+		set, _ := a.contents.get([]byte(t.List))
+		if n.addresses = set.Addresses(most.MaxAddresses); n.addresses > most.MaxAddresses {
+			n.addresses = math.MaxUint64
+		}
 		if a.listed == nil {
-			a.listed = map[string]uint64{}
+			a.listed = map[string]touches{}
 		}
 		a.listed[t.List] = n
 	}

@@ -33,10 +33,27 @@ type putListInput struct {
 	MatchInput
 	WaitInput
 	ListInput
-	DryRun      bool   `query:"dry_run" doc:"true: change nothing and answer with what would happen"`
-	SkipInvalid bool   `query:"skip_invalid" doc:"true: leave out what is no address or CIDR and say so; else nothing is applied"`
+	DryRun      bool `query:"dry_run" doc:"true: change nothing and answer with what would happen"`
+	SkipInvalid bool `query:"skip_invalid" doc:"true: leave out what is no address or CIDR and say so; else nothing is applied"`
+	ForceInput
 	Origin      string `query:"origin" maxLength:"2048" doc:"Where the content comes from, for people" example:"drop.txt"`
 	ContentType string `header:"Content-Type" doc:"text/plain or application/json"`
+}
+
+// ForceInput is what a change of a list takes that may make a hold wide.
+type ForceInput struct {
+	Force bool `query:"force" doc:"true: allow that a block which holds the list comes to touch more than the settings allow; takes the scope admin"`
+}
+
+// allowed is the problem of a caller who may not force.
+func (in *ForceInput) allowed(ctx context.Context) error {
+	c := callerOf(ctx)
+	if !in.Force || c.scope.allows(ScopeAdmin) {
+		return nil
+	}
+	p := problem(wire.CodeForbidden, "%s has scope %q; force needs %q", c.actor, c.scope, ScopeAdmin)
+	p.Errors = []wire.FieldError{{Location: "query.force", Message: "needs the scope admin", Value: true}}
+	return p
 }
 
 func (s *Server) addPutList(api huma.API, op huma.Operation) {
@@ -100,6 +117,9 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	if err != nil {
 		return nil, err
 	}
+	if err := in.allowed(ctx); err != nil {
+		return nil, err
+	}
 	var p fsm.ListParser
 	if err := s.readList(&p, body, in.ContentType); err != nil {
 		return nil, err
@@ -130,7 +150,7 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 		if stale {
 			return nil, problem(wire.CodeRevision, "the list is not at revision %d", rev)
 		}
-		out.dry(v, set)
+		out.dry(v, in.Name, set, in.Force)
 		return out, nil
 	}
 	if known && l.Hash == set.Hash() && (in.Origin == "" || in.Origin == l.Origin) {
@@ -146,6 +166,7 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	op, small := fsm.PatchList{}, false
 	if known && origin == l.Origin {
 		op, small = fsm.PatchFrom(l, was, set)
+		op.Force = in.Force
 	}
 	var res fsm.Result
 	if small {
@@ -153,7 +174,7 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	}
 	if !small || err == nil && res.Err != nil && res.Err.Code == fsm.CodeRevision && rev == 0 {
 		// Too much for one op; or somebody was faster, and the patch would not lead to this content.
-		res, err = s.uploadList(ctx, in.Name, origin, set, rev)
+		res, err = s.uploadList(ctx, in.Name, origin, set, fsm.CommitList{IfRevision: rev, Force: in.Force})
 	}
 	if err != nil {
 		return nil, err
@@ -276,8 +297,11 @@ func (s *Server) listResult(v *fsm.View, was, set fsm.PrefixSet) wire.ListResult
 }
 
 // dry completes the answer to a dry run.
-func (w *listWrite) dry(v *fsm.View, set fsm.PrefixSet) {
+func (w *listWrite) dry(v *fsm.View, name string, set fsm.PrefixSet, force bool) {
 	w.result.DryRun = true
+	if refused := v.Widened(name, set); refused != nil && !force {
+		w.result.Refused = refused.Detail
+	}
 	for range v.VMsListed(set) {
 		w.result.VMs++
 	}
@@ -285,15 +309,16 @@ func (w *listWrite) dry(v *fsm.View, set fsm.PrefixSet) {
 
 // uploadList puts a content in place, part by part: at most one is on its way to the disks at a time, so
 // that heartbeats and other writes go in between. The error is a problem.
-func (s *Server) uploadList(ctx context.Context, name, origin string, set fsm.PrefixSet, rev uint64) (fsm.Result, error) {
+func (s *Server) uploadList(ctx context.Context, name, origin string, set fsm.PrefixSet, last fsm.CommitList) (fsm.Result, error) {
 	id := newKey()
+	last.Upload = id
 	for op := range fsm.UploadOps(id, name, origin, set) {
 		if res, err := s.listStep(ctx, op); err != nil || res.Err != nil {
 			s.abortList(ctx, id)
 			return res, err
 		}
 	}
-	res, err := s.commit(ctx, "", fsm.CommitList{Upload: id, IfRevision: rev})
+	res, err := s.commit(ctx, "", last)
 	if err == nil && res.Err != nil {
 		s.abortList(ctx, id)
 	}
@@ -355,6 +380,7 @@ type patchListInput struct {
 	MatchInput
 	WaitInput
 	ListInput
+	ForceInput
 	SkipInvalid bool `query:"skip_invalid" doc:"true: leave out what is no address or CIDR and say so; else nothing is applied"`
 	Body        wire.ListPatchRequest
 }
@@ -374,6 +400,9 @@ func (s *Server) patchList(ctx context.Context, in *patchListInput) (*patchListO
 	if err != nil {
 		return nil, err
 	}
+	if err := in.allowed(ctx); err != nil {
+		return nil, err
+	}
 	v := s.opts.Backend.View()
 	l, was, err := findList(v, in.Name)
 	if err != nil {
@@ -388,12 +417,12 @@ func (s *Server) patchList(ctx context.Context, in *patchListInput) (*patchListO
 	out.result.List, out.result.Merged = s.wireList(v, l), add.merged+remove.merged
 	out.result.Skipped, out.result.Problems = add.Bad+remove.Bad, skipped
 	if in.DryRun {
-		out.dry(v, set)
+		out.dry(v, in.Name, set, in.Force)
 		return &patchListOutput{Status: http.StatusOK, WriteHeaders: WriteHeaders{ETag: etag(l.Revision), Index: v.Index()}, Body: out.result}, nil
 	}
 	ops := []fsm.Op{}
 	if add.set.Len()+remove.set.Len() > 0 {
-		ops = append(ops, fsm.PatchList{Name: in.Name, IfRevision: rev, Add: add.set.Pack(), Remove: remove.set.Pack()})
+		ops = append(ops, fsm.PatchList{Name: in.Name, IfRevision: rev, Add: add.set.Pack(), Remove: remove.set.Pack(), Force: in.Force})
 	}
 	if in.Body.Owner != nil || in.Body.Note != nil {
 		describe := fsm.DescribeList{Name: in.Name, Owner: in.Body.Owner, Note: in.Body.Note}

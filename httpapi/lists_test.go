@@ -267,3 +267,38 @@ func TestAListHasASource(t *testing.T) {
 		t.Errorf("of no list: %d", res.StatusCode)
 	}
 }
+
+// TestAHeldListIsWidenedByForce alone, and only by an admin.
+func TestAHeldListIsWidenedByForce(t *testing.T) {
+	s := newServer(t, newFleet(t))
+	put := func(query, text, token string) request {
+		q := putText("/v1/lists/drop"+query, text)
+		q.token = token
+		return q
+	}
+	patch := func(query, token string) request {
+		return request{method: "PATCH", path: "/v1/lists/drop" + query, body: `{"add":["10.0.0.0/12"]}`, token: token}
+	}
+	decode[wire.ListResult](t, s.do(t, put("", "192.0.2.0/24", operatorToken)), 200)
+	add(t, s, `{"target":{"list":"drop"}}`)
+	for what, q := range map[string]func(query, token string) request{
+		"put":   func(query, token string) request { return put(query, "198.18.0.0/15", token) },
+		"patch": patch,
+	} {
+		if p := refused(t, s, q("", adminToken), 409, wire.CodeTooMany); !strings.Contains(p.Detail, "force") {
+			t.Errorf("%s: %s", what, p.Detail)
+		}
+		if p := refused(t, s, q("?force=true", operatorToken), 403, wire.CodeForbidden); p.Errors[0].Location != "query.force" {
+			t.Errorf("%s: %+v", what, p)
+		}
+		if r := decode[wire.ListResult](t, s.do(t, q("?dry_run=true", operatorToken)), 200); !strings.Contains(r.Refused, "65536 addresses") {
+			t.Errorf("a dry run of %s says %q", what, r.Refused)
+		}
+	}
+	if l := decode[wire.List](t, s.do(t, request{method: "GET", path: "/v1/lists/drop"}), 200); l.Size != 1 {
+		t.Fatalf("refused writes left %+v", l)
+	}
+	decode[wire.ListResult](t, s.do(t, patch("?force=true", adminToken)), 200)
+	decode[wire.ListResult](t, s.do(t, put("", "192.0.2.0/24", operatorToken)), 200)
+	decode[wire.ListResult](t, s.do(t, put("?force=true", "198.18.0.0/15", adminToken)), 200)
+}

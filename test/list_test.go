@@ -91,7 +91,7 @@ func TestAListCutsItsPrefixesOnEveryNode(t *testing.T) {
 	})
 	silent(f, out4)
 
-	r, err := api.PatchList(t.Context(), "feed", client.ListPatchRequest{Remove: []string{v4.Addr.String()}}, false, client.Write{Wait: true})
+	r, err := api.PatchList(t.Context(), "feed", client.ListPatchRequest{Remove: []string{v4.Addr.String()}}, client.ListPatch{}, client.Write{Wait: true})
 	if err != nil || len(r.Unconfirmed) > 0 {
 		t.Fatalf("patch: unconfirmed by %v, %v", r.Unconfirmed, err)
 	}

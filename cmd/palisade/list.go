@@ -142,6 +142,7 @@ type ListPutCmd struct {
 	Name        string        `arg:"" help:"List."`
 	File        string        `arg:"" help:"File with an address or CIDR on each line and comments after #; - for standard input."`
 	SkipInvalid bool          `help:"Leave out lines that are no address or CIDR; else nothing is changed if there is one."`
+	Force       bool          `help:"Allow that a block which holds the list comes to touch more than the settings allow. Takes the scope admin."`
 	DryRun      bool          `help:"Change nothing and say what would happen."`
 	IfMatch     uint64        `placeholder:"REVISION" help:"Only if the list has this revision."`
 	Wait        bool          `help:"Until every live node has it in its kernel, if a block holds it."`
@@ -155,7 +156,7 @@ func (c *ListPutCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	o := client.ListPut{
-		Origin: "stdin", IfMatch: c.IfMatch, SkipInvalid: c.SkipInvalid, DryRun: c.DryRun, Wait: c.Wait, Timeout: c.Timeout,
+		Origin: "stdin", IfMatch: c.IfMatch, SkipInvalid: c.SkipInvalid, Force: c.Force, DryRun: c.DryRun, Wait: c.Wait, Timeout: c.Timeout,
 	}
 	var from io.Reader = os.Stdin
 	var size int64
@@ -194,6 +195,9 @@ func (g *Globals) printListResult(name string, r *client.ListResult) error {
 	}
 	if r.DryRun {
 		g.printf("dry run: nothing was changed; the list would cover addresses of %s\n", count(r.VMs, "VM"))
+	}
+	if r.Refused != "" {
+		g.printf("it would be refused: %s\n", cell(r.Refused))
 	}
 	g.printf("%s  %s: %d added, %d removed, %d merged\n", cell(name), listSize(r.Size), r.Added, r.Removed, r.Merged)
 	if r.Guarded > 0 {
@@ -257,6 +261,7 @@ type ListPatchCmd struct {
 	Owner       *string  `help:"Who is responsible for it."`
 	Note        *string  `help:"For people."`
 	SkipInvalid bool     `help:"Leave out what is no address or CIDR."`
+	Force       bool     `help:"Allow that a block which holds the list comes to touch more than the settings allow. Takes the scope admin."`
 	IfMatch     uint64   `placeholder:"REVISION" help:"Only if the list has this revision."`
 	Wait        bool     `help:"Until every live node has it in its kernel, if a block holds it."`
 	Key         string   `placeholder:"KEY" help:"Idempotency key."`
@@ -269,7 +274,7 @@ func (c *ListPatchCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	body := client.ListPatchRequest{Add: c.Add, Remove: c.Remove, Owner: c.Owner, Note: c.Note}
-	r, err := api.PatchList(ctx, c.Name, body, c.SkipInvalid, client.Write{Key: c.Key, IfMatch: c.IfMatch, Wait: c.Wait})
+	r, err := api.PatchList(ctx, c.Name, body, client.ListPatch{SkipInvalid: c.SkipInvalid, Force: c.Force}, client.Write{Key: c.Key, IfMatch: c.IfMatch, Wait: c.Wait})
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type ListPut struct {
 	Origin      string // where the content comes from, for people
 	IfMatch     uint64 // revision that the list must have; 0 for any
 	SkipInvalid bool   // leave bad lines out
+	Force       bool   // allow that a block which holds it comes to touch more than the settings allow; takes the scope admin
 	DryRun      bool
 	Wait        bool // until every live node has it in its kernel, if a block holds it
 	Timeout     time.Duration
@@ -88,7 +89,7 @@ func (c *Client) PutList(ctx context.Context, name string, r io.Reader, o ListPu
 	defer cancel()
 	q := url.Values{}
 	set(q, "origin", o.Origin)
-	for flag, on := range map[string]bool{"skip_invalid": o.SkipInvalid, "dry_run": o.DryRun} {
+	for flag, on := range map[string]bool{"skip_invalid": o.SkipInvalid, "dry_run": o.DryRun, "force": o.Force} {
 		if on {
 			q.Set(flag, "true")
 		}
@@ -132,12 +133,18 @@ func (c *Client) PutList(ctx context.Context, name string, r io.Reader, o ListPu
 	return out, nil
 }
 
+// ListPatch says how a list is changed; see ListPut.
+type ListPatch struct{ SkipInvalid, Force bool }
+
 // PatchList adds and removes entries, and describes a list.
-func (c *Client) PatchList(ctx context.Context, name string, p ListPatchRequest, skipInvalid bool, w Write) (ListResult, error) {
+func (c *Client) PatchList(ctx context.Context, name string, p ListPatchRequest, o ListPatch, w Write) (ListResult, error) {
 	var out ListResult
 	q := w.call(http.MethodPatch, listPath(name), p, &out)
-	if skipInvalid {
+	if o.SkipInvalid {
 		q.query.Set("skip_invalid", "true")
+	}
+	if o.Force {
+		q.query.Set("force", "true")
 	}
 	_, err := c.do(ctx, q)
 	return out, err

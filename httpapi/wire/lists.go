@@ -58,6 +58,7 @@ type ListResult struct {
 	Guarded  int           `json:"guarded" doc:"Prefixes that overlap what can never be blocked; that part of them has no effect"`
 	VMs      int           `json:"vms" doc:"VMs with an address in the new content; only with dry_run=true"`
 	Skipped  int           `json:"skipped" doc:"Entries that were left out, with skip_invalid=true"`
+	Refused  string        `json:"refused,omitempty" doc:"Why the write would be refused without force; only with dry_run=true"`
 	Problems []ListProblem `json:"problems" nullable:"false" doc:"The first 100 of them"`
 	// Unconfirmed is what wait=enforced found.
 	Unconfirmed []string `json:"unconfirmed,omitempty" nullable:"false" doc:"With wait=enforced: nodes that did not confirm in time"`

@@ -117,7 +117,7 @@ func (b *bench) listDeltas(ctx context.Context, list []netip.Prefix) error {
 			p = client.ListPatchRequest{Add: texts}
 		}
 		begin := time.Now()
-		r, err := b.clients[i%len(b.clients)].PatchList(ctx, "bench", p, false, client.Write{Wait: true})
+		r, err := b.clients[i%len(b.clients)].PatchList(ctx, "bench", p, client.ListPatch{}, client.Write{Wait: true})
 		if err != nil {
 			return err
 		}

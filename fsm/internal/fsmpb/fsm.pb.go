@@ -1688,6 +1688,7 @@ type CommitList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Upload        string                 `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
 	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1734,6 +1735,13 @@ func (x *CommitList) GetIfRevision() uint64 {
 		return x.IfRevision
 	}
 	return 0
+}
+
+func (x *CommitList) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type AbortList struct {
@@ -1786,6 +1794,7 @@ type PatchList struct {
 	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
 	Add           []byte                 `protobuf:"bytes,3,opt,name=add,proto3" json:"add,omitempty"`       // packed
 	Remove        []byte                 `protobuf:"bytes,4,opt,name=remove,proto3" json:"remove,omitempty"` // packed
+	Force         bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1846,6 +1855,13 @@ func (x *PatchList) GetRemove() []byte {
 		return x.Remove
 	}
 	return nil
+}
+
+func (x *PatchList) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type DeleteList struct {
@@ -4337,20 +4353,22 @@ const file_fsm_proto_rawDesc = "" +
 	"\fAddListChunk\x12\x16\n" +
 	"\x06upload\x18\x01 \x01(\tR\x06upload\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\rR\bsequence\x12\x1a\n" +
-	"\bprefixes\x18\x03 \x01(\fR\bprefixes\"E\n" +
+	"\bprefixes\x18\x03 \x01(\fR\bprefixes\"[\n" +
 	"\n" +
 	"CommitList\x12\x16\n" +
 	"\x06upload\x18\x01 \x01(\tR\x06upload\x12\x1f\n" +
 	"\vif_revision\x18\x02 \x01(\x04R\n" +
-	"ifRevision\"#\n" +
+	"ifRevision\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"#\n" +
 	"\tAbortList\x12\x16\n" +
-	"\x06upload\x18\x01 \x01(\tR\x06upload\"j\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\"\x80\x01\n" +
 	"\tPatchList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vif_revision\x18\x02 \x01(\x04R\n" +
 	"ifRevision\x12\x10\n" +
 	"\x03add\x18\x03 \x01(\fR\x03add\x12\x16\n" +
-	"\x06remove\x18\x04 \x01(\fR\x06remove\"A\n" +
+	"\x06remove\x18\x04 \x01(\fR\x06remove\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"A\n" +
 	"\n" +
 	"DeleteList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
