@@ -20,10 +20,10 @@ type applier struct {
 	actor  string // of the entry being applied
 	from   string // likewise
 	was    replaced
-	held   uint64            // audit lines after this number stay
+	held   uint64             // audit lines after this number stay
 	listed map[string]touches // see countTouched; nil once VMs, guards, lists or settings change
-	json   auditJSON         // for encoding what is audited
-	buf    []byte            // for encoding what is hashed
+	json   auditJSON          // for encoding what is audited
+	buf    []byte             // for encoding what is hashed
 }
 
 // entry applies one log entry. The error is an *UnsupportedError: nothing was changed.
@@ -110,6 +110,10 @@ func (a *applier) op(op Op) Result {
 			return r
 		}
 		r.Items = a.batch(op)
+	default:
+		if done, ok := a.fleetOp(op); ok {
+			return done
+		}
 	}
 	return r
 }

@@ -13,6 +13,7 @@ func (a *applier) putNode(op PutNode) (*Node, *Error) {
 		checkID("id", n.ID),
 		checkText("name", n.Name, MaxNameBytes),
 		checkText("version", n.Version, MaxNameBytes),
+		checkReported(&n.Membership),
 		checkCount("addresses", len(n.Addresses), MaxNodeAddresses),
 		checkCount("gateways", len(n.Gateways), MaxNodeAddresses),
 		checkCount("macs", len(n.MACs), MaxNodeAddresses),
@@ -36,16 +37,25 @@ func (a *applier) putNode(op PutNode) (*Node, *Error) {
 	n.Guards = sortedSet(n.Guards, comparePrefix)
 
 	was, known := a.nodes.get([]byte(n.ID))
-	if known {
-		n.Revision = was.Revision
-		if equalNodes(was, &n) {
-			return was, nil
+	if a.fleet != nil {
+		if was, refused = a.member(n.ID); refused != nil {
+			return nil, refused
 		}
 	}
-	n.Revision = a.index
-	a.setNode(was, &n)
-	a.emit(Event{Type: EventNodeChanged, Node: &n})
-	return &n, nil
+	if !known {
+		n.reported(&Membership{})
+		return a.changeNode(nil, &n, EventNodeChanged), nil
+	}
+	if n.Generation != 0 && n.Generation < was.Generation {
+		return nil, &Error{CodeStale, "generation", fmt.Sprintf(
+			"node %s was started %d times, the report is of its start %d: it is late, or of a copy", n.ID, was.Generation, n.Generation)}
+	}
+	n.reported(&was.Membership)
+	n.Revision = was.Revision
+	if equalNodes(was, &n) {
+		return was, nil
+	}
+	return a.changeNode(was, &n, EventNodeChanged), nil
 }
 
 func (a *applier) putGuard(op PutGuard) (*Guard, *Error) {
@@ -178,7 +188,7 @@ func sortedSet[T comparable](in []T, compare func(a, b T) int) []T {
 }
 
 func equalNodes(a, b *Node) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && a.Revision == b.Revision &&
+	return a.Membership == b.Membership && a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && a.Revision == b.Revision &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Gateways, b.Gateways) &&
 		slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
 }

@@ -157,6 +157,7 @@ func (j *auditJSON) node(k string, n *Node) {
 	if n.Format != 0 {
 		j.number("format", uint64(n.Format))
 	}
+	j.membership(&n.Membership)
 	j.number("revision", n.Revision)
 	j.close('}')
 }

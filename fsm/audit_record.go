@@ -48,7 +48,25 @@ func auditAction(t EventType) string {
 		return "list.put"
 	case EventListRemoved:
 		return "list.delete"
-	case EventBlockForgotten:
+	case EventFleetFormed:
+		return "fleet.form"
+	case EventCAStarted:
+		return "fleet.start_ca"
+	case EventCAFinished:
+		return "fleet.finish_ca"
+	case EventGossipKeyChanged:
+		return "fleet.rotate_gossip_key"
+	case EventNodeAdmitted:
+		return "node.admit"
+	case EventNodeRenewed:
+		return "node.renew"
+	case EventJoinTokenCreated:
+		return "join_token.create"
+	case EventJoinTokenUsed:
+		return "join_token.use"
+	case EventJoinTokenDeleted:
+		return "join_token.delete"
+	case EventBlockForgotten, EventJoinTokenForgotten:
 	}
 	return ""
 }
@@ -63,18 +81,22 @@ type replaced struct {
 	account  *Account
 	settings *Settings
 	list     *List
+
+	fleet     *Fleet
+	joinToken *JoinToken
 }
 
 // recordEvent writes the audit record of a change.
 func (a *applier) recordEvent(e *Event) {
 	action := auditAction(e.Type)
 	if action == "" {
+		a.was = replaced{}
 		return
 	}
 	was := a.was
 	a.was = replaced{}
 	j := a.openRecord(action)
-	gone := e.Type == EventGuardRemoved || e.Type == EventListRemoved
+	gone := e.Type == EventGuardRemoved || e.Type == EventListRemoved || e.Type == EventJoinTokenDeleted
 	switch {
 	case e.Block != nil:
 		j.text("object", e.Block.ID)
@@ -108,6 +130,16 @@ func (a *applier) recordEvent(e *Event) {
 		j.list("before", was.list)
 		if !gone {
 			j.list("after", e.List)
+		}
+	case e.Fleet != nil:
+		j.text("object", e.Fleet.ID)
+		j.fleet("before", was.fleet)
+		j.fleet("after", e.Fleet)
+	case e.JoinToken != nil:
+		j.text("object", e.JoinToken.ID)
+		j.joinToken("before", was.joinToken)
+		if !gone {
+			j.joinToken("after", e.JoinToken)
 		}
 	}
 	a.closeRecord(j, auditDone)
@@ -193,7 +225,7 @@ func askedFor(op Op) (action, object string, asked func(*auditJSON)) {
 	case Batch:
 		return "batch", "", nil
 	}
-	return "", "", nil
+	return askedForFleet(op)
 }
 
 func (g *Guard) target() Target { return Target{Prefix: g.Prefix, VM: g.VM} }

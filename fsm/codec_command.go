@@ -148,8 +148,11 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 		}
 		return encodeBatch(op)
 	default:
-		if list := encodeListOp(op); list != nil {
-			return list, nil
+		if m := encodeListOp(op); m != nil {
+			return m, nil
+		}
+		if m := encodeFleetOp(op); m != nil {
+			return m, nil
 		}
 		return nil, &Error{CodeUnsupported, "op", fmt.Sprintf("%T is no op", op)}
 	}
@@ -230,6 +233,9 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return Batch{Ops: ops, Atomic: m.Batch.Atomic}
 	default:
 		if op := d.listOp(m); op != nil {
+			return op
+		}
+		if op := d.fleetOp(m); op != nil {
 			return op
 		}
 		// Of the kind of an op there is either a field unknown here, or nothing at all.

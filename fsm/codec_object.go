@@ -26,7 +26,9 @@ func eventTypes() []EventType {
 		EventVMMoved, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
 		EventBlockStarted, EventBlockChanged, EventBlockEnded, EventAccountChanged, EventSettings,
 		EventListChanged, EventListRemoved,
-		EventListChanged, EventListRemoved,
+		EventFleetFormed, EventCAStarted, EventCAFinished, EventGossipKeyChanged,
+		EventNodeAdmitted, EventNodeRenewed,
+		EventJoinTokenCreated, EventJoinTokenUsed, EventJoinTokenDeleted, EventJoinTokenForgotten,
 	}
 }
 
@@ -178,12 +180,12 @@ func (d *decoder) target(m *fsmpb.Target) Target {
 }
 
 func encodeNode(n *Node) *fsmpb.Node {
-	return &fsmpb.Node{
+	return encodeMembership(&fsmpb.Node{
 		Id: n.ID, Name: n.Name,
 		Addresses: encodeList(n.Addresses, encodeAddr), Gateways: encodeList(n.Gateways, encodeAddr),
 		Macs: encodeList(n.MACs, encodeMAC), Guards: encodeList(n.Guards, encodePrefix),
 		Version: n.Version, Revision: n.Revision, Format: n.Format,
-	}
+	}, &n.Membership)
 }
 
 func (d *decoder) node(m *fsmpb.Node) *Node {
@@ -196,6 +198,7 @@ func (d *decoder) node(m *fsmpb.Node) *Node {
 		Addresses: decodeList(m.Addresses, d.addr), Gateways: decodeList(m.Gateways, d.addr),
 		MACs: decodeList(m.Macs, d.mac), Guards: decodeList(m.Guards, d.prefix),
 		Version: intern(m.Version), Revision: m.Revision, Format: m.Format,
+		Membership: d.membership(m),
 	}
 }
 

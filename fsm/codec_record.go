@@ -38,6 +38,10 @@ func headerRecord(s *state) *fsmpb.Record {
 	if s.settings != nil {
 		settings = encodeSettings(s.settings)
 	}
+	var fleets uint64
+	if s.fleet != nil {
+		fleets = 1
+	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Header{Header: &fsmpb.Header{
 		Index: s.index, Time: s.time,
 		LastBlock: s.lastBlock, LastResult: s.lastResult, LastEvent: s.lastEvent, EventsAfter: s.eventsAfter,
@@ -45,6 +49,7 @@ func headerRecord(s *state) *fsmpb.Record {
 		Results: uint64(len(s.order)), Events: uint64(len(s.events)),
 		Accounts: uint64(s.accounts.n), Settings: settings,
 		Lists: uint64(s.lists.n), Uploads: uint64(s.uploads.n),
+		Fleets: fleets, JoinTokens: uint64(s.joinTokens.n),
 		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(s.audit.kept),
 		Format: s.format,
 	}}}
@@ -67,6 +72,10 @@ func eventRecord(seq uint64, e *Event) *fsmpb.Record {
 		m.Object = &fsmpb.Event_Settings{Settings: encodeSettings(e.Settings)}
 	case e.List != nil:
 		m.Object = &fsmpb.Event_List{List: encodeListObject(e.List)}
+	case e.Fleet != nil:
+		m.Object = &fsmpb.Event_Fleet{Fleet: encodeFleet(e.Fleet)}
+	case e.JoinToken != nil:
+		m.Object = &fsmpb.Event_JoinToken{JoinToken: encodeJoinToken(e.JoinToken)}
 	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
 }
@@ -92,6 +101,10 @@ func (d *decoder) event(m *fsmpb.Event) Event {
 		e.Settings = d.settings(o.Settings)
 	case *fsmpb.Event_List:
 		e.List = d.list(o.List)
+	case *fsmpb.Event_Fleet:
+		e.Fleet = d.fleet(o.Fleet)
+	case *fsmpb.Event_JoinToken:
+		e.JoinToken = d.joinToken(o.JoinToken)
 	default:
 		d.fail("has an event without an object")
 	}
@@ -155,6 +168,10 @@ func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {
 		m.Object = &fsmpb.Outcome_Settings{Settings: encodeSettings(r.Settings)}
 	case r.List != nil:
 		m.Object = &fsmpb.Outcome_List{List: encodeListObject(r.List)}
+	case r.Fleet != nil:
+		m.Object = &fsmpb.Outcome_Fleet{Fleet: encodeFleet(r.Fleet)}
+	case r.JoinToken != nil:
+		m.Object = &fsmpb.Outcome_JoinToken{JoinToken: encodeJoinToken(r.JoinToken)}
 	}
 	return m
 }
@@ -185,6 +202,10 @@ func (d *decoder) outcome(m *fsmpb.Outcome) Result {
 		r.Settings = d.settings(o.Settings)
 	case *fsmpb.Outcome_List:
 		r.List = d.list(o.List)
+	case *fsmpb.Outcome_Fleet:
+		r.Fleet = d.fleet(o.Fleet)
+	case *fsmpb.Outcome_JoinToken:
+		r.JoinToken = d.joinToken(o.JoinToken)
 	}
 	return r
 }

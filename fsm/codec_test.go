@@ -68,9 +68,9 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 		return Target{text.Draw(t, "vm"), anyPrefix.Draw(t, "prefix"), text.Draw(t, "account"), text.Draw(t, "list")}
 	})
 	return rapid.Custom(func(t *rapid.T) Op {
-		most := 12
+		most := 13
 		if nested {
-			most = 11
+			most = 12
 		}
 		switch rapid.IntRange(0, most).Draw(t, "op") {
 		case 0:
@@ -100,6 +100,8 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 			return PutSettings{Settings{
 				number.Draw(t, "VMs"), number.Draw(t, "addresses"), text.Draw(t, "title"), text.Draw(t, "text"), text.Draw(t, "link"), 0,
 			}, number.Draw(t, "revision")}
+		case 12:
+			return genAnyFleetOp().Draw(t, "fleet")
 		case 1:
 			return LiftBlock{text.Draw(t, "id"), number.Draw(t, "revision")}
 		case 2:
@@ -116,6 +118,12 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 				text.Draw(t, "id"), text.Draw(t, "name"), addrs.Draw(t, "addresses"), addrs.Draw(t, "gateways"),
 				rapid.SliceOfN(mac, 0, 3).Draw(t, "macs"), prefixes.Draw(t, "guards"), text.Draw(t, "version"), number.Draw(t, "revision"),
 				rapid.Uint32().Draw(t, "format"),
+				Membership{
+					Address: text.Draw(t, "address"), Gossip: text.Draw(t, "gossip"), API: text.Draw(t, "api"), Zone: text.Draw(t, "zone"),
+					Generation: number.Draw(t, "generation"), KeyHash: genHash().Draw(t, "key"), Serial: number.Draw(t, "serial"),
+					Confirmed: number.Draw(t, "confirmed"), NotAfter: at.Draw(t, "end"), JoinedAt: at.Draw(t, "joined"),
+					State: rapid.SampledFrom(append(nodeStates(), "")).Draw(t, "state"),
+				},
 			}}
 		case 5:
 			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "vm"), text.Draw(t, "note")}

@@ -136,7 +136,10 @@ type ObserveVM struct {
 	Epoch uint64 // at least 1
 }
 
-// PutNode registers a node or replaces what it says of itself. Its Revision is ignored.
+// PutNode replaces what a node says of itself. Of its Membership only the addresses and the generation are
+// taken, where they are set; the rest and the Revision are ignored. Once there is a fleet it is refused for who was not
+// admitted (CodeNotFound) or was retired (CodeNodeRetired), and always for a generation that is lower than the one
+// known (CodeStale).
 type PutNode struct{ Node Node }
 
 // PutGuard creates or replaces a guard of a prefix or a VM (by id or unique name). It is refused with
@@ -197,5 +200,8 @@ type Result struct {
 	Account  *Account
 	Settings *Settings
 	List     *List
-	Items    []Result // of a Batch one for each op, of LiftReason one for each block
+	// Fleet and JoinToken are without their secrets, sealed or hashed.
+	Fleet     *Fleet
+	JoinToken *JoinToken
+	Items     []Result // of a Batch one for each op, of LiftReason one for each block
 }

@@ -21,6 +21,14 @@ const (
 	CodeAborted       Code = "aborted"              // another op of the same atomic batch was refused
 	CodeUnsupported   Code = "unsupported"          // a value that a newer version knows
 	CodeUpgrade       Code = "upgrade_pending"      // not every node's build reads it yet
+
+	// The codes of refused admissions.
+	CodeTokenUnknown Code = "join_token_unknown" // of another fleet, deleted, or wrong
+	CodeTokenExpired Code = "join_token_expired"
+	CodeTokenUsed    Code = "join_token_used"
+	CodeTokenBound   Code = "join_token_bound" // to another node or zone
+	CodeNodeExists   Code = "node_exists"
+	CodeNodeRetired  Code = "node_retired" // also of what a retired node asks for
 )
 
 // Error is a refusal by the state machine: deterministic, replicated, and certain: nothing changed.

@@ -38,7 +38,7 @@ func (v *View) readable(needed uint32) *Error {
 		return nil
 	}
 	var behind []string
-	for n := range v.Nodes() {
+	for n := range v.Members() {
 		if reads := n.reads(); reads < needed {
 			behind = append(behind, fmt.Sprintf("%s (reads %d%s)", n.ID, reads, ofVersion(n.Version)))
 		}

@@ -115,5 +115,8 @@ func seedOps() []Op {
 		LiftBlock{ID: "b1", IfRevision: 4}, PutGuard{Prefix: prefix("203.0.113.0/24"), Note: "office"},
 		DeleteGuard{Prefix: prefix("203.0.113.0/24")},
 		Batch{Ops: []Op{onVM("v1"), LiftBlock{ID: "b3"}}},
+		forming(), creating("t1", "n2"), admitting("t1", "n2"), RenewNode{ID: "n2", Using: 13, KeyHash: [32]byte{9}},
+		ConfirmNode{ID: "n2", Serial: 14}, StartCA{nextCA("c2")}, FinishCA{"c1"},
+		AddGossipKey{GossipKey{ID: "g2", SealedKey: []byte{1}}}, UseGossipKey{"g2"}, RemoveGossipKey{"g1"}, DeleteJoinToken{"t1"},
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Node is a virtualization host that takes part in the fleet. It registers itself; what it says
-// of its own addresses guards them on every other node.
+// Node is a virtualization host that takes part in the fleet, or did: Membership says so. It registers
+// itself; what it says of its own addresses guards them on every other node.
 type Node struct {
 	ID   string // chosen by the operator, never reused
 	Name string
@@ -29,6 +29,7 @@ type Node struct {
 	Version  string         // of the agent's build
 	Revision uint64         // log index of the last change
 	Format   uint32         // highest command format that its build reads; 0 counts as 1
+	Membership
 }
 
 // VMState says what is known of a VM's life. The zero value is not a state.

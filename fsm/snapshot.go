@@ -46,6 +46,12 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 		out.record(accountRecord(a))
 	}
 	out.writeLists(&v.state)
+	if v.fleet != nil {
+		out.record(fleetRecord(v.fleet))
+	}
+	for t := range v.joinTokens.all() {
+		out.record(joinTokenRecord(t))
+	}
 	for _, m := range v.order {
 		for r := range resultRecords(m, forSnapshot) {
 			out.record(r)

@@ -38,6 +38,9 @@ type state struct {
 	contents  table[PrefixSet] // of the lists, by name
 	uploads   table[*upload]   // by id
 	settings  *Settings        // nil while they are the defaults
+	fleet     *Fleet           // nil until it is formed
+	// joinTokens are by id.
+	joinTokens table[*JoinToken]
 
 	lengths   prefixLengths // of the active prefix blocks
 	vmLengths prefixLengths // of the addresses of VMs
@@ -72,7 +75,7 @@ func newState() state {
 		blocks: newTable[*Block](), active: newTable[*Block](), pending: newTable[*Block](),
 		over: newTable[*Block](), due: newTable[*Block](),
 		guards: newTable[*Guard](), accounts: newTable[*Account](), lists: newTable[*List](),
-		contents: newTable[PrefixSet](), uploads: newTable[*upload](),
+		contents: newTable[PrefixSet](), uploads: newTable[*upload](), joinTokens: newTable[*JoinToken](),
 		results: newTable[*remembered](), guarded: &guardSet{},
 	}
 }
@@ -94,6 +97,7 @@ func (s *state) freeze() {
 	s.lists.freeze()
 	s.contents.freeze()
 	s.uploads.freeze()
+	s.joinTokens.freeze()
 	s.results.freeze()
 }
 

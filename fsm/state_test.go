@@ -313,6 +313,12 @@ func recomputed(v *View) multisetHash {
 	for u := range v.uploads.all() {
 		a.sum.add(a.digest(uploadRecord(u)))
 	}
+	if v.fleet != nil {
+		a.sum.add(a.digest(fleetRecord(v.fleet)))
+	}
+	for t := range v.joinTokens.all() {
+		a.sum.add(a.digest(joinTokenRecord(t)))
+	}
 	for _, m := range v.order {
 		a.hashResult(m, a.sum.add)
 	}

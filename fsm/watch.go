@@ -28,6 +28,18 @@ const (
 	EventSettings       EventType = "settings.changed"
 	EventListChanged    EventType = "list.changed" // created, or its content or its description changed
 	EventListRemoved    EventType = "list.removed"
+
+	EventFleetFormed      EventType = "fleet.formed"
+	EventCAStarted        EventType = "fleet.ca_started"
+	EventCAFinished       EventType = "fleet.ca_finished"
+	EventGossipKeyChanged EventType = "fleet.gossip_key_changed"
+	EventNodeAdmitted     EventType = "node.admitted"
+	EventNodeRenewed      EventType = "node.renewed" // a certificate was issued, or confirmed
+
+	EventJoinTokenCreated   EventType = "join_token.created"
+	EventJoinTokenUsed      EventType = "join_token.used"
+	EventJoinTokenDeleted   EventType = "join_token.deleted"
+	EventJoinTokenForgotten EventType = "join_token.forgotten" // JoinTokenKept after its end
 )
 
 // Event is one change of one object. What changed nothing gives no event.
@@ -44,6 +56,9 @@ type Event struct {
 	Account  *Account // Revision 0 if it was removed
 	Settings *Settings
 	List     *List
+	// Fleet and JoinToken are without their secrets, sealed or hashed.
+	Fleet     *Fleet
+	JoinToken *JoinToken
 }
 
 // Watch returns a watcher of everything after log index from, which may lie ahead of the state.

@@ -95,7 +95,8 @@ func codeOf(code fsm.Code) (wire.Code, bool) {
 		return wire.CodeAmbiguous, true
 	case fsm.CodeGuardConflict:
 		return wire.CodeGuardConflict, true
-	case fsm.CodeConflict, fsm.CodeStale:
+	case fsm.CodeConflict, fsm.CodeStale, fsm.CodeNodeExists, fsm.CodeNodeRetired,
+		fsm.CodeTokenUnknown, fsm.CodeTokenExpired, fsm.CodeTokenUsed, fsm.CodeTokenBound:
 		return wire.CodeConflict, true
 	case fsm.CodeTooMany:
 		return wire.CodeTooMany, true

@@ -142,6 +142,17 @@ type Op struct {
 	//	*Op_PatchList
 	//	*Op_DeleteList
 	//	*Op_DescribeList
+	//	*Op_FormFleet
+	//	*Op_CreateJoinToken
+	//	*Op_DeleteJoinToken
+	//	*Op_AdmitNode
+	//	*Op_RenewNode
+	//	*Op_ConfirmNode
+	//	*Op_StartCa
+	//	*Op_FinishCa
+	//	*Op_AddGossipKey
+	//	*Op_UseGossipKey
+	//	*Op_RemoveGossipKey
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -364,6 +375,105 @@ func (x *Op) GetDescribeList() *DescribeList {
 	return nil
 }
 
+func (x *Op) GetFormFleet() *FormFleet {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FormFleet); ok {
+			return x.FormFleet
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetCreateJoinToken() *CreateJoinToken {
+	if x != nil {
+		if x, ok := x.Op.(*Op_CreateJoinToken); ok {
+			return x.CreateJoinToken
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDeleteJoinToken() *DeleteJoinToken {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DeleteJoinToken); ok {
+			return x.DeleteJoinToken
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAdmitNode() *AdmitNode {
+	if x != nil {
+		if x, ok := x.Op.(*Op_AdmitNode); ok {
+			return x.AdmitNode
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRenewNode() *RenewNode {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RenewNode); ok {
+			return x.RenewNode
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetConfirmNode() *ConfirmNode {
+	if x != nil {
+		if x, ok := x.Op.(*Op_ConfirmNode); ok {
+			return x.ConfirmNode
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetStartCa() *StartCA {
+	if x != nil {
+		if x, ok := x.Op.(*Op_StartCa); ok {
+			return x.StartCa
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFinishCa() *FinishCA {
+	if x != nil {
+		if x, ok := x.Op.(*Op_FinishCa); ok {
+			return x.FinishCa
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAddGossipKey() *AddGossipKey {
+	if x != nil {
+		if x, ok := x.Op.(*Op_AddGossipKey); ok {
+			return x.AddGossipKey
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetUseGossipKey() *UseGossipKey {
+	if x != nil {
+		if x, ok := x.Op.(*Op_UseGossipKey); ok {
+			return x.UseGossipKey
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRemoveGossipKey() *RemoveGossipKey {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RemoveGossipKey); ok {
+			return x.RemoveGossipKey
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -449,6 +559,50 @@ type Op_DescribeList struct {
 	DescribeList *DescribeList `protobuf:"bytes,22,opt,name=describe_list,json=describeList,proto3,oneof"`
 }
 
+type Op_FormFleet struct {
+	FormFleet *FormFleet `protobuf:"bytes,23,opt,name=form_fleet,json=formFleet,proto3,oneof"`
+}
+
+type Op_CreateJoinToken struct {
+	CreateJoinToken *CreateJoinToken `protobuf:"bytes,24,opt,name=create_join_token,json=createJoinToken,proto3,oneof"`
+}
+
+type Op_DeleteJoinToken struct {
+	DeleteJoinToken *DeleteJoinToken `protobuf:"bytes,25,opt,name=delete_join_token,json=deleteJoinToken,proto3,oneof"`
+}
+
+type Op_AdmitNode struct {
+	AdmitNode *AdmitNode `protobuf:"bytes,26,opt,name=admit_node,json=admitNode,proto3,oneof"`
+}
+
+type Op_RenewNode struct {
+	RenewNode *RenewNode `protobuf:"bytes,27,opt,name=renew_node,json=renewNode,proto3,oneof"`
+}
+
+type Op_ConfirmNode struct {
+	ConfirmNode *ConfirmNode `protobuf:"bytes,28,opt,name=confirm_node,json=confirmNode,proto3,oneof"`
+}
+
+type Op_StartCa struct {
+	StartCa *StartCA `protobuf:"bytes,29,opt,name=start_ca,json=startCa,proto3,oneof"`
+}
+
+type Op_FinishCa struct {
+	FinishCa *FinishCA `protobuf:"bytes,30,opt,name=finish_ca,json=finishCa,proto3,oneof"`
+}
+
+type Op_AddGossipKey struct {
+	AddGossipKey *AddGossipKey `protobuf:"bytes,31,opt,name=add_gossip_key,json=addGossipKey,proto3,oneof"`
+}
+
+type Op_UseGossipKey struct {
+	UseGossipKey *UseGossipKey `protobuf:"bytes,32,opt,name=use_gossip_key,json=useGossipKey,proto3,oneof"`
+}
+
+type Op_RemoveGossipKey struct {
+	RemoveGossipKey *RemoveGossipKey `protobuf:"bytes,33,opt,name=remove_gossip_key,json=removeGossipKey,proto3,oneof"`
+}
+
 func (*Op_AddBlock) isOp_Op() {}
 
 func (*Op_LiftBlock) isOp_Op() {}
@@ -488,6 +642,28 @@ func (*Op_PatchList) isOp_Op() {}
 func (*Op_DeleteList) isOp_Op() {}
 
 func (*Op_DescribeList) isOp_Op() {}
+
+func (*Op_FormFleet) isOp_Op() {}
+
+func (*Op_CreateJoinToken) isOp_Op() {}
+
+func (*Op_DeleteJoinToken) isOp_Op() {}
+
+func (*Op_AdmitNode) isOp_Op() {}
+
+func (*Op_RenewNode) isOp_Op() {}
+
+func (*Op_ConfirmNode) isOp_Op() {}
+
+func (*Op_StartCa) isOp_Op() {}
+
+func (*Op_FinishCa) isOp_Op() {}
+
+func (*Op_AddGossipKey) isOp_Op() {}
+
+func (*Op_UseGossipKey) isOp_Op() {}
+
+func (*Op_RemoveGossipKey) isOp_Op() {}
 
 // Target: exactly one field is set.
 type Target struct {
@@ -2053,6 +2229,1055 @@ func (x *ListSource) GetMaxBytes() uint64 {
 	return 0
 }
 
+type FormFleet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ca            *CA                    `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`                                // its state is ignored
+	GossipKey     *GossipKey             `protobuf:"bytes,3,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"` // likewise
+	Node          *Admission             `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormFleet) Reset() {
+	*x = FormFleet{}
+	mi := &file_fsm_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormFleet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormFleet) ProtoMessage() {}
+
+func (x *FormFleet) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormFleet.ProtoReflect.Descriptor instead.
+func (*FormFleet) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *FormFleet) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FormFleet) GetCa() *CA {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *FormFleet) GetGossipKey() *GossipKey {
+	if x != nil {
+		return x.GossipKey
+	}
+	return nil
+}
+
+func (x *FormFleet) GetNode() *Admission {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+// Admission is what a node is admitted with.
+type Admission struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	Gossip        string                 `protobuf:"bytes,5,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Api           string                 `protobuf:"bytes,6,opt,name=api,proto3" json:"api,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,7,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	NotAfter      int64                  `protobuf:"fixed64,8,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Format        uint32                 `protobuf:"varint,9,opt,name=format,proto3" json:"format,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admission) Reset() {
+	*x = Admission{}
+	mi := &file_fsm_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admission) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admission) ProtoMessage() {}
+
+func (x *Admission) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admission.ProtoReflect.Descriptor instead.
+func (*Admission) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Admission) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Admission) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Admission) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Admission) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Admission) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *Admission) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Admission) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Admission) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *Admission) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+type CreateJoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	Ttl           int64                  `protobuf:"varint,5,opt,name=ttl,proto3" json:"ttl,omitempty"` // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateJoinToken) Reset() {
+	*x = CreateJoinToken{}
+	mi := &file_fsm_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateJoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateJoinToken) ProtoMessage() {}
+
+func (x *CreateJoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateJoinToken.ProtoReflect.Descriptor instead.
+func (*CreateJoinToken) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CreateJoinToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateJoinToken) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *CreateJoinToken) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CreateJoinToken) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *CreateJoinToken) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+type DeleteJoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteJoinToken) Reset() {
+	*x = DeleteJoinToken{}
+	mi := &file_fsm_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteJoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteJoinToken) ProtoMessage() {}
+
+func (x *DeleteJoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteJoinToken.ProtoReflect.Descriptor instead.
+func (*DeleteJoinToken) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeleteJoinToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type AdmitNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Node          *Admission             `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitNode) Reset() {
+	*x = AdmitNode{}
+	mi := &file_fsm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitNode) ProtoMessage() {}
+
+func (x *AdmitNode) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitNode.ProtoReflect.Descriptor instead.
+func (*AdmitNode) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AdmitNode) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *AdmitNode) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *AdmitNode) GetNode() *Admission {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type RenewNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Using         uint64                 `protobuf:"varint,2,opt,name=using,proto3" json:"using,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,3,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	NotAfter      int64                  `protobuf:"fixed64,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNode) Reset() {
+	*x = RenewNode{}
+	mi := &file_fsm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNode) ProtoMessage() {}
+
+func (x *RenewNode) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNode.ProtoReflect.Descriptor instead.
+func (*RenewNode) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RenewNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RenewNode) GetUsing() uint64 {
+	if x != nil {
+		return x.Using
+	}
+	return 0
+}
+
+func (x *RenewNode) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *RenewNode) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+type ConfirmNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Serial        uint64                 `protobuf:"varint,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmNode) Reset() {
+	*x = ConfirmNode{}
+	mi := &file_fsm_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmNode) ProtoMessage() {}
+
+func (x *ConfirmNode) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmNode.ProtoReflect.Descriptor instead.
+func (*ConfirmNode) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ConfirmNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ConfirmNode) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+type StartCA struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ca            *CA                    `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"` // its state and its index are ignored
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartCA) Reset() {
+	*x = StartCA{}
+	mi := &file_fsm_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartCA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartCA) ProtoMessage() {}
+
+func (x *StartCA) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartCA.ProtoReflect.Descriptor instead.
+func (*StartCA) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StartCA) GetCa() *CA {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+type FinishCA struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishCA) Reset() {
+	*x = FinishCA{}
+	mi := &file_fsm_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishCA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishCA) ProtoMessage() {}
+
+func (x *FinishCA) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishCA.ProtoReflect.Descriptor instead.
+func (*FinishCA) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FinishCA) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type AddGossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *GossipKey             `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // its state and its index are ignored
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddGossipKey) Reset() {
+	*x = AddGossipKey{}
+	mi := &file_fsm_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddGossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddGossipKey) ProtoMessage() {}
+
+func (x *AddGossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddGossipKey.ProtoReflect.Descriptor instead.
+func (*AddGossipKey) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AddGossipKey) GetKey() *GossipKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type UseGossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseGossipKey) Reset() {
+	*x = UseGossipKey{}
+	mi := &file_fsm_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseGossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseGossipKey) ProtoMessage() {}
+
+func (x *UseGossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseGossipKey.ProtoReflect.Descriptor instead.
+func (*UseGossipKey) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UseGossipKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveGossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveGossipKey) Reset() {
+	*x = RemoveGossipKey{}
+	mi := &file_fsm_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveGossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveGossipKey) ProtoMessage() {}
+
+func (x *RemoveGossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveGossipKey.ProtoReflect.Descriptor instead.
+func (*RemoveGossipKey) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RemoveGossipKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type Fleet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Cas           []*CA                  `protobuf:"bytes,3,rep,name=cas,proto3" json:"cas,omitempty"`
+	GossipKeys    []*GossipKey           `protobuf:"bytes,4,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	FormedAt      int64                  `protobuf:"fixed64,5,opt,name=formed_at,json=formedAt,proto3" json:"formed_at,omitempty"`
+	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fleet) Reset() {
+	*x = Fleet{}
+	mi := &file_fsm_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fleet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fleet) ProtoMessage() {}
+
+func (x *Fleet) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fleet.ProtoReflect.Descriptor instead.
+func (*Fleet) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Fleet) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Fleet) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Fleet) GetCas() []*CA {
+	if x != nil {
+		return x.Cas
+	}
+	return nil
+}
+
+func (x *Fleet) GetGossipKeys() []*GossipKey {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+func (x *Fleet) GetFormedAt() int64 {
+	if x != nil {
+		return x.FormedAt
+	}
+	return 0
+}
+
+func (x *Fleet) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type CA struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	Cross         []byte                 `protobuf:"bytes,3,opt,name=cross,proto3" json:"cross,omitempty"`             // DER
+	SealedKey     []byte                 `protobuf:"bytes,4,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Index         uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CA) Reset() {
+	*x = CA{}
+	mi := &file_fsm_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CA) ProtoMessage() {}
+
+func (x *CA) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CA.ProtoReflect.Descriptor instead.
+func (*CA) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CA) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CA) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *CA) GetCross() []byte {
+	if x != nil {
+		return x.Cross
+	}
+	return nil
+}
+
+func (x *CA) GetSealedKey() []byte {
+	if x != nil {
+		return x.SealedKey
+	}
+	return nil
+}
+
+func (x *CA) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *CA) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type GossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SealedKey     []byte                 `protobuf:"bytes,2,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKey) Reset() {
+	*x = GossipKey{}
+	mi := &file_fsm_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKey) ProtoMessage() {}
+
+func (x *GossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
+func (*GossipKey) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GossipKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GossipKey) GetSealedKey() []byte {
+	if x != nil {
+		return x.SealedKey
+	}
+	return nil
+}
+
+func (x *GossipKey) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GossipKey) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type JoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	CreatedAt     int64                  `protobuf:"fixed64,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt     int64                  `protobuf:"fixed64,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	UsedBy        string                 `protobuf:"bytes,8,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedAt        int64                  `protobuf:"fixed64,9,opt,name=used_at,json=usedAt,proto3" json:"used_at,omitempty"`
+	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_fsm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *JoinToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JoinToken) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *JoinToken) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinToken) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *JoinToken) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *JoinToken) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *JoinToken) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *JoinToken) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *JoinToken) GetUsedAt() int64 {
+	if x != nil {
+		return x.UsedAt
+	}
+	return 0
+}
+
+func (x *JoinToken) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2063,6 +3288,17 @@ type Node struct {
 	Guards        [][]byte               `protobuf:"bytes,6,rep,name=guards,proto3" json:"guards,omitempty"` // prefixes
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`
+	Gossip        string                 `protobuf:"bytes,10,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Api           string                 `protobuf:"bytes,11,opt,name=api,proto3" json:"api,omitempty"`
+	Zone          string                 `protobuf:"bytes,12,opt,name=zone,proto3" json:"zone,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,13,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	Serial        uint64                 `protobuf:"varint,14,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotAfter      int64                  `protobuf:"fixed64,15,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Generation    uint64                 `protobuf:"varint,16,opt,name=generation,proto3" json:"generation,omitempty"`
+	State         string                 `protobuf:"bytes,17,opt,name=state,proto3" json:"state,omitempty"`
+	JoinedAt      int64                  `protobuf:"fixed64,18,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
+	Confirmed     uint64                 `protobuf:"varint,19,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Format        uint32                 `protobuf:"varint,28,opt,name=format,proto3" json:"format,omitempty"` // highest command format that its build reads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2070,7 +3306,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_fsm_proto_msgTypes[26]
+	mi := &file_fsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +3318,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[26]
+	mi := &file_fsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +3331,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{26}
+	return file_fsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Node) GetId() string {
@@ -2154,6 +3390,83 @@ func (x *Node) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *Node) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Node) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Node) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Node) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *Node) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *Node) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Node) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Node) GetJoinedAt() int64 {
+	if x != nil {
+		return x.JoinedAt
+	}
+	return 0
+}
+
+func (x *Node) GetConfirmed() uint64 {
+	if x != nil {
+		return x.Confirmed
+	}
+	return 0
+}
+
 func (x *Node) GetFormat() uint32 {
 	if x != nil {
 		return x.Format
@@ -2172,7 +3485,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fsm_proto_msgTypes[27]
+	mi := &file_fsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +3497,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[27]
+	mi := &file_fsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +3510,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{27}
+	return file_fsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NIC) GetMac() []byte {
@@ -2241,7 +3554,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_fsm_proto_msgTypes[28]
+	mi := &file_fsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +3566,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[28]
+	mi := &file_fsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +3579,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{28}
+	return file_fsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VM) GetId() string {
@@ -2366,7 +3679,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_fsm_proto_msgTypes[29]
+	mi := &file_fsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +3691,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[29]
+	mi := &file_fsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +3704,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{29}
+	return file_fsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Account) GetId() string {
@@ -2443,7 +3756,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_fsm_proto_msgTypes[30]
+	mi := &file_fsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +3768,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[30]
+	mi := &file_fsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +3781,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{30}
+	return file_fsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Settings) GetMaxVms() uint64 {
@@ -2531,7 +3844,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_fsm_proto_msgTypes[31]
+	mi := &file_fsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +3856,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[31]
+	mi := &file_fsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +3869,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{31}
+	return file_fsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *List) GetName() string {
@@ -2639,7 +3952,7 @@ type ListBlock struct {
 
 func (x *ListBlock) Reset() {
 	*x = ListBlock{}
-	mi := &file_fsm_proto_msgTypes[32]
+	mi := &file_fsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +3964,7 @@ func (x *ListBlock) String() string {
 func (*ListBlock) ProtoMessage() {}
 
 func (x *ListBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[32]
+	mi := &file_fsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +3977,7 @@ func (x *ListBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBlock.ProtoReflect.Descriptor instead.
 func (*ListBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{32}
+	return file_fsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListBlock) GetPrefixes() []byte {
@@ -2690,7 +4003,7 @@ type Upload struct {
 
 func (x *Upload) Reset() {
 	*x = Upload{}
-	mi := &file_fsm_proto_msgTypes[33]
+	mi := &file_fsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +4015,7 @@ func (x *Upload) String() string {
 func (*Upload) ProtoMessage() {}
 
 func (x *Upload) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[33]
+	mi := &file_fsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +4028,7 @@ func (x *Upload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upload.ProtoReflect.Descriptor instead.
 func (*Upload) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{33}
+	return file_fsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Upload) GetId() string {
@@ -2794,7 +4107,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_fsm_proto_msgTypes[34]
+	mi := &file_fsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +4119,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[34]
+	mi := &file_fsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +4132,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{34}
+	return file_fsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Block) GetNumber() uint64 {
@@ -2961,7 +4274,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_fsm_proto_msgTypes[35]
+	mi := &file_fsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +4286,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[35]
+	mi := &file_fsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +4299,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{35}
+	return file_fsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Guard) GetPrefix() []byte {
@@ -3035,7 +4348,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fsm_proto_msgTypes[36]
+	mi := &file_fsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +4360,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[36]
+	mi := &file_fsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +4373,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{36}
+	return file_fsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Error) GetCode() string {
@@ -3098,6 +4411,8 @@ type Outcome struct {
 	//	*Outcome_Account
 	//	*Outcome_Settings
 	//	*Outcome_List
+	//	*Outcome_Fleet
+	//	*Outcome_JoinToken
 	Object        isOutcome_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3105,7 +4420,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fsm_proto_msgTypes[37]
+	mi := &file_fsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +4432,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[37]
+	mi := &file_fsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +4445,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{37}
+	return file_fsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3217,6 +4532,24 @@ func (x *Outcome) GetList() *List {
 	return nil
 }
 
+func (x *Outcome) GetFleet() *Fleet {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_Fleet); ok {
+			return x.Fleet
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetJoinToken() *JoinToken {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_JoinToken); ok {
+			return x.JoinToken
+		}
+	}
+	return nil
+}
+
 type isOutcome_Object interface {
 	isOutcome_Object()
 }
@@ -3249,6 +4582,14 @@ type Outcome_List struct {
 	List *List `protobuf:"bytes,9,opt,name=list,proto3,oneof"`
 }
 
+type Outcome_Fleet struct {
+	Fleet *Fleet `protobuf:"bytes,10,opt,name=fleet,proto3,oneof"` // without its sealed keys
+}
+
+type Outcome_JoinToken struct {
+	JoinToken *JoinToken `protobuf:"bytes,11,opt,name=join_token,json=joinToken,proto3,oneof"` // without its hash
+}
+
 func (*Outcome_Block) isOutcome_Object() {}
 
 func (*Outcome_Vm) isOutcome_Object() {}
@@ -3262,6 +4603,10 @@ func (*Outcome_Account) isOutcome_Object() {}
 func (*Outcome_Settings) isOutcome_Object() {}
 
 func (*Outcome_List) isOutcome_Object() {}
+
+func (*Outcome_Fleet) isOutcome_Object() {}
+
+func (*Outcome_JoinToken) isOutcome_Object() {}
 
 // Result is the remembered outcome of a command with an idempotency key.
 type Result struct {
@@ -3278,7 +4623,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +4635,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +4648,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Result) GetSeq() uint64 {
@@ -3361,7 +4706,7 @@ type ResultItem struct {
 
 func (x *ResultItem) Reset() {
 	*x = ResultItem{}
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +4718,7 @@ func (x *ResultItem) String() string {
 func (*ResultItem) ProtoMessage() {}
 
 func (x *ResultItem) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +4731,7 @@ func (x *ResultItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultItem.ProtoReflect.Descriptor instead.
 func (*ResultItem) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{39}
+	return file_fsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ResultItem) GetSeq() uint64 {
@@ -3433,6 +4778,8 @@ type Event struct {
 	//	*Event_Account
 	//	*Event_Settings
 	//	*Event_List
+	//	*Event_Fleet
+	//	*Event_JoinToken
 	Object        isEvent_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3440,7 +4787,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +4799,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +4812,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{40}
+	return file_fsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3573,6 +4920,24 @@ func (x *Event) GetList() *List {
 	return nil
 }
 
+func (x *Event) GetFleet() *Fleet {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Fleet); ok {
+			return x.Fleet
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetJoinToken() *JoinToken {
+	if x != nil {
+		if x, ok := x.Object.(*Event_JoinToken); ok {
+			return x.JoinToken
+		}
+	}
+	return nil
+}
+
 type isEvent_Object interface {
 	isEvent_Object()
 }
@@ -3605,6 +4970,14 @@ type Event_List struct {
 	List *List `protobuf:"bytes,12,opt,name=list,proto3,oneof"`
 }
 
+type Event_Fleet struct {
+	Fleet *Fleet `protobuf:"bytes,13,opt,name=fleet,proto3,oneof"` // without its sealed keys
+}
+
+type Event_JoinToken struct {
+	JoinToken *JoinToken `protobuf:"bytes,14,opt,name=join_token,json=joinToken,proto3,oneof"` // without its hash
+}
+
 func (*Event_Block) isEvent_Object() {}
 
 func (*Event_Vm) isEvent_Object() {}
@@ -3619,6 +4992,10 @@ func (*Event_Settings) isEvent_Object() {}
 
 func (*Event_List) isEvent_Object() {}
 
+func (*Event_Fleet) isEvent_Object() {}
+
+func (*Event_JoinToken) isEvent_Object() {}
+
 // Audit is the line of one audit record, as it was written.
 type Audit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3630,7 +5007,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +5019,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +5032,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{41}
+	return file_fsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Audit) GetSeq() uint64 {
@@ -3695,6 +5072,8 @@ type Header struct {
 	Lists         uint64 `protobuf:"varint,23,opt,name=lists,proto3" json:"lists,omitempty"`
 	Uploads       uint64 `protobuf:"varint,25,opt,name=uploads,proto3" json:"uploads,omitempty"`
 	Audits        uint64 `protobuf:"varint,26,opt,name=audits,proto3" json:"audits,omitempty"`
+	Fleets        uint64 `protobuf:"varint,27,opt,name=fleets,proto3" json:"fleets,omitempty"` // at most one
+	JoinTokens    uint64 `protobuf:"varint,28,opt,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`
 	Format        uint32 `protobuf:"varint,34,opt,name=format,proto3" json:"format,omitempty"` // highest command format that was applied; absent while it is 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3702,7 +5081,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +5093,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +5106,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{42}
+	return file_fsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Header) GetVersion() uint32 {
@@ -3870,6 +5249,20 @@ func (x *Header) GetAudits() uint64 {
 	return 0
 }
 
+func (x *Header) GetFleets() uint64 {
+	if x != nil {
+		return x.Fleets
+	}
+	return 0
+}
+
+func (x *Header) GetJoinTokens() uint64 {
+	if x != nil {
+		return x.JoinTokens
+	}
+	return 0
+}
+
 func (x *Header) GetFormat() uint32 {
 	if x != nil {
 		return x.Format
@@ -3887,7 +5280,7 @@ type Trailer struct {
 
 func (x *Trailer) Reset() {
 	*x = Trailer{}
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +5292,7 @@ func (x *Trailer) String() string {
 func (*Trailer) ProtoMessage() {}
 
 func (x *Trailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +5305,7 @@ func (x *Trailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trailer.ProtoReflect.Descriptor instead.
 func (*Trailer) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{43}
+	return file_fsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Trailer) GetStateHash() []byte {
@@ -3947,6 +5340,8 @@ type Record struct {
 	//	*Record_Upload
 	//	*Record_Audit
 	//	*Record_Trailer
+	//	*Record_Fleet
+	//	*Record_JoinToken
 	Record        isRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3954,7 +5349,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3966,7 +5361,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3979,7 +5374,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{44}
+	return file_fsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Record) GetRecord() isRecord_Record {
@@ -4115,6 +5510,24 @@ func (x *Record) GetTrailer() *Trailer {
 	return nil
 }
 
+func (x *Record) GetFleet() *Fleet {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Fleet); ok {
+			return x.Fleet
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetJoinToken() *JoinToken {
+	if x != nil {
+		if x, ok := x.Record.(*Record_JoinToken); ok {
+			return x.JoinToken
+		}
+	}
+	return nil
+}
+
 type isRecord_Record interface {
 	isRecord_Record()
 }
@@ -4175,6 +5588,14 @@ type Record_Trailer struct {
 	Trailer *Trailer `protobuf:"bytes,15,opt,name=trailer,proto3,oneof"`
 }
 
+type Record_Fleet struct {
+	Fleet *Fleet `protobuf:"bytes,16,opt,name=fleet,proto3,oneof"`
+}
+
+type Record_JoinToken struct {
+	JoinToken *JoinToken `protobuf:"bytes,17,opt,name=join_token,json=joinToken,proto3,oneof"`
+}
+
 func (*Record_Header) isRecord_Record() {}
 
 func (*Record_Node) isRecord_Record() {}
@@ -4203,6 +5624,10 @@ func (*Record_Audit) isRecord_Record() {}
 
 func (*Record_Trailer) isRecord_Record() {}
 
+func (*Record_Fleet) isRecord_Record() {}
+
+func (*Record_JoinToken) isRecord_Record() {}
+
 var File_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_proto_rawDesc = "" +
@@ -4214,7 +5639,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12#\n" +
 	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\x12\x12\n" +
-	"\x04from\x18\x06 \x01(\tR\x04from\"\xe3\t\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\"\xcc\x0f\n" +
 	"\x02Op\x128\n" +
 	"\tadd_block\x18\x01 \x01(\v2\x19.palisade.fsm.v1.AddBlockH\x00R\baddBlock\x12;\n" +
 	"\n" +
@@ -4248,7 +5673,21 @@ const file_fsm_proto_rawDesc = "" +
 	"patch_list\x18\x14 \x01(\v2\x1a.palisade.fsm.v1.PatchListH\x00R\tpatchList\x12>\n" +
 	"\vdelete_list\x18\x15 \x01(\v2\x1b.palisade.fsm.v1.DeleteListH\x00R\n" +
 	"deleteList\x12D\n" +
-	"\rdescribe_list\x18\x16 \x01(\v2\x1d.palisade.fsm.v1.DescribeListH\x00R\fdescribeListB\x04\n" +
+	"\rdescribe_list\x18\x16 \x01(\v2\x1d.palisade.fsm.v1.DescribeListH\x00R\fdescribeList\x12;\n" +
+	"\n" +
+	"form_fleet\x18\x17 \x01(\v2\x1a.palisade.fsm.v1.FormFleetH\x00R\tformFleet\x12N\n" +
+	"\x11create_join_token\x18\x18 \x01(\v2 .palisade.fsm.v1.CreateJoinTokenH\x00R\x0fcreateJoinToken\x12N\n" +
+	"\x11delete_join_token\x18\x19 \x01(\v2 .palisade.fsm.v1.DeleteJoinTokenH\x00R\x0fdeleteJoinToken\x12;\n" +
+	"\n" +
+	"admit_node\x18\x1a \x01(\v2\x1a.palisade.fsm.v1.AdmitNodeH\x00R\tadmitNode\x12;\n" +
+	"\n" +
+	"renew_node\x18\x1b \x01(\v2\x1a.palisade.fsm.v1.RenewNodeH\x00R\trenewNode\x12A\n" +
+	"\fconfirm_node\x18\x1c \x01(\v2\x1c.palisade.fsm.v1.ConfirmNodeH\x00R\vconfirmNode\x125\n" +
+	"\bstart_ca\x18\x1d \x01(\v2\x18.palisade.fsm.v1.StartCAH\x00R\astartCa\x128\n" +
+	"\tfinish_ca\x18\x1e \x01(\v2\x19.palisade.fsm.v1.FinishCAH\x00R\bfinishCa\x12E\n" +
+	"\x0eadd_gossip_key\x18\x1f \x01(\v2\x1d.palisade.fsm.v1.AddGossipKeyH\x00R\faddGossipKey\x12E\n" +
+	"\x0euse_gossip_key\x18  \x01(\v2\x1d.palisade.fsm.v1.UseGossipKeyH\x00R\fuseGossipKey\x12N\n" +
+	"\x11remove_gossip_key\x18! \x01(\v2 .palisade.fsm.v1.RemoveGossipKeyH\x00R\x0fremoveGossipKeyB\x04\n" +
 	"\x02op\"^\n" +
 	"\x06Target\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
@@ -4387,7 +5826,89 @@ const file_fsm_proto_rawDesc = "" +
 	"ListSource\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
 	"\binterval\x18\x02 \x01(\x03R\binterval\x12\x1b\n" +
-	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xde\x01\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xab\x01\n" +
+	"\tFormFleet\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
+	"\x02ca\x18\x02 \x01(\v2\x13.palisade.fsm.v1.CAR\x02ca\x129\n" +
+	"\n" +
+	"gossip_key\x18\x03 \x01(\v2\x1a.palisade.fsm.v1.GossipKeyR\tgossipKey\x12.\n" +
+	"\x04node\x18\x04 \x01(\v2\x1a.palisade.fsm.v1.AdmissionR\x04node\"\xd7\x01\n" +
+	"\tAdmission\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06gossip\x18\x05 \x01(\tR\x06gossip\x12\x10\n" +
+	"\x03api\x18\x06 \x01(\tR\x03api\x12\x19\n" +
+	"\bkey_hash\x18\a \x01(\fR\akeyHash\x12\x1b\n" +
+	"\tnot_after\x18\b \x01(\x10R\bnotAfter\x12\x16\n" +
+	"\x06format\x18\t \x01(\rR\x06format\"o\n" +
+	"\x0fCreateJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x10\n" +
+	"\x03ttl\x18\x05 \x01(\x03R\x03ttl\"!\n" +
+	"\x0fDeleteJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"e\n" +
+	"\tAdmitNode\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12.\n" +
+	"\x04node\x18\x03 \x01(\v2\x1a.palisade.fsm.v1.AdmissionR\x04node\"i\n" +
+	"\tRenewNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05using\x18\x02 \x01(\x04R\x05using\x12\x19\n" +
+	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\x12\x1b\n" +
+	"\tnot_after\x18\x04 \x01(\x10R\bnotAfter\"5\n" +
+	"\vConfirmNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\x04R\x06serial\".\n" +
+	"\aStartCA\x12#\n" +
+	"\x02ca\x18\x01 \x01(\v2\x13.palisade.fsm.v1.CAR\x02ca\"\x1a\n" +
+	"\bFinishCA\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"<\n" +
+	"\fAddGossipKey\x12,\n" +
+	"\x03key\x18\x01 \x01(\v2\x1a.palisade.fsm.v1.GossipKeyR\x03key\"\x1e\n" +
+	"\fUseGossipKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
+	"\x0fRemoveGossipKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xca\x01\n" +
+	"\x05Fleet\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12%\n" +
+	"\x03cas\x18\x03 \x03(\v2\x13.palisade.fsm.v1.CAR\x03cas\x12;\n" +
+	"\vgossip_keys\x18\x04 \x03(\v2\x1a.palisade.fsm.v1.GossipKeyR\n" +
+	"gossipKeys\x12\x1b\n" +
+	"\tformed_at\x18\x05 \x01(\x10R\bformedAt\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\"\x97\x01\n" +
+	"\x02CA\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x14\n" +
+	"\x05cross\x18\x03 \x01(\fR\x05cross\x12\x1d\n" +
+	"\n" +
+	"sealed_key\x18\x04 \x01(\fR\tsealedKey\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\"f\n" +
+	"\tGossipKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"sealed_key\x18\x02 \x01(\fR\tsealedKey\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"\xf9\x01\n" +
+	"\tJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\x10R\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\x10R\texpiresAt\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12\x17\n" +
+	"\aused_by\x18\b \x01(\tR\x06usedBy\x12\x17\n" +
+	"\aused_at\x18\t \x01(\x10R\x06usedAt\x12\x1a\n" +
+	"\brevision\x18\n" +
+	" \x01(\x04R\brevision\"\xf7\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4396,7 +5917,21 @@ const file_fsm_proto_rawDesc = "" +
 	"\x04macs\x18\x05 \x03(\fR\x04macs\x12\x16\n" +
 	"\x06guards\x18\x06 \x03(\fR\x06guards\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x04R\brevision\x12\x16\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x12\x18\n" +
+	"\aaddress\x18\t \x01(\tR\aaddress\x12\x16\n" +
+	"\x06gossip\x18\n" +
+	" \x01(\tR\x06gossip\x12\x10\n" +
+	"\x03api\x18\v \x01(\tR\x03api\x12\x12\n" +
+	"\x04zone\x18\f \x01(\tR\x04zone\x12\x19\n" +
+	"\bkey_hash\x18\r \x01(\fR\akeyHash\x12\x16\n" +
+	"\x06serial\x18\x0e \x01(\x04R\x06serial\x12\x1b\n" +
+	"\tnot_after\x18\x0f \x01(\x10R\bnotAfter\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x10 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05state\x18\x11 \x01(\tR\x05state\x12\x1b\n" +
+	"\tjoined_at\x18\x12 \x01(\x10R\bjoinedAt\x12\x1c\n" +
+	"\tconfirmed\x18\x13 \x01(\x04R\tconfirmed\x12\x16\n" +
 	"\x06format\x18\x1c \x01(\rR\x06format\"G\n" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x10\n" +
@@ -4485,7 +6020,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xa3\x03\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x90\x04\n" +
 	"\aOutcome\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12(\n" +
 	"\x03err\x18\x02 \x01(\v2\x16.palisade.fsm.v1.ErrorR\x03err\x12.\n" +
@@ -4495,7 +6030,11 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05guard\x18\x06 \x01(\v2\x16.palisade.fsm.v1.GuardH\x00R\x05guard\x124\n" +
 	"\aaccount\x18\a \x01(\v2\x18.palisade.fsm.v1.AccountH\x00R\aaccount\x127\n" +
 	"\bsettings\x18\b \x01(\v2\x19.palisade.fsm.v1.SettingsH\x00R\bsettings\x12+\n" +
-	"\x04list\x18\t \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04listB\b\n" +
+	"\x04list\x18\t \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04list\x12.\n" +
+	"\x05fleet\x18\n" +
+	" \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
+	"\n" +
+	"join_token\x18\v \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
 	"\x06object\"\xae\x01\n" +
 	"\x06Result\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
@@ -4509,7 +6048,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\rR\bposition\x122\n" +
 	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05items\x18\x04 \x01(\rR\x05items\"\xc7\x03\n" +
+	"\x05items\x18\x04 \x01(\rR\x05items\"\xb4\x04\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -4523,11 +6062,14 @@ const file_fsm_proto_rawDesc = "" +
 	"\aaccount\x18\n" +
 	" \x01(\v2\x18.palisade.fsm.v1.AccountH\x00R\aaccount\x127\n" +
 	"\bsettings\x18\v \x01(\v2\x19.palisade.fsm.v1.SettingsH\x00R\bsettings\x12+\n" +
-	"\x04list\x18\f \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04listB\b\n" +
+	"\x04list\x18\f \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04list\x12.\n" +
+	"\x05fleet\x18\r \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
+	"\n" +
+	"join_token\x18\x0e \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
 	"\x06object\"-\n" +
 	"\x05Audit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04line\x18\x02 \x01(\fR\x04line\"\xc9\x04\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"\x82\x05\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -4555,12 +6097,15 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05lists\x18\x17 \x01(\x04R\x05lists\x12\x18\n" +
 	"\auploads\x18\x19 \x01(\x04R\auploads\x12\x16\n" +
 	"\x06audits\x18\x1a \x01(\x04R\x06audits\x12\x16\n" +
+	"\x06fleets\x18\x1b \x01(\x04R\x06fleets\x12\x1f\n" +
+	"\vjoin_tokens\x18\x1c \x01(\x04R\n" +
+	"joinTokens\x12\x16\n" +
 	"\x06format\x18\" \x01(\rR\x06format\"I\n" +
 	"\aTrailer\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x01 \x01(\fR\tstateHash\x12\x1f\n" +
 	"\vstream_hash\x18\x02 \x01(\fR\n" +
-	"streamHash\"\xd5\x05\n" +
+	"streamHash\"\xc2\x06\n" +
 	"\x06Record\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.palisade.fsm.v1.HeaderH\x00R\x06header\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.palisade.fsm.v1.NodeH\x00R\x04node\x12%\n" +
@@ -4578,7 +6123,10 @@ const file_fsm_proto_rawDesc = "" +
 	"list_block\x18\v \x01(\v2\x1a.palisade.fsm.v1.ListBlockH\x00R\tlistBlock\x121\n" +
 	"\x06upload\x18\f \x01(\v2\x17.palisade.fsm.v1.UploadH\x00R\x06upload\x12.\n" +
 	"\x05audit\x18\r \x01(\v2\x16.palisade.fsm.v1.AuditH\x00R\x05audit\x124\n" +
-	"\atrailer\x18\x0f \x01(\v2\x18.palisade.fsm.v1.TrailerH\x00R\atrailerB\b\n" +
+	"\atrailer\x18\x0f \x01(\v2\x18.palisade.fsm.v1.TrailerH\x00R\atrailer\x12.\n" +
+	"\x05fleet\x18\x10 \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
+	"\n" +
+	"join_token\x18\x11 \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
 	"\x06recordB1Z/github.com/palisade/palisade/fsm/internal/fsmpbb\x06proto3"
 
 var (
@@ -4593,53 +6141,69 @@ func file_fsm_proto_rawDescGZIP() []byte {
 	return file_fsm_proto_rawDescData
 }
 
-var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_fsm_proto_goTypes = []any{
-	(*Command)(nil),      // 0: palisade.fsm.v1.Command
-	(*Op)(nil),           // 1: palisade.fsm.v1.Op
-	(*Target)(nil),       // 2: palisade.fsm.v1.Target
-	(*Parameters)(nil),   // 3: palisade.fsm.v1.Parameters
-	(*PortRange)(nil),    // 4: palisade.fsm.v1.PortRange
-	(*AddBlock)(nil),     // 5: palisade.fsm.v1.AddBlock
-	(*LiftReason)(nil),   // 6: palisade.fsm.v1.LiftReason
-	(*PatchBlock)(nil),   // 7: palisade.fsm.v1.PatchBlock
-	(*FireBlock)(nil),    // 8: palisade.fsm.v1.FireBlock
-	(*PutAccount)(nil),   // 9: palisade.fsm.v1.PutAccount
-	(*PutSettings)(nil),  // 10: palisade.fsm.v1.PutSettings
-	(*LiftBlock)(nil),    // 11: palisade.fsm.v1.LiftBlock
-	(*DeclareVM)(nil),    // 12: palisade.fsm.v1.DeclareVM
-	(*ObserveVM)(nil),    // 13: palisade.fsm.v1.ObserveVM
-	(*PutNode)(nil),      // 14: palisade.fsm.v1.PutNode
-	(*PutGuard)(nil),     // 15: palisade.fsm.v1.PutGuard
-	(*DeleteGuard)(nil),  // 16: palisade.fsm.v1.DeleteGuard
-	(*Batch)(nil),        // 17: palisade.fsm.v1.Batch
-	(*BeginList)(nil),    // 18: palisade.fsm.v1.BeginList
-	(*AddListChunk)(nil), // 19: palisade.fsm.v1.AddListChunk
-	(*CommitList)(nil),   // 20: palisade.fsm.v1.CommitList
-	(*AbortList)(nil),    // 21: palisade.fsm.v1.AbortList
-	(*PatchList)(nil),    // 22: palisade.fsm.v1.PatchList
-	(*DeleteList)(nil),   // 23: palisade.fsm.v1.DeleteList
-	(*DescribeList)(nil), // 24: palisade.fsm.v1.DescribeList
-	(*ListSource)(nil),   // 25: palisade.fsm.v1.ListSource
-	(*Node)(nil),         // 26: palisade.fsm.v1.Node
-	(*NIC)(nil),          // 27: palisade.fsm.v1.NIC
-	(*VM)(nil),           // 28: palisade.fsm.v1.VM
-	(*Account)(nil),      // 29: palisade.fsm.v1.Account
-	(*Settings)(nil),     // 30: palisade.fsm.v1.Settings
-	(*List)(nil),         // 31: palisade.fsm.v1.List
-	(*ListBlock)(nil),    // 32: palisade.fsm.v1.ListBlock
-	(*Upload)(nil),       // 33: palisade.fsm.v1.Upload
-	(*Block)(nil),        // 34: palisade.fsm.v1.Block
-	(*Guard)(nil),        // 35: palisade.fsm.v1.Guard
-	(*Error)(nil),        // 36: palisade.fsm.v1.Error
-	(*Outcome)(nil),      // 37: palisade.fsm.v1.Outcome
-	(*Result)(nil),       // 38: palisade.fsm.v1.Result
-	(*ResultItem)(nil),   // 39: palisade.fsm.v1.ResultItem
-	(*Event)(nil),        // 40: palisade.fsm.v1.Event
-	(*Audit)(nil),        // 41: palisade.fsm.v1.Audit
-	(*Header)(nil),       // 42: palisade.fsm.v1.Header
-	(*Trailer)(nil),      // 43: palisade.fsm.v1.Trailer
-	(*Record)(nil),       // 44: palisade.fsm.v1.Record
+	(*Command)(nil),         // 0: palisade.fsm.v1.Command
+	(*Op)(nil),              // 1: palisade.fsm.v1.Op
+	(*Target)(nil),          // 2: palisade.fsm.v1.Target
+	(*Parameters)(nil),      // 3: palisade.fsm.v1.Parameters
+	(*PortRange)(nil),       // 4: palisade.fsm.v1.PortRange
+	(*AddBlock)(nil),        // 5: palisade.fsm.v1.AddBlock
+	(*LiftReason)(nil),      // 6: palisade.fsm.v1.LiftReason
+	(*PatchBlock)(nil),      // 7: palisade.fsm.v1.PatchBlock
+	(*FireBlock)(nil),       // 8: palisade.fsm.v1.FireBlock
+	(*PutAccount)(nil),      // 9: palisade.fsm.v1.PutAccount
+	(*PutSettings)(nil),     // 10: palisade.fsm.v1.PutSettings
+	(*LiftBlock)(nil),       // 11: palisade.fsm.v1.LiftBlock
+	(*DeclareVM)(nil),       // 12: palisade.fsm.v1.DeclareVM
+	(*ObserveVM)(nil),       // 13: palisade.fsm.v1.ObserveVM
+	(*PutNode)(nil),         // 14: palisade.fsm.v1.PutNode
+	(*PutGuard)(nil),        // 15: palisade.fsm.v1.PutGuard
+	(*DeleteGuard)(nil),     // 16: palisade.fsm.v1.DeleteGuard
+	(*Batch)(nil),           // 17: palisade.fsm.v1.Batch
+	(*BeginList)(nil),       // 18: palisade.fsm.v1.BeginList
+	(*AddListChunk)(nil),    // 19: palisade.fsm.v1.AddListChunk
+	(*CommitList)(nil),      // 20: palisade.fsm.v1.CommitList
+	(*AbortList)(nil),       // 21: palisade.fsm.v1.AbortList
+	(*PatchList)(nil),       // 22: palisade.fsm.v1.PatchList
+	(*DeleteList)(nil),      // 23: palisade.fsm.v1.DeleteList
+	(*DescribeList)(nil),    // 24: palisade.fsm.v1.DescribeList
+	(*ListSource)(nil),      // 25: palisade.fsm.v1.ListSource
+	(*FormFleet)(nil),       // 26: palisade.fsm.v1.FormFleet
+	(*Admission)(nil),       // 27: palisade.fsm.v1.Admission
+	(*CreateJoinToken)(nil), // 28: palisade.fsm.v1.CreateJoinToken
+	(*DeleteJoinToken)(nil), // 29: palisade.fsm.v1.DeleteJoinToken
+	(*AdmitNode)(nil),       // 30: palisade.fsm.v1.AdmitNode
+	(*RenewNode)(nil),       // 31: palisade.fsm.v1.RenewNode
+	(*ConfirmNode)(nil),     // 32: palisade.fsm.v1.ConfirmNode
+	(*StartCA)(nil),         // 33: palisade.fsm.v1.StartCA
+	(*FinishCA)(nil),        // 34: palisade.fsm.v1.FinishCA
+	(*AddGossipKey)(nil),    // 35: palisade.fsm.v1.AddGossipKey
+	(*UseGossipKey)(nil),    // 36: palisade.fsm.v1.UseGossipKey
+	(*RemoveGossipKey)(nil), // 37: palisade.fsm.v1.RemoveGossipKey
+	(*Fleet)(nil),           // 38: palisade.fsm.v1.Fleet
+	(*CA)(nil),              // 39: palisade.fsm.v1.CA
+	(*GossipKey)(nil),       // 40: palisade.fsm.v1.GossipKey
+	(*JoinToken)(nil),       // 41: palisade.fsm.v1.JoinToken
+	(*Node)(nil),            // 42: palisade.fsm.v1.Node
+	(*NIC)(nil),             // 43: palisade.fsm.v1.NIC
+	(*VM)(nil),              // 44: palisade.fsm.v1.VM
+	(*Account)(nil),         // 45: palisade.fsm.v1.Account
+	(*Settings)(nil),        // 46: palisade.fsm.v1.Settings
+	(*List)(nil),            // 47: palisade.fsm.v1.List
+	(*ListBlock)(nil),       // 48: palisade.fsm.v1.ListBlock
+	(*Upload)(nil),          // 49: palisade.fsm.v1.Upload
+	(*Block)(nil),           // 50: palisade.fsm.v1.Block
+	(*Guard)(nil),           // 51: palisade.fsm.v1.Guard
+	(*Error)(nil),           // 52: palisade.fsm.v1.Error
+	(*Outcome)(nil),         // 53: palisade.fsm.v1.Outcome
+	(*Result)(nil),          // 54: palisade.fsm.v1.Result
+	(*ResultItem)(nil),      // 55: palisade.fsm.v1.ResultItem
+	(*Event)(nil),           // 56: palisade.fsm.v1.Event
+	(*Audit)(nil),           // 57: palisade.fsm.v1.Audit
+	(*Header)(nil),          // 58: palisade.fsm.v1.Header
+	(*Trailer)(nil),         // 59: palisade.fsm.v1.Trailer
+	(*Record)(nil),          // 60: palisade.fsm.v1.Record
 }
 var file_fsm_proto_depIdxs = []int32{
 	1,  // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
@@ -4663,56 +6227,81 @@ var file_fsm_proto_depIdxs = []int32{
 	22, // 18: palisade.fsm.v1.Op.patch_list:type_name -> palisade.fsm.v1.PatchList
 	23, // 19: palisade.fsm.v1.Op.delete_list:type_name -> palisade.fsm.v1.DeleteList
 	24, // 20: palisade.fsm.v1.Op.describe_list:type_name -> palisade.fsm.v1.DescribeList
-	4,  // 21: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
-	2,  // 22: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
-	3,  // 23: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
-	2,  // 24: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
-	30, // 25: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
-	27, // 26: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
-	26, // 27: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
-	1,  // 28: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
-	25, // 29: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
-	27, // 30: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
-	25, // 31: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
-	2,  // 32: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
-	3,  // 33: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
-	36, // 34: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
-	34, // 35: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
-	28, // 36: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
-	26, // 37: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
-	35, // 38: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
-	29, // 39: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
-	30, // 40: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
-	31, // 41: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
-	37, // 42: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
-	37, // 43: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
-	34, // 44: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
-	28, // 45: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
-	26, // 46: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
-	35, // 47: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
-	29, // 48: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
-	30, // 49: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
-	31, // 50: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
-	30, // 51: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
-	42, // 52: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
-	26, // 53: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
-	28, // 54: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
-	34, // 55: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
-	35, // 56: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
-	38, // 57: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
-	39, // 58: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
-	40, // 59: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
-	29, // 60: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
-	31, // 61: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
-	32, // 62: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
-	33, // 63: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
-	41, // 64: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
-	43, // 65: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	26, // 21: palisade.fsm.v1.Op.form_fleet:type_name -> palisade.fsm.v1.FormFleet
+	28, // 22: palisade.fsm.v1.Op.create_join_token:type_name -> palisade.fsm.v1.CreateJoinToken
+	29, // 23: palisade.fsm.v1.Op.delete_join_token:type_name -> palisade.fsm.v1.DeleteJoinToken
+	30, // 24: palisade.fsm.v1.Op.admit_node:type_name -> palisade.fsm.v1.AdmitNode
+	31, // 25: palisade.fsm.v1.Op.renew_node:type_name -> palisade.fsm.v1.RenewNode
+	32, // 26: palisade.fsm.v1.Op.confirm_node:type_name -> palisade.fsm.v1.ConfirmNode
+	33, // 27: palisade.fsm.v1.Op.start_ca:type_name -> palisade.fsm.v1.StartCA
+	34, // 28: palisade.fsm.v1.Op.finish_ca:type_name -> palisade.fsm.v1.FinishCA
+	35, // 29: palisade.fsm.v1.Op.add_gossip_key:type_name -> palisade.fsm.v1.AddGossipKey
+	36, // 30: palisade.fsm.v1.Op.use_gossip_key:type_name -> palisade.fsm.v1.UseGossipKey
+	37, // 31: palisade.fsm.v1.Op.remove_gossip_key:type_name -> palisade.fsm.v1.RemoveGossipKey
+	4,  // 32: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
+	2,  // 33: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
+	3,  // 34: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
+	2,  // 35: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
+	46, // 36: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
+	43, // 37: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
+	42, // 38: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
+	1,  // 39: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
+	25, // 40: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
+	39, // 41: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
+	40, // 42: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
+	27, // 43: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
+	27, // 44: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
+	39, // 45: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
+	40, // 46: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
+	39, // 47: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
+	40, // 48: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	43, // 49: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
+	25, // 50: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
+	2,  // 51: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
+	3,  // 52: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
+	52, // 53: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
+	50, // 54: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
+	44, // 55: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
+	42, // 56: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
+	51, // 57: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
+	45, // 58: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
+	46, // 59: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
+	47, // 60: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
+	38, // 61: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
+	41, // 62: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
+	53, // 63: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
+	53, // 64: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
+	50, // 65: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
+	44, // 66: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
+	42, // 67: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
+	51, // 68: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
+	45, // 69: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
+	46, // 70: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
+	47, // 71: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
+	38, // 72: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
+	41, // 73: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
+	46, // 74: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
+	58, // 75: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
+	42, // 76: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
+	44, // 77: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
+	50, // 78: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
+	51, // 79: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
+	54, // 80: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
+	55, // 81: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
+	56, // 82: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
+	45, // 83: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
+	47, // 84: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
+	48, // 85: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
+	49, // 86: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
+	57, // 87: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
+	59, // 88: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
+	38, // 89: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
+	41, // 90: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
+	91, // [91:91] is the sub-list for method output_type
+	91, // [91:91] is the sub-list for method input_type
+	91, // [91:91] is the sub-list for extension type_name
+	91, // [91:91] is the sub-list for extension extendee
+	0,  // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_fsm_proto_init() }
@@ -4741,10 +6330,21 @@ func file_fsm_proto_init() {
 		(*Op_PatchList)(nil),
 		(*Op_DeleteList)(nil),
 		(*Op_DescribeList)(nil),
+		(*Op_FormFleet)(nil),
+		(*Op_CreateJoinToken)(nil),
+		(*Op_DeleteJoinToken)(nil),
+		(*Op_AdmitNode)(nil),
+		(*Op_RenewNode)(nil),
+		(*Op_ConfirmNode)(nil),
+		(*Op_StartCa)(nil),
+		(*Op_FinishCa)(nil),
+		(*Op_AddGossipKey)(nil),
+		(*Op_UseGossipKey)(nil),
+		(*Op_RemoveGossipKey)(nil),
 	}
 	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
 	file_fsm_proto_msgTypes[24].OneofWrappers = []any{}
-	file_fsm_proto_msgTypes[37].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[53].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
 		(*Outcome_Node)(nil),
@@ -4752,8 +6352,10 @@ func file_fsm_proto_init() {
 		(*Outcome_Account)(nil),
 		(*Outcome_Settings)(nil),
 		(*Outcome_List)(nil),
+		(*Outcome_Fleet)(nil),
+		(*Outcome_JoinToken)(nil),
 	}
-	file_fsm_proto_msgTypes[40].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[56].OneofWrappers = []any{
 		(*Event_Block)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Node)(nil),
@@ -4761,8 +6363,10 @@ func file_fsm_proto_init() {
 		(*Event_Account)(nil),
 		(*Event_Settings)(nil),
 		(*Event_List)(nil),
+		(*Event_Fleet)(nil),
+		(*Event_JoinToken)(nil),
 	}
-	file_fsm_proto_msgTypes[44].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[60].OneofWrappers = []any{
 		(*Record_Header)(nil),
 		(*Record_Node)(nil),
 		(*Record_Vm)(nil),
@@ -4777,6 +6381,8 @@ func file_fsm_proto_init() {
 		(*Record_Upload)(nil),
 		(*Record_Audit)(nil),
 		(*Record_Trailer)(nil),
+		(*Record_Fleet)(nil),
+		(*Record_JoinToken)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4784,7 +6390,7 @@ func file_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_proto_rawDesc), len(file_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,449 @@
+package fsm
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+)
+
+// fleetModel is what the ops on the fleet's identity do, without tables, hashes, events or texts.
+type fleetModel struct {
+	index  uint64
+	time   time.Time
+	fleet  *Fleet
+	nodes  map[string]Node
+	tokens map[string]JoinToken
+}
+
+// code is what an op is refused with, "" if it was done.
+func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
+	m.index = index
+	if at.After(m.time) {
+		m.time = at
+	}
+	if form, ok := op.(FormFleet); ok {
+		if m.fleet != nil {
+			return CodeConflict
+		}
+		if code := m.checkNew(form.Node); code != "" {
+			return code
+		}
+		form.CA.State, form.GossipKey.State, form.GossipKey.Index = CACurrent, GossipKeyPrimary, index
+		m.fleet = &Fleet{
+			ID: form.ID, Epoch: 1, CAs: []CA{form.CA}, GossipKeys: []GossipKey{form.GossipKey}, FormedAt: m.time, Revision: index,
+		}
+		m.admit(form.Node, FirstSerial)
+		return ""
+	}
+	if put, ok := op.(PutNode); ok {
+		return m.putNode(put.Node)
+	}
+	switch op := op.(type) {
+	case RenewNode:
+		n, known := m.nodes[op.ID]
+		switch {
+		case !known || n.Serial == 0:
+			return CodeNotFound
+		case op.Using < n.Confirmed || op.Using > n.Serial:
+			return CodeStale
+		}
+		for _, other := range m.nodes {
+			if other.ID != op.ID && other.KeyHash == op.KeyHash {
+				return CodeConflict
+			}
+		}
+		n.Serial, n.Confirmed, n.KeyHash, n.NotAfter, n.Revision = index, op.Using, op.KeyHash, op.NotAfter.UTC(), index
+		m.nodes[op.ID] = n
+		return ""
+	case ConfirmNode:
+		n, known := m.nodes[op.ID]
+		switch {
+		case !known || n.Serial == 0:
+			return CodeNotFound
+		case op.Serial < n.Confirmed || op.Serial > n.Serial:
+			return CodeStale
+		case op.Serial > n.Confirmed:
+			n.Confirmed, n.Revision = op.Serial, index
+			m.nodes[op.ID] = n
+		}
+		return ""
+	}
+	if m.fleet == nil {
+		if _, ok := op.(DeleteJoinToken); ok {
+			return CodeNotFound
+		}
+		return CodeConflict
+	}
+	switch op := op.(type) {
+	case CreateJoinToken:
+		if _, known := m.tokens[op.ID]; known {
+			return CodeConflict
+		}
+		if m.nodes[op.Node].Serial != 0 {
+			return CodeNodeExists
+		}
+		maps.DeleteFunc(m.tokens, func(_ string, t JoinToken) bool { return t.ExpiresAt.Add(24 * time.Hour).Before(m.time) })
+		m.tokens[op.ID] = JoinToken{
+			ID: op.ID, Hash: op.Hash, Node: op.Node, Zone: op.Zone, CreatedAt: m.time, ExpiresAt: m.time.Add(op.TTL),
+			Actor: "a", Revision: index,
+		}
+	case DeleteJoinToken:
+		if _, known := m.tokens[op.ID]; !known {
+			return CodeNotFound
+		}
+		delete(m.tokens, op.ID)
+	case AdmitNode:
+		return m.admitNode(op)
+	default:
+		return m.rotate(op)
+	}
+	return ""
+}
+
+func (m *fleetModel) putNode(n Node) Code {
+	was, known := m.nodes[n.ID]
+	switch {
+	case m.fleet != nil && was.Serial == 0:
+		return CodeNotFound
+	case known && n.Generation != 0 && n.Generation < was.Generation:
+		return CodeStale
+	}
+	is := was
+	is.ID, is.Name, is.Format = n.ID, n.Name, n.Format
+	for to, from := range map[*string]string{&is.Address: n.Address, &is.Gossip: n.Gossip, &is.API: n.API} {
+		if from != "" {
+			*to = from
+		}
+	}
+	is.Generation = max(was.Generation, n.Generation)
+	if !known || !equalNodes(&was, &is) {
+		is.Revision = m.index
+		m.nodes[n.ID] = is
+	}
+	return ""
+}
+
+func (m *fleetModel) admitNode(op AdmitNode) Code {
+	t, known := m.tokens[op.Token]
+	switch {
+	case !known, t.Hash != op.Hash:
+		return CodeTokenUnknown
+	case t.UsedBy != "":
+		if t.UsedBy == op.Node.ID && m.nodes[t.UsedBy].KeyHash == op.Node.KeyHash {
+			return ""
+		}
+		return CodeTokenUsed
+	case !m.time.Before(t.ExpiresAt):
+		return CodeTokenExpired
+	case t.Node != "" && t.Node != op.Node.ID, t.Zone != "" && op.Node.Zone != "" && op.Node.Zone != t.Zone:
+		return CodeTokenBound
+	}
+	if code := m.checkNew(op.Node); code != "" {
+		return code
+	}
+	if t.Zone != "" {
+		op.Node.Zone = t.Zone
+	}
+	m.admit(op.Node, m.index)
+	t.UsedBy, t.UsedAt, t.Revision = op.Node.ID, m.time, m.index
+	m.tokens[t.ID] = t
+	return ""
+}
+
+func (m *fleetModel) checkNew(a Admission) Code {
+	if m.nodes[a.ID].Serial != 0 {
+		return CodeNodeExists
+	}
+	for _, n := range m.nodes {
+		if n.KeyHash == a.KeyHash || n.ID != a.ID && (n.Address == a.Address || n.Gossip == a.Gossip) {
+			return CodeConflict
+		}
+	}
+	return ""
+}
+
+func (m *fleetModel) admit(a Admission, serial uint64) {
+	n := m.nodes[a.ID]
+	n.ID, n.Name, n.Format, n.Revision = a.ID, a.Name, a.Format, m.index
+	n.Membership = Membership{
+		Address: a.Address, Gossip: a.Gossip, API: a.API, Generation: n.Generation, Zone: a.Zone, KeyHash: a.KeyHash,
+		Serial: serial, Confirmed: serial, NotAfter: a.NotAfter.UTC(), State: NodeActive, JoinedAt: m.time,
+	}
+	m.nodes[a.ID] = n
+}
+
+func (m *fleetModel) rotate(op Op) Code {
+	f := *m.fleet
+	f.CAs, f.GossipKeys, f.Revision = slices.Clone(f.CAs), slices.Clone(f.GossipKeys), m.index
+	ca := func(id string) int { return slices.IndexFunc(f.CAs, func(c CA) bool { return c.ID == id }) }
+	key := func(id string) int {
+		return slices.IndexFunc(f.GossipKeys, func(k GossipKey) bool { return k.ID == id })
+	}
+	switch op := op.(type) {
+	case StartCA:
+		if len(f.CAs) == 2 || ca(op.CA.ID) >= 0 {
+			return CodeConflict
+		}
+		f.CAs[0].State, f.CAs[0].SealedKey = CATrusted, nil
+		op.CA.State, op.CA.Index = CACurrent, m.index
+		f.CAs = append(f.CAs, op.CA)
+	case FinishCA:
+		at := ca(op.ID)
+		switch {
+		case at < 0:
+			return CodeNotFound
+		case at == len(f.CAs)-1:
+			return CodeConflict
+		}
+		for _, n := range m.nodes {
+			if n.Confirmed <= f.CAs[len(f.CAs)-1].Index {
+				return CodeConflict
+			}
+		}
+		f.CAs = f.CAs[1:]
+	case AddGossipKey:
+		added := slices.ContainsFunc(f.GossipKeys, func(k GossipKey) bool { return k.State == GossipKeyAdded })
+		if key(op.Key.ID) >= 0 || added || len(f.GossipKeys) == 3 {
+			return CodeConflict
+		}
+		op.Key.State, op.Key.Index = GossipKeyAdded, m.index
+		f.GossipKeys = append(f.GossipKeys, op.Key)
+	case UseGossipKey:
+		at := key(op.ID)
+		switch {
+		case at < 0:
+			return CodeNotFound
+		case f.GossipKeys[at].State != GossipKeyAdded:
+			return CodeConflict
+		}
+		for i := range f.GossipKeys {
+			if f.GossipKeys[i].State == GossipKeyPrimary {
+				f.GossipKeys[i].State, f.GossipKeys[i].Index = GossipKeyOld, m.index
+			}
+		}
+		f.GossipKeys[at].State, f.GossipKeys[at].Index = GossipKeyPrimary, m.index
+	case RemoveGossipKey:
+		at := key(op.ID)
+		switch {
+		case at < 0:
+			return CodeNotFound
+		case f.GossipKeys[at].State == GossipKeyPrimary:
+			return CodeConflict
+		}
+		f.GossipKeys = slices.Delete(f.GossipKeys, at, at+1)
+	}
+	m.fleet = &f
+	return ""
+}
+
+// TestTheFleetAgainstItsModel applies random ops on identity and membership to a store, to one that is restored
+// from snapshots on the way, and to the model.
+func TestTheFleetAgainstItsModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		lived, restored := NewStore(), NewStore()
+		m := &fleetModel{nodes: map[string]Node{}, tokens: map[string]JoinToken{}}
+		at := time.Unix(1_700_000_000, 0).UTC()
+		for i := range uint64(rapid.IntRange(1, 80).Draw(t, "entries")) {
+			at = at.Add(rapid.SampledFrom([]time.Duration{0, time.Second, 20 * time.Second, 30 * time.Hour}).Draw(t, "later"))
+			op := genFleetOp(i+1).Draw(t, "op")
+			if i == 0 && rapid.IntRange(0, 9).Draw(t, "formed") > 0 {
+				op = forming()
+			}
+			data, err := MarshalCommand(Command{Time: at, Actor: "a", Op: op})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := m.apply(i+1, at, op)
+			for _, s := range []*Store{lived, restored} {
+				got, err := s.ApplyBatch([]Entry{{i + 1, data}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var code Code
+				if got[0].Err != nil {
+					code = got[0].Err.Code
+				}
+				if code != want {
+					t.Fatalf("%+v: got %q (%v), want %q", op, code, got[0].Err, want)
+				}
+			}
+			m.compare(t, lived.View())
+			if rapid.IntRange(0, 4).Draw(t, "restore") == 0 {
+				var b bytes.Buffer
+				if err := restored.View().WriteSnapshot(&b); err != nil {
+					t.Fatal(err)
+				}
+				restored = NewStore()
+				if err := restored.Restore(&b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if lived.View().Hash() != restored.View().Hash() || recomputed(lived.View()) != lived.View().sum {
+				t.Fatal("the hashes differ")
+			}
+		}
+	})
+}
+
+func (m *fleetModel) compare(t *rapid.T, v *View) {
+	fleet, _ := v.Fleet()
+	nodes, tokens := map[string]Node{}, map[string]JoinToken{}
+	for n := range v.Nodes() {
+		nodes[n.ID] = *n
+	}
+	for token := range v.JoinTokens() {
+		tokens[token.ID] = *token
+	}
+	if diff := cmp.Diff([]any{m.fleet, m.nodes, m.tokens}, []any{fleet, nodes, tokens}, cmpopts.EquateEmpty()); diff != "" {
+		t.Fatalf("(-model +view)\n%s", diff)
+	}
+}
+
+func forming() FormFleet {
+	return FormFleet{
+		ID: "f1", CA: CA{ID: "c1", Certificate: []byte("der"), SealedKey: []byte("sealed")},
+		GossipKey: GossipKey{ID: "g1", SealedKey: []byte("sealed")}, Node: admission("n1"),
+	}
+}
+
+func admission(id string) Admission {
+	return Admission{
+		ID: id, Address: id + ":7701", Gossip: "192.0.2." + id[1:] + ":7702", KeyHash: [32]byte{id[1]},
+		NotAfter: time.Unix(1_800_000_000, 0),
+	}
+}
+
+func creating(id, node string) CreateJoinToken {
+	return CreateJoinToken{ID: id, Hash: [32]byte{id[1]}, Node: node, TTL: 15 * time.Minute}
+}
+
+func admitting(token, node string) AdmitNode {
+	return AdmitNode{Token: token, Hash: [32]byte{token[1]}, Node: admission(node)}
+}
+
+func nextCA(id string) CA {
+	return CA{ID: id, Certificate: []byte("der"), Cross: []byte("cross"), SealedKey: []byte("sealed")}
+}
+
+func genFleetOp(last uint64) *rapid.Generator[Op] {
+	node := rapid.SampledFrom([]string{"n1", "n2", "n3", "n4"})
+	token := rapid.SampledFrom([]string{"t1", "t2", "t3"})
+	zone := rapid.SampledFrom([]string{"", "", "z1", "z2"})
+	serial := rapid.Uint64Range(0, last)
+	key := rapid.SampledFrom([]string{"g1", "g2", "g3", "g4"})
+	authority := rapid.SampledFrom([]string{"c1", "c2", "c3"})
+	return rapid.Custom(func(t *rapid.T) Op {
+		switch rapid.IntRange(0, 13).Draw(t, "fleet op") {
+		case 0:
+			return forming()
+		case 1, 2:
+			op := creating(token.Draw(t, "token"), rapid.SampledFrom([]string{"", "n2", "n3"}).Draw(t, "node"))
+			op.Zone, op.TTL = zone.Draw(t, "zone"), rapid.SampledFrom([]time.Duration{time.Second, time.Hour}).Draw(t, "ttl")
+			return op
+		case 3:
+			return DeleteJoinToken{token.Draw(t, "token")}
+		case 4, 5, 6:
+			op := admitting(token.Draw(t, "token"), node.Draw(t, "node"))
+			op.Node.Zone = zone.Draw(t, "zone")
+			if rapid.IntRange(0, 5).Draw(t, "odd") == 0 {
+				other := admission(node.Draw(t, "other"))
+				switch rapid.IntRange(0, 2).Draw(t, "oddity") {
+				case 0:
+					op.Hash = [32]byte{1}
+				case 1:
+					op.Node.KeyHash = other.KeyHash
+				default:
+					op.Node.Gossip = other.Gossip
+				}
+			}
+			return op
+		case 7:
+			return RenewNode{node.Draw(t, "node"), serial.Draw(t, "using"), [32]byte{rapid.Byte().Draw(t, "key"), 1}, time.Unix(1_800_000_000, 0)}
+		case 8:
+			return ConfirmNode{node.Draw(t, "node"), serial.Draw(t, "serial")}
+		case 9:
+			return StartCA{nextCA(authority.Draw(t, "ca"))}
+		case 10:
+			return FinishCA{authority.Draw(t, "ca")}
+		case 11:
+			if rapid.Bool().Draw(t, "remove") {
+				return RemoveGossipKey{key.Draw(t, "gossip key")}
+			}
+			return AddGossipKey{GossipKey{ID: key.Draw(t, "gossip key"), SealedKey: []byte("sealed")}}
+		case 12:
+			return UseGossipKey{key.Draw(t, "gossip key")}
+		default:
+			n := Node{ID: node.Draw(t, "node"), Name: "name"}
+			n.Generation = rapid.Uint64Range(0, 3).Draw(t, "generation")
+			if rapid.Bool().Draw(t, "moved") {
+				n.Address, n.API = n.ID+":7709", "127.0.0.1:8443"
+			}
+			n.State, n.Serial, n.KeyHash, n.Zone, n.Confirmed = NodeRetired, 99, [32]byte{77}, "forged", 99
+			return PutNode{n}
+		}
+	})
+}
+
+func genHash() *rapid.Generator[[32]byte] {
+	return rapid.Custom(func(t *rapid.T) [32]byte {
+		return [32]byte{rapid.Byte().Draw(t, "first"), 31: rapid.Byte().Draw(t, "last")}
+	})
+}
+
+// genAnyFleetOp has any values, also impossible ones.
+func genAnyFleetOp() *rapid.Generator[Op] {
+	text, number, blob := rapid.String(), rapid.Uint64(), rapid.SliceOfN(rapid.Byte(), 0, 5)
+	at := rapid.Custom(func(t *rapid.T) time.Time { return fromNanos(rapid.Int64Range(0, 1<<62).Draw(t, "nanos")) })
+	node := rapid.Custom(func(t *rapid.T) Admission {
+		return Admission{
+			text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "zone"), text.Draw(t, "address"), text.Draw(t, "gossip"),
+			text.Draw(t, "api"), genHash().Draw(t, "key"), at.Draw(t, "end"), rapid.Uint32().Draw(t, "format"),
+		}
+	})
+	ca := rapid.Custom(func(t *rapid.T) CA {
+		return CA{
+			text.Draw(t, "id"), blob.Draw(t, "der"), blob.Draw(t, "cross"), blob.Draw(t, "key"),
+			rapid.SampledFrom(append(caStates(), "")).Draw(t, "state"), number.Draw(t, "index"),
+		}
+	})
+	key := rapid.Custom(func(t *rapid.T) GossipKey {
+		return GossipKey{
+			text.Draw(t, "id"), blob.Draw(t, "key"), rapid.SampledFrom(append(gossipKeyStates(), "")).Draw(t, "state"), number.Draw(t, "index"),
+		}
+	})
+	return rapid.Custom(func(t *rapid.T) Op {
+		switch rapid.IntRange(0, 10).Draw(t, "fleet op") {
+		case 0:
+			return FormFleet{text.Draw(t, "id"), ca.Draw(t, "ca"), key.Draw(t, "gossip key"), node.Draw(t, "node")}
+		case 1:
+			return CreateJoinToken{
+				text.Draw(t, "id"), genHash().Draw(t, "hash"), text.Draw(t, "node"), text.Draw(t, "zone"),
+				time.Duration(rapid.Int64().Draw(t, "ttl")),
+			}
+		case 2:
+			return DeleteJoinToken{text.Draw(t, "id")}
+		case 3:
+			return AdmitNode{text.Draw(t, "token"), genHash().Draw(t, "hash"), node.Draw(t, "node")}
+		case 4:
+			return RenewNode{text.Draw(t, "id"), number.Draw(t, "using"), genHash().Draw(t, "key"), at.Draw(t, "end")}
+		case 5:
+			return ConfirmNode{text.Draw(t, "id"), number.Draw(t, "serial")}
+		case 6:
+			return StartCA{ca.Draw(t, "ca")}
+		case 7:
+			return FinishCA{text.Draw(t, "id")}
+		case 8:
+			return AddGossipKey{key.Draw(t, "gossip key")}
+		case 9:
+			return UseGossipKey{text.Draw(t, "id")}
+		default:
+			return RemoveGossipKey{text.Draw(t, "id")}
+		}
+	})
+}
