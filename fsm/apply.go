@@ -105,6 +105,22 @@ func (a *applier) op(op Op) Result {
 		r.List, r.Err = a.describeList(op)
 	case DeleteList:
 		r.List, r.Err = a.deleteList(op)
+	case CreateToken:
+		r.Token, r.Err = a.createToken(op)
+	case DeleteToken:
+		r.Token, r.Err = a.deleteToken(op)
+	case PutUser:
+		r.User, r.Err = a.putUser(op)
+	case DeleteUser:
+		r.User, r.Err = a.deleteUser(op)
+	case CreateSession:
+		r.Session, r.Err = a.createSession(op)
+	case TouchSession:
+		r.Session, r.Err = a.touchSession(op)
+	case EndSessions:
+		r.Items, r.Err = a.endSessions(op)
+	case RefusedLogins:
+		r.Err = a.refusedLogins(op)
 	case Batch:
 		if r.Err = checkBatch(op); r.Err != nil {
 			return r

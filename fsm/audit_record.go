@@ -66,7 +66,19 @@ func auditAction(t EventType) string {
 		return "join_token.use"
 	case EventJoinTokenDeleted:
 		return "join_token.delete"
-	case EventBlockForgotten, EventJoinTokenForgotten:
+	case EventTokenCreated:
+		return "token.create"
+	case EventTokenDeleted:
+		return "token.delete"
+	case EventUserChanged:
+		return "user.put"
+	case EventUserDeleted:
+		return "user.delete"
+	case EventSessionStarted:
+		return "session.login"
+	case EventSessionEnded:
+		return "session.end"
+	case EventBlockForgotten, EventJoinTokenForgotten, EventSessionForgotten:
 	}
 	return ""
 }
@@ -84,6 +96,9 @@ type replaced struct {
 
 	fleet     *Fleet
 	joinToken *JoinToken
+	token     *Token
+	user      *User
+	session   *Session
 }
 
 // recordEvent writes the audit record of a change.
@@ -141,6 +156,8 @@ func (a *applier) recordEvent(e *Event) {
 		if !gone {
 			j.joinToken("after", e.JoinToken)
 		}
+	default:
+		a.accessEvent(j, e, &was)
 	}
 	a.closeRecord(j, auditDone)
 }
@@ -225,7 +242,10 @@ func askedFor(op Op) (action, object string, asked func(*auditJSON)) {
 	case Batch:
 		return "batch", "", nil
 	}
-	return askedForFleet(op)
+	if action, object, asked = askedForFleet(op); action != "" {
+		return action, object, asked
+	}
+	return askedForAccess(op)
 }
 
 func (g *Guard) target() Target { return Target{Prefix: g.Prefix, VM: g.VM} }

@@ -85,7 +85,8 @@ func TestTheAuditTellsEverything(t *testing.T) {
 				}
 			}
 			for j, item := range results[0].Items {
-				if action, _, _ := askedFor(ops[j]); item.Err != nil && action != "" {
+				_, told := ops[j].(RefusedLogins)
+				if action, _, _ := askedFor(ops[j]); (item.Err != nil || told) && action != "" {
 					refused++
 				}
 			}

@@ -154,6 +154,12 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 		if m := encodeFleetOp(op); m != nil {
 			return m, nil
 		}
+		if s := scopeOf(op); s != "" && checkScope(s) != nil {
+			return nil, &Error{CodeUnsupported, "scope", checkScope(s).Detail}
+		}
+		if access := encodeAccessOp(op); access != nil {
+			return access, nil
+		}
 		return nil, &Error{CodeUnsupported, "op", fmt.Sprintf("%T is no op", op)}
 	}
 }
@@ -236,6 +242,9 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 			return op
 		}
 		if op := d.fleetOp(m); op != nil {
+			return op
+		}
+		if op := d.accessOp(m); op != nil {
 			return op
 		}
 		// Of the kind of an op there is either a field unknown here, or nothing at all.

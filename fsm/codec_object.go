@@ -29,6 +29,8 @@ func eventTypes() []EventType {
 		EventFleetFormed, EventCAStarted, EventCAFinished, EventGossipKeyChanged,
 		EventNodeAdmitted, EventNodeRenewed,
 		EventJoinTokenCreated, EventJoinTokenUsed, EventJoinTokenDeleted, EventJoinTokenForgotten,
+		EventTokenCreated, EventTokenDeleted, EventUserChanged, EventUserDeleted,
+		EventSessionStarted, EventSessionEnded, EventSessionForgotten,
 	}
 }
 

@@ -52,6 +52,7 @@ func headerRecord(s *state) *fsmpb.Record {
 		Fleets: fleets, JoinTokens: uint64(s.joinTokens.n),
 		LastAudit: s.audit.head.Seq, AuditHead: head, Audits: uint64(s.audit.kept),
 		Format: s.format,
+		Tokens: uint64(s.access.tokens.n), Users: uint64(s.access.users.n), Sessions: uint64(s.access.sessions.n),
 	}}}
 }
 
@@ -76,6 +77,12 @@ func eventRecord(seq uint64, e *Event) *fsmpb.Record {
 		m.Object = &fsmpb.Event_Fleet{Fleet: encodeFleet(e.Fleet)}
 	case e.JoinToken != nil:
 		m.Object = &fsmpb.Event_JoinToken{JoinToken: encodeJoinToken(e.JoinToken)}
+	case e.Token != nil:
+		m.Object = &fsmpb.Event_Token{Token: encodeToken(e.Token)}
+	case e.User != nil:
+		m.Object = &fsmpb.Event_User{User: encodeUser(e.User)}
+	case e.Session != nil:
+		m.Object = &fsmpb.Event_Session{Session: encodeSession(e.Session)}
 	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
 }
@@ -105,6 +112,12 @@ func (d *decoder) event(m *fsmpb.Event) Event {
 		e.Fleet = d.fleet(o.Fleet)
 	case *fsmpb.Event_JoinToken:
 		e.JoinToken = d.joinToken(o.JoinToken)
+	case *fsmpb.Event_Token:
+		e.Token = d.token(o.Token)
+	case *fsmpb.Event_User:
+		e.User = d.user(o.User)
+	case *fsmpb.Event_Session:
+		e.Session = d.session(o.Session)
 	default:
 		d.fail("has an event without an object")
 	}
@@ -172,6 +185,12 @@ func encodeOutcome(r *Result, why purpose) *fsmpb.Outcome {
 		m.Object = &fsmpb.Outcome_Fleet{Fleet: encodeFleet(r.Fleet)}
 	case r.JoinToken != nil:
 		m.Object = &fsmpb.Outcome_JoinToken{JoinToken: encodeJoinToken(r.JoinToken)}
+	case r.Token != nil:
+		m.Object = &fsmpb.Outcome_Token{Token: encodeToken(r.Token)}
+	case r.User != nil:
+		m.Object = &fsmpb.Outcome_User{User: encodeUser(r.User)}
+	case r.Session != nil:
+		m.Object = &fsmpb.Outcome_Session{Session: encodeSession(r.Session)}
 	}
 	return m
 }
@@ -206,6 +225,12 @@ func (d *decoder) outcome(m *fsmpb.Outcome) Result {
 		r.Fleet = d.fleet(o.Fleet)
 	case *fsmpb.Outcome_JoinToken:
 		r.JoinToken = d.joinToken(o.JoinToken)
+	case *fsmpb.Outcome_Token:
+		r.Token = d.token(o.Token)
+	case *fsmpb.Outcome_User:
+		r.User = d.user(o.User)
+	case *fsmpb.Outcome_Session:
+		r.Session = d.session(o.Session)
 	}
 	return r
 }

@@ -68,9 +68,9 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 		return Target{text.Draw(t, "vm"), anyPrefix.Draw(t, "prefix"), text.Draw(t, "account"), text.Draw(t, "list")}
 	})
 	return rapid.Custom(func(t *rapid.T) Op {
-		most := 13
+		most := 14
 		if nested {
-			most = 12
+			most = 13
 		}
 		switch rapid.IntRange(0, most).Draw(t, "op") {
 		case 0:
@@ -125,6 +125,8 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 					State: rapid.SampledFrom(append(nodeStates(), "")).Draw(t, "state"),
 				},
 			}}
+		case 13:
+			return anyAccess().Draw(t, "access")
 		case 5:
 			return PutGuard{anyPrefix.Draw(t, "prefix"), text.Draw(t, "vm"), text.Draw(t, "note")}
 		case 6:
@@ -132,6 +134,37 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 		default:
 			return Batch{rapid.SliceOfN(genAnyOp(true), 1, 4).Draw(t, "ops"), rapid.Bool().Draw(t, "atomic")}
 		}
+	})
+}
+
+func anyAccess() *rapid.Generator[Op] {
+	text, number := rapid.String(), rapid.Uint64()
+	hash := rapid.Custom(func(t *rapid.T) [32]byte { return [32]byte(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hash")) })
+	at := rapid.Custom(func(t *rapid.T) time.Time { return fromNanos(rapid.Int64Range(0, 1<<62).Draw(t, "nanos")) })
+	scope := rapid.SampledFrom(append(Scopes(), ""))
+	return rapid.Custom(func(t *rapid.T) Op {
+		switch rapid.IntRange(0, 7).Draw(t, "op") {
+		case 0:
+			return CreateToken{text.Draw(t, "name"), scope.Draw(t, "scope"), hash.Draw(t, "hash"), at.Draw(t, "end")}
+		case 1:
+			return DeleteToken{text.Draw(t, "name"), number.Draw(t, "revision")}
+		case 2:
+			return PutUser{text.Draw(t, "name"), scope.Draw(t, "scope"), text.Draw(t, "password"), number.Draw(t, "revision")}
+		case 3:
+			return DeleteUser{text.Draw(t, "name"), number.Draw(t, "revision")}
+		case 4:
+			return CreateSession{
+				text.Draw(t, "id"), hash.Draw(t, "hash"), text.Draw(t, "user"), number.Draw(t, "revision"), scope.Draw(t, "scope"),
+				at.Draw(t, "end"), time.Duration(rapid.Int64().Draw(t, "idle")), hash.Draw(t, "device"),
+			}
+		case 5:
+			return TouchSession{text.Draw(t, "id")}
+		case 6:
+			return EndSessions{text.Draw(t, "id"), text.Draw(t, "user")}
+		}
+		return RefusedLogins{number.Draw(t, "total"), rapid.SliceOfN(rapid.Custom(func(t *rapid.T) RefusedLogin {
+			return RefusedLogin{text.Draw(t, "user"), text.Draw(t, "from"), number.Draw(t, "count")}
+		}), 0, 3).Draw(t, "logins")}
 	})
 }
 

@@ -203,5 +203,8 @@ type Result struct {
 	// Fleet and JoinToken are without their secrets, sealed or hashed.
 	Fleet     *Fleet
 	JoinToken *JoinToken
-	Items     []Result // of a Batch one for each op, of LiftReason one for each block
+	Token     *Token
+	User      *User
+	Session   *Session
+	Items     []Result // of a Batch one for each op, of LiftReason one for each block, of EndSessions one for each session
 }

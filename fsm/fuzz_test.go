@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 // FuzzUnmarshalCommand: no input panics, and what is read can be written and read again.
@@ -118,5 +119,10 @@ func seedOps() []Op {
 		forming(), creating("t1", "n2"), admitting("t1", "n2"), RenewNode{ID: "n2", Using: 13, KeyHash: [32]byte{9}},
 		ConfirmNode{ID: "n2", Serial: 14}, StartCA{nextCA("c2")}, FinishCA{"c1"},
 		AddGossipKey{GossipKey{ID: "g2", SealedKey: []byte{1}}}, UseGossipKey{"g2"}, RemoveGossipKey{"g1"}, DeleteJoinToken{"t1"},
+		CreateToken{Name: "ci", Scope: ScopeAdmin, Hash: [32]byte{1}},
+		PutUser{Name: "ann", Scope: ScopeViewer, Password: testPassword},
+		CreateSession{ID: "s1", Hash: [32]byte{2}, User: "oidc:eve", Scope: ScopeBilling, ExpiresAt: time.Unix(1_000, 0), Idle: time.Minute},
+		EndSessions{User: "oidc:eve"}, DeleteToken{Name: "ci"}, TouchSession{ID: "s1"}, DeleteUser{Name: "ann"},
+		RefusedLogins{Total: 2, Logins: []RefusedLogin{{"ann", "192.0.2.1", 2}}},
 	}
 }

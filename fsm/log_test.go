@@ -67,7 +67,7 @@ func (l *log) refusedSaying(tb testing.TB, op Op, code Code, field, says string)
 	if r.Err.Detail == "" || !strings.Contains(r.Err.Detail, says) {
 		tb.Errorf("%+v was refused with the reason %q, want %q in it", op, r.Err.Detail, says)
 	}
-	if r.Block != nil || r.VM != nil || r.Node != nil || r.Guard != nil {
+	if r.Block != nil || r.VM != nil || r.Node != nil || r.Guard != nil || r.Token != nil || r.User != nil || r.Session != nil {
 		tb.Errorf("a refusal came with an object: %+v", r)
 	}
 	after := l.stores[0].View()

@@ -12,6 +12,7 @@ import (
 func (m *model) clone() model {
 	c := *m
 	c.nodes, c.vms, c.guards, c.accounts = maps.Clone(m.nodes), maps.Clone(m.vms), maps.Clone(m.guards), maps.Clone(m.accounts)
+	c.access = m.access.clone()
 	c.blocks, c.events = slices.Clone(m.blocks), slices.Clone(m.events)
 	return c
 }

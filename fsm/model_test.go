@@ -19,6 +19,7 @@ type model struct {
 	guards   map[string]Guard // by guardName
 	accounts map[string]Account
 	settings Settings
+	access   modelAccess
 	blocks   []Block // by number; forgotten ones are gone
 	created  int
 	events   []Event
@@ -34,7 +35,7 @@ type modelResult struct {
 
 func newModel(l limits) *model {
 	return &model{
-		limits: l, nodes: map[string]Node{}, vms: map[string]VM{}, guards: map[string]Guard{}, accounts: map[string]Account{}, settings: DefaultSettings(),
+		limits: l, nodes: map[string]Node{}, vms: map[string]VM{}, guards: map[string]Guard{}, accounts: map[string]Account{}, settings: DefaultSettings(), access: newModelAccess(),
 		results: map[[2]string]modelResult{},
 	}
 }
@@ -97,6 +98,8 @@ func (m *model) op(op Op) Result {
 		return m.blockOp(op)
 	case PutAccount:
 		return m.putAccount(op)
+	case CreateToken, DeleteToken, PutUser, DeleteUser, CreateSession, TouchSession, EndSessions, RefusedLogins:
+		return m.accessOp(op)
 	case PutSettings:
 		if op.IfRevision != 0 && op.IfRevision != m.settings.Revision {
 			return no(CodeRevision, "if_revision")

@@ -53,6 +53,7 @@ func (b *rebuild) run() error {
 		{header.Nodes, b.node}, {header.Vms, b.vm}, {header.Blocks, b.block}, {header.Guards, b.guard},
 		{header.Accounts, b.account}, {header.Lists, b.list}, {header.Uploads, b.upload},
 		{header.Fleets, b.fleet}, {header.JoinTokens, b.joinToken},
+		{header.Tokens, b.token}, {header.Users, b.user}, {header.Sessions, b.session},
 		{header.Results, b.result}, {header.Events, b.event}, {header.Audits, b.audit},
 	} {
 		for range part.n {

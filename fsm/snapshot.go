@@ -52,6 +52,15 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for t := range v.joinTokens.all() {
 		out.record(joinTokenRecord(t))
 	}
+	for t := range v.access.tokens.all() {
+		out.record(tokenRecord(t))
+	}
+	for u := range v.access.users.all() {
+		out.record(userRecord(u))
+	}
+	for s := range v.access.sessions.all() {
+		out.record(sessionRecord(s))
+	}
 	for _, m := range v.order {
 		for r := range resultRecords(m, forSnapshot) {
 			out.record(r)

@@ -41,6 +41,7 @@ type state struct {
 	fleet     *Fleet           // nil until it is formed
 	// joinTokens are by id.
 	joinTokens table[*JoinToken]
+	access     access
 
 	lengths   prefixLengths // of the active prefix blocks
 	vmLengths prefixLengths // of the addresses of VMs
@@ -76,6 +77,7 @@ func newState() state {
 		over: newTable[*Block](), due: newTable[*Block](),
 		guards: newTable[*Guard](), accounts: newTable[*Account](), lists: newTable[*List](),
 		contents: newTable[PrefixSet](), uploads: newTable[*upload](), joinTokens: newTable[*JoinToken](),
+		access:  newAccess(),
 		results: newTable[*remembered](), guarded: &guardSet{},
 	}
 }
@@ -98,6 +100,7 @@ func (s *state) freeze() {
 	s.contents.freeze()
 	s.uploads.freeze()
 	s.joinTokens.freeze()
+	s.access.freeze()
 	s.results.freeze()
 }
 

@@ -202,6 +202,7 @@ func (f *replicas) check(t *rapid.T) {
 	slices.SortFunc(guarded, comparePrefix)
 	equal("guarded prefixes", m.guardedPrefixes(), guarded)
 	f.checkHolds(t, v, equal)
+	f.checkAccess(t, v, equal)
 	equal("events", m.events, v.events)
 	if v.eventsAfter != m.after {
 		t.Fatalf("the feed begins after %d, want %d", v.eventsAfter, m.after)
@@ -319,6 +320,15 @@ func recomputed(v *View) multisetHash {
 	for t := range v.joinTokens.all() {
 		a.sum.add(a.digest(joinTokenRecord(t)))
 	}
+	for t := range v.access.tokens.all() {
+		a.sum.add(a.digest(tokenRecord(t)))
+	}
+	for u := range v.access.users.all() {
+		a.sum.add(a.digest(userRecord(u)))
+	}
+	for s := range v.access.sessions.all() {
+		a.sum.add(a.digest(sessionRecord(s)))
+	}
 	for _, m := range v.order {
 		a.hashResult(m, a.sum.add)
 	}
@@ -372,7 +382,7 @@ func genOp(blocks int) *rapid.Generator[Op] {
 	name := rapid.SampledFrom([]string{"", "web", "db", "v1"})
 	revision := rapid.SampledFrom([]uint64{0, 0, 0, 1, 5})
 	return rapid.Custom(func(t *rapid.T) Op {
-		switch rapid.IntRange(0, 16).Draw(t, "kind") {
+		switch rapid.IntRange(0, 19).Draw(t, "kind") {
 		case 0:
 			return AddBlock{Target: Target{Prefix: genPrefix().Draw(t, "prefix")}, Reason: "abuse", Force: true}
 		case 1:
@@ -416,6 +426,8 @@ func genOp(blocks int) *rapid.Generator[Op] {
 				return PutGuard{VM: vm, Note: name.Draw(t, "note")}
 			}
 			return DeleteGuard{VM: vm}
+		case 17, 18, 19:
+			return genAccess().Draw(t, "access")
 		case 2, 3:
 			id := FormatBlockID(uint64(rapid.IntRange(1, blocks+1).Draw(t, "block")))
 			return LiftBlock{ID: id, IfRevision: revision.Draw(t, "revision")}

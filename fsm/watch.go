@@ -40,6 +40,13 @@ const (
 	EventJoinTokenUsed      EventType = "join_token.used"
 	EventJoinTokenDeleted   EventType = "join_token.deleted"
 	EventJoinTokenForgotten EventType = "join_token.forgotten" // JoinTokenKept after its end
+	EventTokenCreated       EventType = "token.created"
+	EventTokenDeleted       EventType = "token.deleted"
+	EventUserChanged        EventType = "user.changed" // created, or its scope or password changed
+	EventUserDeleted        EventType = "user.deleted"
+	EventSessionStarted     EventType = "session.started"   // a login
+	EventSessionEnded       EventType = "session.ended"     // by a logout, or because of its user
+	EventSessionForgotten   EventType = "session.forgotten" // over by itself
 )
 
 // Event is one change of one object. What changed nothing gives no event.
@@ -59,6 +66,9 @@ type Event struct {
 	// Fleet and JoinToken are without their secrets, sealed or hashed.
 	Fleet     *Fleet
 	JoinToken *JoinToken
+	Token     *Token // as they are in results: without hashes
+	User      *User
+	Session   *Session
 }
 
 // Watch returns a watcher of everything after log index from, which may lie ahead of the state.

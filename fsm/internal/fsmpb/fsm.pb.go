@@ -153,6 +153,14 @@ type Op struct {
 	//	*Op_AddGossipKey
 	//	*Op_UseGossipKey
 	//	*Op_RemoveGossipKey
+	//	*Op_CreateToken
+	//	*Op_DeleteToken
+	//	*Op_PutUser
+	//	*Op_DeleteUser
+	//	*Op_CreateSession
+	//	*Op_TouchSession
+	//	*Op_EndSessions
+	//	*Op_RefusedLogins
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -474,6 +482,78 @@ func (x *Op) GetRemoveGossipKey() *RemoveGossipKey {
 	return nil
 }
 
+func (x *Op) GetCreateToken() *CreateToken {
+	if x != nil {
+		if x, ok := x.Op.(*Op_CreateToken); ok {
+			return x.CreateToken
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDeleteToken() *DeleteToken {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DeleteToken); ok {
+			return x.DeleteToken
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetPutUser() *PutUser {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PutUser); ok {
+			return x.PutUser
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDeleteUser() *DeleteUser {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DeleteUser); ok {
+			return x.DeleteUser
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetCreateSession() *CreateSession {
+	if x != nil {
+		if x, ok := x.Op.(*Op_CreateSession); ok {
+			return x.CreateSession
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetTouchSession() *TouchSession {
+	if x != nil {
+		if x, ok := x.Op.(*Op_TouchSession); ok {
+			return x.TouchSession
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetEndSessions() *EndSessions {
+	if x != nil {
+		if x, ok := x.Op.(*Op_EndSessions); ok {
+			return x.EndSessions
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRefusedLogins() *RefusedLogins {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RefusedLogins); ok {
+			return x.RefusedLogins
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -603,6 +683,38 @@ type Op_RemoveGossipKey struct {
 	RemoveGossipKey *RemoveGossipKey `protobuf:"bytes,33,opt,name=remove_gossip_key,json=removeGossipKey,proto3,oneof"`
 }
 
+type Op_CreateToken struct {
+	CreateToken *CreateToken `protobuf:"bytes,40,opt,name=create_token,json=createToken,proto3,oneof"`
+}
+
+type Op_DeleteToken struct {
+	DeleteToken *DeleteToken `protobuf:"bytes,41,opt,name=delete_token,json=deleteToken,proto3,oneof"`
+}
+
+type Op_PutUser struct {
+	PutUser *PutUser `protobuf:"bytes,42,opt,name=put_user,json=putUser,proto3,oneof"`
+}
+
+type Op_DeleteUser struct {
+	DeleteUser *DeleteUser `protobuf:"bytes,43,opt,name=delete_user,json=deleteUser,proto3,oneof"`
+}
+
+type Op_CreateSession struct {
+	CreateSession *CreateSession `protobuf:"bytes,44,opt,name=create_session,json=createSession,proto3,oneof"`
+}
+
+type Op_TouchSession struct {
+	TouchSession *TouchSession `protobuf:"bytes,45,opt,name=touch_session,json=touchSession,proto3,oneof"`
+}
+
+type Op_EndSessions struct {
+	EndSessions *EndSessions `protobuf:"bytes,46,opt,name=end_sessions,json=endSessions,proto3,oneof"`
+}
+
+type Op_RefusedLogins struct {
+	RefusedLogins *RefusedLogins `protobuf:"bytes,47,opt,name=refused_logins,json=refusedLogins,proto3,oneof"`
+}
+
 func (*Op_AddBlock) isOp_Op() {}
 
 func (*Op_LiftBlock) isOp_Op() {}
@@ -664,6 +776,22 @@ func (*Op_AddGossipKey) isOp_Op() {}
 func (*Op_UseGossipKey) isOp_Op() {}
 
 func (*Op_RemoveGossipKey) isOp_Op() {}
+
+func (*Op_CreateToken) isOp_Op() {}
+
+func (*Op_DeleteToken) isOp_Op() {}
+
+func (*Op_PutUser) isOp_Op() {}
+
+func (*Op_DeleteUser) isOp_Op() {}
+
+func (*Op_CreateSession) isOp_Op() {}
+
+func (*Op_TouchSession) isOp_Op() {}
+
+func (*Op_EndSessions) isOp_Op() {}
+
+func (*Op_RefusedLogins) isOp_Op() {}
 
 // Target: exactly one field is set.
 type Target struct {
@@ -2926,6 +3054,554 @@ func (x *RemoveGossipKey) GetId() string {
 	return ""
 }
 
+type CreateToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	ExpiresAt     int64                  `protobuf:"fixed64,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateToken) Reset() {
+	*x = CreateToken{}
+	mi := &file_fsm_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateToken) ProtoMessage() {}
+
+func (x *CreateToken) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
+func (*CreateToken) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CreateToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateToken) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *CreateToken) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *CreateToken) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+type DeleteToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteToken) Reset() {
+	*x = DeleteToken{}
+	mi := &file_fsm_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteToken) ProtoMessage() {}
+
+func (x *DeleteToken) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
+func (*DeleteToken) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *DeleteToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteToken) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type PutUser struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"` // its argon2id hash
+	IfRevision    uint64                 `protobuf:"varint,4,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutUser) Reset() {
+	*x = PutUser{}
+	mi := &file_fsm_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutUser) ProtoMessage() {}
+
+func (x *PutUser) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutUser.ProtoReflect.Descriptor instead.
+func (*PutUser) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PutUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PutUser) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *PutUser) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *PutUser) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type DeleteUser struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IfRevision    uint64                 `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteUser) Reset() {
+	*x = DeleteUser{}
+	mi := &file_fsm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteUser) ProtoMessage() {}
+
+func (x *DeleteUser) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteUser.ProtoReflect.Descriptor instead.
+func (*DeleteUser) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DeleteUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteUser) GetIfRevision() uint64 {
+	if x != nil {
+		return x.IfRevision
+	}
+	return 0
+}
+
+type CreateSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	UserRevision  uint64                 `protobuf:"varint,4,opt,name=user_revision,json=userRevision,proto3" json:"user_revision,omitempty"`
+	Scope         string                 `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"`
+	ExpiresAt     int64                  `protobuf:"fixed64,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Idle          int64                  `protobuf:"varint,7,opt,name=idle,proto3" json:"idle,omitempty"`    // nanoseconds
+	Device        []byte                 `protobuf:"bytes,8,opt,name=device,proto3" json:"device,omitempty"` // hash
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSession) Reset() {
+	*x = CreateSession{}
+	mi := &file_fsm_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSession) ProtoMessage() {}
+
+func (x *CreateSession) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSession.ProtoReflect.Descriptor instead.
+func (*CreateSession) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *CreateSession) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateSession) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *CreateSession) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *CreateSession) GetUserRevision() uint64 {
+	if x != nil {
+		return x.UserRevision
+	}
+	return 0
+}
+
+func (x *CreateSession) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *CreateSession) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *CreateSession) GetIdle() int64 {
+	if x != nil {
+		return x.Idle
+	}
+	return 0
+}
+
+func (x *CreateSession) GetDevice() []byte {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+type TouchSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TouchSession) Reset() {
+	*x = TouchSession{}
+	mi := &file_fsm_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TouchSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TouchSession) ProtoMessage() {}
+
+func (x *TouchSession) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TouchSession.ProtoReflect.Descriptor instead.
+func (*TouchSession) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TouchSession) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type EndSessions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndSessions) Reset() {
+	*x = EndSessions{}
+	mi := &file_fsm_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndSessions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndSessions) ProtoMessage() {}
+
+func (x *EndSessions) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndSessions.ProtoReflect.Descriptor instead.
+func (*EndSessions) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *EndSessions) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EndSessions) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type RefusedLogins struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Total         uint64                 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
+	Logins        []*RefusedLogin        `protobuf:"bytes,2,rep,name=logins,proto3" json:"logins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusedLogins) Reset() {
+	*x = RefusedLogins{}
+	mi := &file_fsm_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusedLogins) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusedLogins) ProtoMessage() {}
+
+func (x *RefusedLogins) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusedLogins.ProtoReflect.Descriptor instead.
+func (*RefusedLogins) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RefusedLogins) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *RefusedLogins) GetLogins() []*RefusedLogin {
+	if x != nil {
+		return x.Logins
+	}
+	return nil
+}
+
+type RefusedLogin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusedLogin) Reset() {
+	*x = RefusedLogin{}
+	mi := &file_fsm_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusedLogin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusedLogin) ProtoMessage() {}
+
+func (x *RefusedLogin) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusedLogin.ProtoReflect.Descriptor instead.
+func (*RefusedLogin) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RefusedLogin) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *RefusedLogin) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RefusedLogin) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type Fleet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2940,7 +3616,7 @@ type Fleet struct {
 
 func (x *Fleet) Reset() {
 	*x = Fleet{}
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3628,7 @@ func (x *Fleet) String() string {
 func (*Fleet) ProtoMessage() {}
 
 func (x *Fleet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3641,7 @@ func (x *Fleet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fleet.ProtoReflect.Descriptor instead.
 func (*Fleet) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Fleet) GetId() string {
@@ -3024,7 +3700,7 @@ type CA struct {
 
 func (x *CA) Reset() {
 	*x = CA{}
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3036,7 +3712,7 @@ func (x *CA) String() string {
 func (*CA) ProtoMessage() {}
 
 func (x *CA) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3725,7 @@ func (x *CA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CA.ProtoReflect.Descriptor instead.
 func (*CA) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{39}
+	return file_fsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CA) GetId() string {
@@ -3106,7 +3782,7 @@ type GossipKey struct {
 
 func (x *GossipKey) Reset() {
 	*x = GossipKey{}
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3794,7 @@ func (x *GossipKey) String() string {
 func (*GossipKey) ProtoMessage() {}
 
 func (x *GossipKey) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3807,7 @@ func (x *GossipKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
 func (*GossipKey) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{40}
+	return file_fsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GossipKey) GetId() string {
@@ -3180,7 +3856,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3868,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3881,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{41}
+	return file_fsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *JoinToken) GetId() string {
@@ -3306,7 +3982,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3994,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3331,7 +4007,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{42}
+	return file_fsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Node) GetId() string {
@@ -3485,7 +4161,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +4173,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +4186,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{43}
+	return file_fsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *NIC) GetMac() []byte {
@@ -3554,7 +4230,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +4242,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +4255,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{44}
+	return file_fsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *VM) GetId() string {
@@ -3679,7 +4355,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_fsm_proto_msgTypes[45]
+	mi := &file_fsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +4367,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[45]
+	mi := &file_fsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +4380,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{45}
+	return file_fsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Account) GetId() string {
@@ -3756,7 +4432,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_fsm_proto_msgTypes[46]
+	mi := &file_fsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +4444,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[46]
+	mi := &file_fsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +4457,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{46}
+	return file_fsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Settings) GetMaxVms() uint64 {
@@ -3844,7 +4520,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_fsm_proto_msgTypes[47]
+	mi := &file_fsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4532,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[47]
+	mi := &file_fsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4545,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{47}
+	return file_fsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *List) GetName() string {
@@ -3952,7 +4628,7 @@ type ListBlock struct {
 
 func (x *ListBlock) Reset() {
 	*x = ListBlock{}
-	mi := &file_fsm_proto_msgTypes[48]
+	mi := &file_fsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4640,7 @@ func (x *ListBlock) String() string {
 func (*ListBlock) ProtoMessage() {}
 
 func (x *ListBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[48]
+	mi := &file_fsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4653,7 @@ func (x *ListBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBlock.ProtoReflect.Descriptor instead.
 func (*ListBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{48}
+	return file_fsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListBlock) GetPrefixes() []byte {
@@ -4003,7 +4679,7 @@ type Upload struct {
 
 func (x *Upload) Reset() {
 	*x = Upload{}
-	mi := &file_fsm_proto_msgTypes[49]
+	mi := &file_fsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4691,7 @@ func (x *Upload) String() string {
 func (*Upload) ProtoMessage() {}
 
 func (x *Upload) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[49]
+	mi := &file_fsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4704,7 @@ func (x *Upload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upload.ProtoReflect.Descriptor instead.
 func (*Upload) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{49}
+	return file_fsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Upload) GetId() string {
@@ -4080,6 +4756,307 @@ func (x *Upload) GetHash() []byte {
 	return nil
 }
 
+// hash is empty in events and outcomes, as are password and devices of a user.
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	ExpiresAt     int64                  `protobuf:"fixed64,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	CreatedAt     int64                  `protobuf:"fixed64,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	Revision      uint64                 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_fsm_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Token) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Token) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *Token) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *Token) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Token) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type User struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Scope         string                 `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"` // its argon2id hash
+	Devices       [][]byte               `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`   // hashes
+	CreatedAt     int64                  `protobuf:"fixed64,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Actor         string                 `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
+	Revision      uint64                 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *User) Reset() {
+	*x = User{}
+	mi := &file_fsm_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *User) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*User) ProtoMessage() {}
+
+func (x *User) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use User.ProtoReflect.Descriptor instead.
+func (*User) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *User) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *User) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *User) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *User) GetDevices() [][]byte {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *User) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *User) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *User) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Scope         string                 `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`
+	From          string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	CreatedAt     int64                  `protobuf:"fixed64,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	LastUsed      int64                  `protobuf:"fixed64,7,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`
+	ExpiresAt     int64                  `protobuf:"fixed64,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Idle          int64                  `protobuf:"varint,9,opt,name=idle,proto3" json:"idle,omitempty"` // nanoseconds
+	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_fsm_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *Session) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Session) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Session) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Session) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Session) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Session) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *Session) GetLastUsed() int64 {
+	if x != nil {
+		return x.LastUsed
+	}
+	return 0
+}
+
+func (x *Session) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *Session) GetIdle() int64 {
+	if x != nil {
+		return x.Idle
+	}
+	return 0
+}
+
+func (x *Session) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // 17 to 31 are kept for further parameters of kinds.
 type Block struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4107,7 +5084,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_fsm_proto_msgTypes[50]
+	mi := &file_fsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +5096,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[50]
+	mi := &file_fsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +5109,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{50}
+	return file_fsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Block) GetNumber() uint64 {
@@ -4274,7 +5251,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_fsm_proto_msgTypes[51]
+	mi := &file_fsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4286,7 +5263,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[51]
+	mi := &file_fsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4299,7 +5276,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{51}
+	return file_fsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Guard) GetPrefix() []byte {
@@ -4348,7 +5325,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fsm_proto_msgTypes[52]
+	mi := &file_fsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4360,7 +5337,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[52]
+	mi := &file_fsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4373,7 +5350,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{52}
+	return file_fsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Error) GetCode() string {
@@ -4413,6 +5390,9 @@ type Outcome struct {
 	//	*Outcome_List
 	//	*Outcome_Fleet
 	//	*Outcome_JoinToken
+	//	*Outcome_Token
+	//	*Outcome_User
+	//	*Outcome_Session
 	Object        isOutcome_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4420,7 +5400,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fsm_proto_msgTypes[53]
+	mi := &file_fsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +5412,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[53]
+	mi := &file_fsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +5425,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{53}
+	return file_fsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -4550,6 +5530,33 @@ func (x *Outcome) GetJoinToken() *JoinToken {
 	return nil
 }
 
+func (x *Outcome) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetUser() *User {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_User); ok {
+			return x.User
+		}
+	}
+	return nil
+}
+
+func (x *Outcome) GetSession() *Session {
+	if x != nil {
+		if x, ok := x.Object.(*Outcome_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
 type isOutcome_Object interface {
 	isOutcome_Object()
 }
@@ -4590,6 +5597,18 @@ type Outcome_JoinToken struct {
 	JoinToken *JoinToken `protobuf:"bytes,11,opt,name=join_token,json=joinToken,proto3,oneof"` // without its hash
 }
 
+type Outcome_Token struct {
+	Token *Token `protobuf:"bytes,13,opt,name=token,proto3,oneof"`
+}
+
+type Outcome_User struct {
+	User *User `protobuf:"bytes,14,opt,name=user,proto3,oneof"`
+}
+
+type Outcome_Session struct {
+	Session *Session `protobuf:"bytes,15,opt,name=session,proto3,oneof"`
+}
+
 func (*Outcome_Block) isOutcome_Object() {}
 
 func (*Outcome_Vm) isOutcome_Object() {}
@@ -4608,6 +5627,12 @@ func (*Outcome_Fleet) isOutcome_Object() {}
 
 func (*Outcome_JoinToken) isOutcome_Object() {}
 
+func (*Outcome_Token) isOutcome_Object() {}
+
+func (*Outcome_User) isOutcome_Object() {}
+
+func (*Outcome_Session) isOutcome_Object() {}
+
 // Result is the remembered outcome of a command with an idempotency key.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4623,7 +5648,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_proto_msgTypes[54]
+	mi := &file_fsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4635,7 +5660,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[54]
+	mi := &file_fsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4648,7 +5673,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{54}
+	return file_fsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Result) GetSeq() uint64 {
@@ -4706,7 +5731,7 @@ type ResultItem struct {
 
 func (x *ResultItem) Reset() {
 	*x = ResultItem{}
-	mi := &file_fsm_proto_msgTypes[55]
+	mi := &file_fsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +5743,7 @@ func (x *ResultItem) String() string {
 func (*ResultItem) ProtoMessage() {}
 
 func (x *ResultItem) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[55]
+	mi := &file_fsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +5756,7 @@ func (x *ResultItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultItem.ProtoReflect.Descriptor instead.
 func (*ResultItem) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{55}
+	return file_fsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ResultItem) GetSeq() uint64 {
@@ -4780,6 +5805,9 @@ type Event struct {
 	//	*Event_List
 	//	*Event_Fleet
 	//	*Event_JoinToken
+	//	*Event_Token
+	//	*Event_User
+	//	*Event_Session
 	Object        isEvent_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4787,7 +5815,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fsm_proto_msgTypes[56]
+	mi := &file_fsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4799,7 +5827,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[56]
+	mi := &file_fsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4812,7 +5840,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{56}
+	return file_fsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4938,6 +5966,33 @@ func (x *Event) GetJoinToken() *JoinToken {
 	return nil
 }
 
+func (x *Event) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetUser() *User {
+	if x != nil {
+		if x, ok := x.Object.(*Event_User); ok {
+			return x.User
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSession() *Session {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
 type isEvent_Object interface {
 	isEvent_Object()
 }
@@ -4978,6 +6033,18 @@ type Event_JoinToken struct {
 	JoinToken *JoinToken `protobuf:"bytes,14,opt,name=join_token,json=joinToken,proto3,oneof"` // without its hash
 }
 
+type Event_Token struct {
+	Token *Token `protobuf:"bytes,16,opt,name=token,proto3,oneof"`
+}
+
+type Event_User struct {
+	User *User `protobuf:"bytes,17,opt,name=user,proto3,oneof"`
+}
+
+type Event_Session struct {
+	Session *Session `protobuf:"bytes,18,opt,name=session,proto3,oneof"`
+}
+
 func (*Event_Block) isEvent_Object() {}
 
 func (*Event_Vm) isEvent_Object() {}
@@ -4996,6 +6063,12 @@ func (*Event_Fleet) isEvent_Object() {}
 
 func (*Event_JoinToken) isEvent_Object() {}
 
+func (*Event_Token) isEvent_Object() {}
+
+func (*Event_User) isEvent_Object() {}
+
+func (*Event_Session) isEvent_Object() {}
+
 // Audit is the line of one audit record, as it was written.
 type Audit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5007,7 +6080,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_fsm_proto_msgTypes[57]
+	mi := &file_fsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +6092,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[57]
+	mi := &file_fsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +6105,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{57}
+	return file_fsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Audit) GetSeq() uint64 {
@@ -5075,13 +6148,16 @@ type Header struct {
 	Fleets        uint64 `protobuf:"varint,27,opt,name=fleets,proto3" json:"fleets,omitempty"` // at most one
 	JoinTokens    uint64 `protobuf:"varint,28,opt,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`
 	Format        uint32 `protobuf:"varint,34,opt,name=format,proto3" json:"format,omitempty"` // highest command format that was applied; absent while it is 1
+	Tokens        uint64 `protobuf:"varint,30,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	Users         uint64 `protobuf:"varint,31,opt,name=users,proto3" json:"users,omitempty"`
+	Sessions      uint64 `protobuf:"varint,32,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5093,7 +6169,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5106,7 +6182,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{58}
+	return file_fsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Header) GetVersion() uint32 {
@@ -5270,6 +6346,27 @@ func (x *Header) GetFormat() uint32 {
 	return 0
 }
 
+func (x *Header) GetTokens() uint64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Header) GetUsers() uint64 {
+	if x != nil {
+		return x.Users
+	}
+	return 0
+}
+
+func (x *Header) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
 type Trailer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StateHash     []byte                 `protobuf:"bytes,1,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
@@ -5280,7 +6377,7 @@ type Trailer struct {
 
 func (x *Trailer) Reset() {
 	*x = Trailer{}
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5292,7 +6389,7 @@ func (x *Trailer) String() string {
 func (*Trailer) ProtoMessage() {}
 
 func (x *Trailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5305,7 +6402,7 @@ func (x *Trailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trailer.ProtoReflect.Descriptor instead.
 func (*Trailer) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{59}
+	return file_fsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Trailer) GetStateHash() []byte {
@@ -5342,6 +6439,9 @@ type Record struct {
 	//	*Record_Trailer
 	//	*Record_Fleet
 	//	*Record_JoinToken
+	//	*Record_Token
+	//	*Record_User
+	//	*Record_Session
 	Record        isRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5349,7 +6449,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5361,7 +6461,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5374,7 +6474,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{60}
+	return file_fsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Record) GetRecord() isRecord_Record {
@@ -5528,6 +6628,33 @@ func (x *Record) GetJoinToken() *JoinToken {
 	return nil
 }
 
+func (x *Record) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetUser() *User {
+	if x != nil {
+		if x, ok := x.Record.(*Record_User); ok {
+			return x.User
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetSession() *Session {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Session); ok {
+			return x.Session
+		}
+	}
+	return nil
+}
+
 type isRecord_Record interface {
 	isRecord_Record()
 }
@@ -5596,6 +6723,18 @@ type Record_JoinToken struct {
 	JoinToken *JoinToken `protobuf:"bytes,17,opt,name=join_token,json=joinToken,proto3,oneof"`
 }
 
+type Record_Token struct {
+	Token *Token `protobuf:"bytes,20,opt,name=token,proto3,oneof"`
+}
+
+type Record_User struct {
+	User *User `protobuf:"bytes,21,opt,name=user,proto3,oneof"`
+}
+
+type Record_Session struct {
+	Session *Session `protobuf:"bytes,22,opt,name=session,proto3,oneof"`
+}
+
 func (*Record_Header) isRecord_Record() {}
 
 func (*Record_Node) isRecord_Record() {}
@@ -5628,6 +6767,12 @@ func (*Record_Fleet) isRecord_Record() {}
 
 func (*Record_JoinToken) isRecord_Record() {}
 
+func (*Record_Token) isRecord_Record() {}
+
+func (*Record_User) isRecord_Record() {}
+
+func (*Record_Session) isRecord_Record() {}
+
 var File_fsm_proto protoreflect.FileDescriptor
 
 const file_fsm_proto_rawDesc = "" +
@@ -5639,7 +6784,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12#\n" +
 	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\x12\x12\n" +
-	"\x04from\x18\x06 \x01(\tR\x04from\"\xcc\x0f\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\"\xe4\x13\n" +
 	"\x02Op\x128\n" +
 	"\tadd_block\x18\x01 \x01(\v2\x19.palisade.fsm.v1.AddBlockH\x00R\baddBlock\x12;\n" +
 	"\n" +
@@ -5687,7 +6832,16 @@ const file_fsm_proto_rawDesc = "" +
 	"\tfinish_ca\x18\x1e \x01(\v2\x19.palisade.fsm.v1.FinishCAH\x00R\bfinishCa\x12E\n" +
 	"\x0eadd_gossip_key\x18\x1f \x01(\v2\x1d.palisade.fsm.v1.AddGossipKeyH\x00R\faddGossipKey\x12E\n" +
 	"\x0euse_gossip_key\x18  \x01(\v2\x1d.palisade.fsm.v1.UseGossipKeyH\x00R\fuseGossipKey\x12N\n" +
-	"\x11remove_gossip_key\x18! \x01(\v2 .palisade.fsm.v1.RemoveGossipKeyH\x00R\x0fremoveGossipKeyB\x04\n" +
+	"\x11remove_gossip_key\x18! \x01(\v2 .palisade.fsm.v1.RemoveGossipKeyH\x00R\x0fremoveGossipKey\x12A\n" +
+	"\fcreate_token\x18( \x01(\v2\x1c.palisade.fsm.v1.CreateTokenH\x00R\vcreateToken\x12A\n" +
+	"\fdelete_token\x18) \x01(\v2\x1c.palisade.fsm.v1.DeleteTokenH\x00R\vdeleteToken\x125\n" +
+	"\bput_user\x18* \x01(\v2\x18.palisade.fsm.v1.PutUserH\x00R\aputUser\x12>\n" +
+	"\vdelete_user\x18+ \x01(\v2\x1b.palisade.fsm.v1.DeleteUserH\x00R\n" +
+	"deleteUser\x12G\n" +
+	"\x0ecreate_session\x18, \x01(\v2\x1e.palisade.fsm.v1.CreateSessionH\x00R\rcreateSession\x12D\n" +
+	"\rtouch_session\x18- \x01(\v2\x1d.palisade.fsm.v1.TouchSessionH\x00R\ftouchSession\x12A\n" +
+	"\fend_sessions\x18. \x01(\v2\x1c.palisade.fsm.v1.EndSessionsH\x00R\vendSessions\x12G\n" +
+	"\x0erefused_logins\x18/ \x01(\v2\x1e.palisade.fsm.v1.RefusedLoginsH\x00R\rrefusedLoginsB\x04\n" +
 	"\x02op\"^\n" +
 	"\x06Target\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
@@ -5872,7 +7026,50 @@ const file_fsm_proto_rawDesc = "" +
 	"\fUseGossipKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
 	"\x0fRemoveGossipKey\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xca\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"j\n" +
+	"\vCreateToken\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\x10R\texpiresAt\"B\n" +
+	"\vDeleteToken\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\"p\n" +
+	"\aPutUser\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12\x1f\n" +
+	"\vif_revision\x18\x04 \x01(\x04R\n" +
+	"ifRevision\"A\n" +
+	"\n" +
+	"DeleteUser\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vif_revision\x18\x02 \x01(\x04R\n" +
+	"ifRevision\"\xcd\x01\n" +
+	"\rCreateSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12#\n" +
+	"\ruser_revision\x18\x04 \x01(\x04R\fuserRevision\x12\x14\n" +
+	"\x05scope\x18\x05 \x01(\tR\x05scope\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\x10R\texpiresAt\x12\x12\n" +
+	"\x04idle\x18\a \x01(\x03R\x04idle\x12\x16\n" +
+	"\x06device\x18\b \x01(\fR\x06device\"\x1e\n" +
+	"\fTouchSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"1\n" +
+	"\vEndSessions\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\"\\\n" +
+	"\rRefusedLogins\x12\x14\n" +
+	"\x05total\x18\x01 \x01(\x04R\x05total\x125\n" +
+	"\x06logins\x18\x02 \x03(\v2\x1d.palisade.fsm.v1.RefusedLoginR\x06logins\"L\n" +
+	"\fRefusedLogin\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xca\x01\n" +
 	"\x05Fleet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12%\n" +
@@ -5985,7 +7182,40 @@ const file_fsm_proto_rawDesc = "" +
 	"\x06chunks\x18\x04 \x01(\rR\x06chunks\x12\x14\n" +
 	"\x05index\x18\x05 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04size\x18\x06 \x01(\x04R\x04size\x12\x12\n" +
-	"\x04hash\x18\a \x01(\fR\x04hash\"\x96\x04\n" +
+	"\x04hash\x18\a \x01(\fR\x04hash\"\xb5\x01\n" +
+	"\x05Token\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\x10R\texpiresAt\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\x10R\tcreatedAt\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"\xb7\x01\n" +
+	"\x04User\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12\x18\n" +
+	"\adevices\x18\x04 \x03(\fR\adevices\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\x10R\tcreatedAt\x12\x14\n" +
+	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"\xf6\x01\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\tR\x05scope\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x06 \x01(\x10R\tcreatedAt\x12\x1b\n" +
+	"\tlast_used\x18\a \x01(\x10R\blastUsed\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\x10R\texpiresAt\x12\x12\n" +
+	"\x04idle\x18\t \x01(\x03R\x04idle\x12\x1a\n" +
+	"\brevision\x18\n" +
+	" \x01(\x04R\brevision\"\x96\x04\n" +
 	"\x05Block\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12/\n" +
 	"\x06target\x18\x02 \x01(\v2\x17.palisade.fsm.v1.TargetR\x06target\x12\x12\n" +
@@ -6020,7 +7250,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x90\x04\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xa3\x05\n" +
 	"\aOutcome\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12(\n" +
 	"\x03err\x18\x02 \x01(\v2\x16.palisade.fsm.v1.ErrorR\x03err\x12.\n" +
@@ -6034,7 +7264,10 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05fleet\x18\n" +
 	" \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
 	"\n" +
-	"join_token\x18\v \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
+	"join_token\x18\v \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinToken\x12.\n" +
+	"\x05token\x18\r \x01(\v2\x16.palisade.fsm.v1.TokenH\x00R\x05token\x12+\n" +
+	"\x04user\x18\x0e \x01(\v2\x15.palisade.fsm.v1.UserH\x00R\x04user\x124\n" +
+	"\asession\x18\x0f \x01(\v2\x18.palisade.fsm.v1.SessionH\x00R\asessionB\b\n" +
 	"\x06object\"\xae\x01\n" +
 	"\x06Result\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
@@ -6048,7 +7281,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\rR\bposition\x122\n" +
 	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05items\x18\x04 \x01(\rR\x05items\"\xb4\x04\n" +
+	"\x05items\x18\x04 \x01(\rR\x05items\"\xc7\x05\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -6065,11 +7298,14 @@ const file_fsm_proto_rawDesc = "" +
 	"\x04list\x18\f \x01(\v2\x15.palisade.fsm.v1.ListH\x00R\x04list\x12.\n" +
 	"\x05fleet\x18\r \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
 	"\n" +
-	"join_token\x18\x0e \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
+	"join_token\x18\x0e \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinToken\x12.\n" +
+	"\x05token\x18\x10 \x01(\v2\x16.palisade.fsm.v1.TokenH\x00R\x05token\x12+\n" +
+	"\x04user\x18\x11 \x01(\v2\x15.palisade.fsm.v1.UserH\x00R\x04user\x124\n" +
+	"\asession\x18\x12 \x01(\v2\x18.palisade.fsm.v1.SessionH\x00R\asessionB\b\n" +
 	"\x06object\"-\n" +
 	"\x05Audit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04line\x18\x02 \x01(\fR\x04line\"\x82\x05\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"\xcc\x05\n" +
 	"\x06Header\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -6100,12 +7336,15 @@ const file_fsm_proto_rawDesc = "" +
 	"\x06fleets\x18\x1b \x01(\x04R\x06fleets\x12\x1f\n" +
 	"\vjoin_tokens\x18\x1c \x01(\x04R\n" +
 	"joinTokens\x12\x16\n" +
-	"\x06format\x18\" \x01(\rR\x06format\"I\n" +
+	"\x06format\x18\" \x01(\rR\x06format\x12\x16\n" +
+	"\x06tokens\x18\x1e \x01(\x04R\x06tokens\x12\x14\n" +
+	"\x05users\x18\x1f \x01(\x04R\x05users\x12\x1a\n" +
+	"\bsessions\x18  \x01(\x04R\bsessions\"I\n" +
 	"\aTrailer\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x01 \x01(\fR\tstateHash\x12\x1f\n" +
 	"\vstream_hash\x18\x02 \x01(\fR\n" +
-	"streamHash\"\xc2\x06\n" +
+	"streamHash\"\xd5\a\n" +
 	"\x06Record\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.palisade.fsm.v1.HeaderH\x00R\x06header\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.palisade.fsm.v1.NodeH\x00R\x04node\x12%\n" +
@@ -6126,7 +7365,10 @@ const file_fsm_proto_rawDesc = "" +
 	"\atrailer\x18\x0f \x01(\v2\x18.palisade.fsm.v1.TrailerH\x00R\atrailer\x12.\n" +
 	"\x05fleet\x18\x10 \x01(\v2\x16.palisade.fsm.v1.FleetH\x00R\x05fleet\x12;\n" +
 	"\n" +
-	"join_token\x18\x11 \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinTokenB\b\n" +
+	"join_token\x18\x11 \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinToken\x12.\n" +
+	"\x05token\x18\x14 \x01(\v2\x16.palisade.fsm.v1.TokenH\x00R\x05token\x12+\n" +
+	"\x04user\x18\x15 \x01(\v2\x15.palisade.fsm.v1.UserH\x00R\x04user\x124\n" +
+	"\asession\x18\x16 \x01(\v2\x18.palisade.fsm.v1.SessionH\x00R\asessionB\b\n" +
 	"\x06recordB1Z/github.com/palisade/palisade/fsm/internal/fsmpbb\x06proto3"
 
 var (
@@ -6141,7 +7383,7 @@ func file_fsm_proto_rawDescGZIP() []byte {
 	return file_fsm_proto_rawDescData
 }
 
-var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_fsm_proto_goTypes = []any{
 	(*Command)(nil),         // 0: palisade.fsm.v1.Command
 	(*Op)(nil),              // 1: palisade.fsm.v1.Op
@@ -6181,127 +7423,157 @@ var file_fsm_proto_goTypes = []any{
 	(*AddGossipKey)(nil),    // 35: palisade.fsm.v1.AddGossipKey
 	(*UseGossipKey)(nil),    // 36: palisade.fsm.v1.UseGossipKey
 	(*RemoveGossipKey)(nil), // 37: palisade.fsm.v1.RemoveGossipKey
-	(*Fleet)(nil),           // 38: palisade.fsm.v1.Fleet
-	(*CA)(nil),              // 39: palisade.fsm.v1.CA
-	(*GossipKey)(nil),       // 40: palisade.fsm.v1.GossipKey
-	(*JoinToken)(nil),       // 41: palisade.fsm.v1.JoinToken
-	(*Node)(nil),            // 42: palisade.fsm.v1.Node
-	(*NIC)(nil),             // 43: palisade.fsm.v1.NIC
-	(*VM)(nil),              // 44: palisade.fsm.v1.VM
-	(*Account)(nil),         // 45: palisade.fsm.v1.Account
-	(*Settings)(nil),        // 46: palisade.fsm.v1.Settings
-	(*List)(nil),            // 47: palisade.fsm.v1.List
-	(*ListBlock)(nil),       // 48: palisade.fsm.v1.ListBlock
-	(*Upload)(nil),          // 49: palisade.fsm.v1.Upload
-	(*Block)(nil),           // 50: palisade.fsm.v1.Block
-	(*Guard)(nil),           // 51: palisade.fsm.v1.Guard
-	(*Error)(nil),           // 52: palisade.fsm.v1.Error
-	(*Outcome)(nil),         // 53: palisade.fsm.v1.Outcome
-	(*Result)(nil),          // 54: palisade.fsm.v1.Result
-	(*ResultItem)(nil),      // 55: palisade.fsm.v1.ResultItem
-	(*Event)(nil),           // 56: palisade.fsm.v1.Event
-	(*Audit)(nil),           // 57: palisade.fsm.v1.Audit
-	(*Header)(nil),          // 58: palisade.fsm.v1.Header
-	(*Trailer)(nil),         // 59: palisade.fsm.v1.Trailer
-	(*Record)(nil),          // 60: palisade.fsm.v1.Record
+	(*CreateToken)(nil),     // 38: palisade.fsm.v1.CreateToken
+	(*DeleteToken)(nil),     // 39: palisade.fsm.v1.DeleteToken
+	(*PutUser)(nil),         // 40: palisade.fsm.v1.PutUser
+	(*DeleteUser)(nil),      // 41: palisade.fsm.v1.DeleteUser
+	(*CreateSession)(nil),   // 42: palisade.fsm.v1.CreateSession
+	(*TouchSession)(nil),    // 43: palisade.fsm.v1.TouchSession
+	(*EndSessions)(nil),     // 44: palisade.fsm.v1.EndSessions
+	(*RefusedLogins)(nil),   // 45: palisade.fsm.v1.RefusedLogins
+	(*RefusedLogin)(nil),    // 46: palisade.fsm.v1.RefusedLogin
+	(*Fleet)(nil),           // 47: palisade.fsm.v1.Fleet
+	(*CA)(nil),              // 48: palisade.fsm.v1.CA
+	(*GossipKey)(nil),       // 49: palisade.fsm.v1.GossipKey
+	(*JoinToken)(nil),       // 50: palisade.fsm.v1.JoinToken
+	(*Node)(nil),            // 51: palisade.fsm.v1.Node
+	(*NIC)(nil),             // 52: palisade.fsm.v1.NIC
+	(*VM)(nil),              // 53: palisade.fsm.v1.VM
+	(*Account)(nil),         // 54: palisade.fsm.v1.Account
+	(*Settings)(nil),        // 55: palisade.fsm.v1.Settings
+	(*List)(nil),            // 56: palisade.fsm.v1.List
+	(*ListBlock)(nil),       // 57: palisade.fsm.v1.ListBlock
+	(*Upload)(nil),          // 58: palisade.fsm.v1.Upload
+	(*Token)(nil),           // 59: palisade.fsm.v1.Token
+	(*User)(nil),            // 60: palisade.fsm.v1.User
+	(*Session)(nil),         // 61: palisade.fsm.v1.Session
+	(*Block)(nil),           // 62: palisade.fsm.v1.Block
+	(*Guard)(nil),           // 63: palisade.fsm.v1.Guard
+	(*Error)(nil),           // 64: palisade.fsm.v1.Error
+	(*Outcome)(nil),         // 65: palisade.fsm.v1.Outcome
+	(*Result)(nil),          // 66: palisade.fsm.v1.Result
+	(*ResultItem)(nil),      // 67: palisade.fsm.v1.ResultItem
+	(*Event)(nil),           // 68: palisade.fsm.v1.Event
+	(*Audit)(nil),           // 69: palisade.fsm.v1.Audit
+	(*Header)(nil),          // 70: palisade.fsm.v1.Header
+	(*Trailer)(nil),         // 71: palisade.fsm.v1.Trailer
+	(*Record)(nil),          // 72: palisade.fsm.v1.Record
 }
 var file_fsm_proto_depIdxs = []int32{
-	1,  // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
-	5,  // 1: palisade.fsm.v1.Op.add_block:type_name -> palisade.fsm.v1.AddBlock
-	11, // 2: palisade.fsm.v1.Op.lift_block:type_name -> palisade.fsm.v1.LiftBlock
-	12, // 3: palisade.fsm.v1.Op.declare_vm:type_name -> palisade.fsm.v1.DeclareVM
-	13, // 4: palisade.fsm.v1.Op.observe_vm:type_name -> palisade.fsm.v1.ObserveVM
-	14, // 5: palisade.fsm.v1.Op.put_node:type_name -> palisade.fsm.v1.PutNode
-	15, // 6: palisade.fsm.v1.Op.put_guard:type_name -> palisade.fsm.v1.PutGuard
-	16, // 7: palisade.fsm.v1.Op.delete_guard:type_name -> palisade.fsm.v1.DeleteGuard
-	7,  // 8: palisade.fsm.v1.Op.patch_block:type_name -> palisade.fsm.v1.PatchBlock
-	8,  // 9: palisade.fsm.v1.Op.fire_block:type_name -> palisade.fsm.v1.FireBlock
-	6,  // 10: palisade.fsm.v1.Op.lift_reason:type_name -> palisade.fsm.v1.LiftReason
-	9,  // 11: palisade.fsm.v1.Op.put_account:type_name -> palisade.fsm.v1.PutAccount
-	10, // 12: palisade.fsm.v1.Op.put_settings:type_name -> palisade.fsm.v1.PutSettings
-	17, // 13: palisade.fsm.v1.Op.batch:type_name -> palisade.fsm.v1.Batch
-	18, // 14: palisade.fsm.v1.Op.begin_list:type_name -> palisade.fsm.v1.BeginList
-	19, // 15: palisade.fsm.v1.Op.add_list_chunk:type_name -> palisade.fsm.v1.AddListChunk
-	20, // 16: palisade.fsm.v1.Op.commit_list:type_name -> palisade.fsm.v1.CommitList
-	21, // 17: palisade.fsm.v1.Op.abort_list:type_name -> palisade.fsm.v1.AbortList
-	22, // 18: palisade.fsm.v1.Op.patch_list:type_name -> palisade.fsm.v1.PatchList
-	23, // 19: palisade.fsm.v1.Op.delete_list:type_name -> palisade.fsm.v1.DeleteList
-	24, // 20: palisade.fsm.v1.Op.describe_list:type_name -> palisade.fsm.v1.DescribeList
-	26, // 21: palisade.fsm.v1.Op.form_fleet:type_name -> palisade.fsm.v1.FormFleet
-	28, // 22: palisade.fsm.v1.Op.create_join_token:type_name -> palisade.fsm.v1.CreateJoinToken
-	29, // 23: palisade.fsm.v1.Op.delete_join_token:type_name -> palisade.fsm.v1.DeleteJoinToken
-	30, // 24: palisade.fsm.v1.Op.admit_node:type_name -> palisade.fsm.v1.AdmitNode
-	31, // 25: palisade.fsm.v1.Op.renew_node:type_name -> palisade.fsm.v1.RenewNode
-	32, // 26: palisade.fsm.v1.Op.confirm_node:type_name -> palisade.fsm.v1.ConfirmNode
-	33, // 27: palisade.fsm.v1.Op.start_ca:type_name -> palisade.fsm.v1.StartCA
-	34, // 28: palisade.fsm.v1.Op.finish_ca:type_name -> palisade.fsm.v1.FinishCA
-	35, // 29: palisade.fsm.v1.Op.add_gossip_key:type_name -> palisade.fsm.v1.AddGossipKey
-	36, // 30: palisade.fsm.v1.Op.use_gossip_key:type_name -> palisade.fsm.v1.UseGossipKey
-	37, // 31: palisade.fsm.v1.Op.remove_gossip_key:type_name -> palisade.fsm.v1.RemoveGossipKey
-	4,  // 32: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
-	2,  // 33: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
-	3,  // 34: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
-	2,  // 35: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
-	46, // 36: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
-	43, // 37: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
-	42, // 38: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
-	1,  // 39: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
-	25, // 40: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
-	39, // 41: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
-	40, // 42: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
-	27, // 43: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
-	27, // 44: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
-	39, // 45: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
-	40, // 46: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
-	39, // 47: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
-	40, // 48: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
-	43, // 49: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
-	25, // 50: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
-	2,  // 51: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
-	3,  // 52: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
-	52, // 53: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
-	50, // 54: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
-	44, // 55: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
-	42, // 56: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
-	51, // 57: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
-	45, // 58: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
-	46, // 59: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
-	47, // 60: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
-	38, // 61: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
-	41, // 62: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
-	53, // 63: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
-	53, // 64: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
-	50, // 65: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
-	44, // 66: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
-	42, // 67: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
-	51, // 68: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
-	45, // 69: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
-	46, // 70: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
-	47, // 71: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
-	38, // 72: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
-	41, // 73: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
-	46, // 74: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
-	58, // 75: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
-	42, // 76: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
-	44, // 77: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
-	50, // 78: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
-	51, // 79: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
-	54, // 80: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
-	55, // 81: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
-	56, // 82: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
-	45, // 83: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
-	47, // 84: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
-	48, // 85: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
-	49, // 86: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
-	57, // 87: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
-	59, // 88: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
-	38, // 89: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
-	41, // 90: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
-	91, // [91:91] is the sub-list for method output_type
-	91, // [91:91] is the sub-list for method input_type
-	91, // [91:91] is the sub-list for extension type_name
-	91, // [91:91] is the sub-list for extension extendee
-	0,  // [0:91] is the sub-list for field type_name
+	1,   // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
+	5,   // 1: palisade.fsm.v1.Op.add_block:type_name -> palisade.fsm.v1.AddBlock
+	11,  // 2: palisade.fsm.v1.Op.lift_block:type_name -> palisade.fsm.v1.LiftBlock
+	12,  // 3: palisade.fsm.v1.Op.declare_vm:type_name -> palisade.fsm.v1.DeclareVM
+	13,  // 4: palisade.fsm.v1.Op.observe_vm:type_name -> palisade.fsm.v1.ObserveVM
+	14,  // 5: palisade.fsm.v1.Op.put_node:type_name -> palisade.fsm.v1.PutNode
+	15,  // 6: palisade.fsm.v1.Op.put_guard:type_name -> palisade.fsm.v1.PutGuard
+	16,  // 7: palisade.fsm.v1.Op.delete_guard:type_name -> palisade.fsm.v1.DeleteGuard
+	7,   // 8: palisade.fsm.v1.Op.patch_block:type_name -> palisade.fsm.v1.PatchBlock
+	8,   // 9: palisade.fsm.v1.Op.fire_block:type_name -> palisade.fsm.v1.FireBlock
+	6,   // 10: palisade.fsm.v1.Op.lift_reason:type_name -> palisade.fsm.v1.LiftReason
+	9,   // 11: palisade.fsm.v1.Op.put_account:type_name -> palisade.fsm.v1.PutAccount
+	10,  // 12: palisade.fsm.v1.Op.put_settings:type_name -> palisade.fsm.v1.PutSettings
+	17,  // 13: palisade.fsm.v1.Op.batch:type_name -> palisade.fsm.v1.Batch
+	18,  // 14: palisade.fsm.v1.Op.begin_list:type_name -> palisade.fsm.v1.BeginList
+	19,  // 15: palisade.fsm.v1.Op.add_list_chunk:type_name -> palisade.fsm.v1.AddListChunk
+	20,  // 16: palisade.fsm.v1.Op.commit_list:type_name -> palisade.fsm.v1.CommitList
+	21,  // 17: palisade.fsm.v1.Op.abort_list:type_name -> palisade.fsm.v1.AbortList
+	22,  // 18: palisade.fsm.v1.Op.patch_list:type_name -> palisade.fsm.v1.PatchList
+	23,  // 19: palisade.fsm.v1.Op.delete_list:type_name -> palisade.fsm.v1.DeleteList
+	24,  // 20: palisade.fsm.v1.Op.describe_list:type_name -> palisade.fsm.v1.DescribeList
+	26,  // 21: palisade.fsm.v1.Op.form_fleet:type_name -> palisade.fsm.v1.FormFleet
+	28,  // 22: palisade.fsm.v1.Op.create_join_token:type_name -> palisade.fsm.v1.CreateJoinToken
+	29,  // 23: palisade.fsm.v1.Op.delete_join_token:type_name -> palisade.fsm.v1.DeleteJoinToken
+	30,  // 24: palisade.fsm.v1.Op.admit_node:type_name -> palisade.fsm.v1.AdmitNode
+	31,  // 25: palisade.fsm.v1.Op.renew_node:type_name -> palisade.fsm.v1.RenewNode
+	32,  // 26: palisade.fsm.v1.Op.confirm_node:type_name -> palisade.fsm.v1.ConfirmNode
+	33,  // 27: palisade.fsm.v1.Op.start_ca:type_name -> palisade.fsm.v1.StartCA
+	34,  // 28: palisade.fsm.v1.Op.finish_ca:type_name -> palisade.fsm.v1.FinishCA
+	35,  // 29: palisade.fsm.v1.Op.add_gossip_key:type_name -> palisade.fsm.v1.AddGossipKey
+	36,  // 30: palisade.fsm.v1.Op.use_gossip_key:type_name -> palisade.fsm.v1.UseGossipKey
+	37,  // 31: palisade.fsm.v1.Op.remove_gossip_key:type_name -> palisade.fsm.v1.RemoveGossipKey
+	38,  // 32: palisade.fsm.v1.Op.create_token:type_name -> palisade.fsm.v1.CreateToken
+	39,  // 33: palisade.fsm.v1.Op.delete_token:type_name -> palisade.fsm.v1.DeleteToken
+	40,  // 34: palisade.fsm.v1.Op.put_user:type_name -> palisade.fsm.v1.PutUser
+	41,  // 35: palisade.fsm.v1.Op.delete_user:type_name -> palisade.fsm.v1.DeleteUser
+	42,  // 36: palisade.fsm.v1.Op.create_session:type_name -> palisade.fsm.v1.CreateSession
+	43,  // 37: palisade.fsm.v1.Op.touch_session:type_name -> palisade.fsm.v1.TouchSession
+	44,  // 38: palisade.fsm.v1.Op.end_sessions:type_name -> palisade.fsm.v1.EndSessions
+	45,  // 39: palisade.fsm.v1.Op.refused_logins:type_name -> palisade.fsm.v1.RefusedLogins
+	4,   // 40: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
+	2,   // 41: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
+	3,   // 42: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
+	2,   // 43: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
+	55,  // 44: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
+	52,  // 45: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
+	51,  // 46: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
+	1,   // 47: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
+	25,  // 48: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
+	48,  // 49: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
+	49,  // 50: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
+	27,  // 51: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
+	27,  // 52: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
+	48,  // 53: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
+	49,  // 54: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
+	46,  // 55: palisade.fsm.v1.RefusedLogins.logins:type_name -> palisade.fsm.v1.RefusedLogin
+	48,  // 56: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
+	49,  // 57: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	52,  // 58: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
+	25,  // 59: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
+	2,   // 60: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
+	3,   // 61: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
+	64,  // 62: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
+	62,  // 63: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
+	53,  // 64: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
+	51,  // 65: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
+	63,  // 66: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
+	54,  // 67: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
+	55,  // 68: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
+	56,  // 69: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
+	47,  // 70: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
+	50,  // 71: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
+	59,  // 72: palisade.fsm.v1.Outcome.token:type_name -> palisade.fsm.v1.Token
+	60,  // 73: palisade.fsm.v1.Outcome.user:type_name -> palisade.fsm.v1.User
+	61,  // 74: palisade.fsm.v1.Outcome.session:type_name -> palisade.fsm.v1.Session
+	65,  // 75: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
+	65,  // 76: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
+	62,  // 77: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
+	53,  // 78: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
+	51,  // 79: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
+	63,  // 80: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
+	54,  // 81: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
+	55,  // 82: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
+	56,  // 83: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
+	47,  // 84: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
+	50,  // 85: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
+	59,  // 86: palisade.fsm.v1.Event.token:type_name -> palisade.fsm.v1.Token
+	60,  // 87: palisade.fsm.v1.Event.user:type_name -> palisade.fsm.v1.User
+	61,  // 88: palisade.fsm.v1.Event.session:type_name -> palisade.fsm.v1.Session
+	55,  // 89: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
+	70,  // 90: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
+	51,  // 91: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
+	53,  // 92: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
+	62,  // 93: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
+	63,  // 94: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
+	66,  // 95: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
+	67,  // 96: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
+	68,  // 97: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
+	54,  // 98: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
+	56,  // 99: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
+	57,  // 100: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
+	58,  // 101: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
+	69,  // 102: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
+	71,  // 103: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
+	47,  // 104: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
+	50,  // 105: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
+	59,  // 106: palisade.fsm.v1.Record.token:type_name -> palisade.fsm.v1.Token
+	60,  // 107: palisade.fsm.v1.Record.user:type_name -> palisade.fsm.v1.User
+	61,  // 108: palisade.fsm.v1.Record.session:type_name -> palisade.fsm.v1.Session
+	109, // [109:109] is the sub-list for method output_type
+	109, // [109:109] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_fsm_proto_init() }
@@ -6341,10 +7613,18 @@ func file_fsm_proto_init() {
 		(*Op_AddGossipKey)(nil),
 		(*Op_UseGossipKey)(nil),
 		(*Op_RemoveGossipKey)(nil),
+		(*Op_CreateToken)(nil),
+		(*Op_DeleteToken)(nil),
+		(*Op_PutUser)(nil),
+		(*Op_DeleteUser)(nil),
+		(*Op_CreateSession)(nil),
+		(*Op_TouchSession)(nil),
+		(*Op_EndSessions)(nil),
+		(*Op_RefusedLogins)(nil),
 	}
 	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
 	file_fsm_proto_msgTypes[24].OneofWrappers = []any{}
-	file_fsm_proto_msgTypes[53].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[65].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
 		(*Outcome_Node)(nil),
@@ -6354,8 +7634,11 @@ func file_fsm_proto_init() {
 		(*Outcome_List)(nil),
 		(*Outcome_Fleet)(nil),
 		(*Outcome_JoinToken)(nil),
+		(*Outcome_Token)(nil),
+		(*Outcome_User)(nil),
+		(*Outcome_Session)(nil),
 	}
-	file_fsm_proto_msgTypes[56].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[68].OneofWrappers = []any{
 		(*Event_Block)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Node)(nil),
@@ -6365,8 +7648,11 @@ func file_fsm_proto_init() {
 		(*Event_List)(nil),
 		(*Event_Fleet)(nil),
 		(*Event_JoinToken)(nil),
+		(*Event_Token)(nil),
+		(*Event_User)(nil),
+		(*Event_Session)(nil),
 	}
-	file_fsm_proto_msgTypes[60].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[72].OneofWrappers = []any{
 		(*Record_Header)(nil),
 		(*Record_Node)(nil),
 		(*Record_Vm)(nil),
@@ -6383,6 +7669,9 @@ func file_fsm_proto_init() {
 		(*Record_Trailer)(nil),
 		(*Record_Fleet)(nil),
 		(*Record_JoinToken)(nil),
+		(*Record_Token)(nil),
+		(*Record_User)(nil),
+		(*Record_Session)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -6390,7 +7679,7 @@ func file_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_proto_rawDesc), len(file_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   61,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
