@@ -113,7 +113,7 @@ func mayProtect(c *caller, was, is time.Time) *wire.Problem {
 	if p := checkTime("body.do_not_block_until", is); p != nil {
 		return p
 	}
-	if was.Equal(is) || c.scope.allows(ScopeAdmin) {
+	if was.Equal(is) || allows(c.scope, ScopeAdmin) {
 		return nil
 	}
 	p := problem(wire.CodeForbidden, "%s has scope %q; to change do_not_block_until needs %q", c.actor, c.scope, ScopeAdmin)

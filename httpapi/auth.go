@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,7 @@ type caller struct {
 }
 
 // allows says whether a caller with the scope may use a route that needs another.
-func (granted Scope) allows(needed Scope) bool {
+func allows(granted, needed Scope) bool {
 	switch needed {
 	case scopeOpen:
 		return true
@@ -87,6 +88,12 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 		return caller{}, problem(wire.CodeUnauthorized, "the Authorization header is not of the form: Bearer TOKEN")
 	}
 	sum := sha256.Sum256([]byte(token))
+	if t, ok := s.opts.Backend.View().TokenByHash(sum); ok {
+		if t.Expired(s.clock()) {
+			return caller{}, problem(wire.CodeUnauthorized, "the token %s has expired at %s", t.Name, t.ExpiresAt.Format(time.RFC3339))
+		}
+		return caller{actor: "token:" + t.Name, scope: t.Scope, from: remote(r)}, nil
+	}
 	found := -1
 	for i := range s.opts.Tokens { // all of them, so that the time says nothing
 		if subtle.ConstantTimeCompare(sum[:], s.opts.Tokens[i].SHA256[:]) == 1 {
@@ -97,11 +104,15 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 		return caller{}, problem(wire.CodeUnauthorized, "the token is not known to this node")
 	}
 	t := &s.opts.Tokens[found]
-	from, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		from = r.RemoteAddr
+	return caller{actor: s.actors[found], scope: t.Scope, from: remote(r)}, nil
+}
+
+// remote is the address that a request came from.
+func remote(r *http.Request) string {
+	if from, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		return from
 	}
-	return caller{actor: s.actors[found], scope: t.Scope, from: from}, nil
+	return r.RemoteAddr
 }
 
 func identifyPeer(p peer) (caller, *wire.Problem) {
@@ -123,7 +134,7 @@ func (s *Server) authorize(r *http.Request, needed Scope) (caller, *wire.Problem
 	if p != nil {
 		return caller{}, p
 	}
-	if !c.scope.allows(needed) {
+	if !allows(c.scope, needed) {
 		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, needed)
 	}
 	return c, nil

@@ -71,7 +71,7 @@ func addFields(b *wire.BlockRequest) sent {
 
 // addOp reads a request of a caller.
 func addOp(c *caller, b *wire.BlockRequest) (op fsm.AddBlock, p *wire.Problem) {
-	if b.Force && !c.scope.allows(ScopeAdmin) {
+	if b.Force && !allows(c.scope, ScopeAdmin) {
 		p := problem(wire.CodeForbidden, "%s has scope %q; force needs %q, confirm_within does not", c.actor, c.scope, ScopeAdmin)
 		p.Errors = []wire.FieldError{{Location: "body.force", Message: "needs the scope admin", Value: true}}
 		return op, p

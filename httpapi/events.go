@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
@@ -108,7 +109,7 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 		done()
 		switch {
 		case err == nil:
-			err = s.sendEvents(&out, v, events)
+			err = s.sendEvents(&out, v, visible(events, callerOf(ctx).scope))
 		case errors.Is(err, fsm.ErrCompacted):
 			err = out.reset(v)
 		case ctx.Err() != nil:
@@ -129,6 +130,15 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 			after = v.Index()
 		}
 	}
+}
+
+// visible leaves out the events of access for all but admins. The array of the feed is shared and stays as it is.
+func visible(events []fsm.Event, scope Scope) []fsm.Event {
+	ofAccess := func(e fsm.Event) bool { return e.Token != nil || e.User != nil || e.Session != nil }
+	if allows(scope, ScopeAdmin) || !slices.ContainsFunc(events, ofAccess) {
+		return events
+	}
+	return slices.DeleteFunc(slices.Clone(events), ofAccess)
 }
 
 // sendEvents writes the events in one go. Events of one index come together; only the last of them
@@ -183,6 +193,15 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	case e.List != nil:
 		l := s.wireList(v, e.List)
 		out.List = &l
+	case e.Token != nil:
+		t := wireToken(e.Token, s.clock())
+		out.Token = &t
+	case e.User != nil:
+		u := wireUser(e.User)
+		out.User = &u
+	case e.Session != nil:
+		se := wireSession(e.Session, s.clock())
+		out.Session = &se
 	}
 	return out
 }

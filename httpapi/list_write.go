@@ -48,7 +48,7 @@ type ForceInput struct {
 // allowed is the problem of a caller who may not force.
 func (in *ForceInput) allowed(ctx context.Context) error {
 	c := callerOf(ctx)
-	if !in.Force || c.scope.allows(ScopeAdmin) {
+	if !in.Force || allows(c.scope, ScopeAdmin) {
 		return nil
 	}
 	p := problem(wire.CodeForbidden, "%s has scope %q; force needs %q", c.actor, c.scope, ScopeAdmin)

@@ -207,7 +207,7 @@ func (s *Server) deleteList(ctx context.Context, in *deleteListInput) (*deleteLi
 	if err != nil {
 		return nil, err
 	}
-	if l, _, ok := s.opts.Backend.View().List(in.Name); ok && l.Source != (fsm.ListSource{}) && !callerOf(ctx).scope.allows(ScopeAdmin) {
+	if l, _, ok := s.opts.Backend.View().List(in.Name); ok && l.Source != (fsm.ListSource{}) && !allows(callerOf(ctx).scope, ScopeAdmin) {
 		return nil, problem(wire.CodeForbidden, "%s has scope %q; to delete a list that is loaded from a source needs %q", callerOf(ctx).actor, callerOf(ctx).scope, ScopeAdmin)
 	}
 	res, err := s.propose(ctx, in.WriteInput, fsm.DeleteList{Name: in.Name, IfRevision: rev}, listPlaces(in.Name, in.IfMatch).just)

@@ -14,16 +14,15 @@ import (
 )
 
 // Scope is what a caller may do.
-type Scope string
+type Scope = fsm.Scope
 
-// The scopes of tokens.
+// The scopes; package fsm says what each may do.
 const (
-	ScopeAdmin Scope = "admin" // everything
-	// ScopeOperator reads everything, blocks and lifts. It can't change what protects from blocks: guards, settings,
-	// do_not_block_until and force.
-	ScopeOperator Scope = "operator"
-	ScopeViewer   Scope = "viewer"  // everything that changes nothing
-	ScopeMetrics  Scope = "metrics" // /metrics
+	ScopeAdmin    = fsm.ScopeAdmin
+	ScopeOperator = fsm.ScopeOperator
+	ScopeBilling  = fsm.ScopeBilling
+	ScopeViewer   = fsm.ScopeViewer
+	ScopeMetrics  = fsm.ScopeMetrics
 )
 
 // Token admits the holder of a bearer token.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -32,19 +33,21 @@ func do[I, O any](h func(*Server, context.Context, *I) (*O, error)) func(*Server
 	}
 }
 
+func operation(method, path, id, summary string, status int) huma.Operation {
+	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, DefaultStatus: status}
+}
+
 // routes is the table of everything the API answers and who may ask for it.
 func routes() []route {
 	get := func(path, id, summary string) huma.Operation {
 		return huma.Operation{Method: http.MethodGet, Path: path, OperationID: id, Summary: summary}
 	}
-	op := func(method, path, id, summary string, status int) huma.Operation {
-		return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, DefaultStatus: status}
-	}
+	op := operation
 	notFound := []wire.Code{wire.CodeNotFound}
 	named := []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}
 	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
 	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
-	return append(listRoutes(), []route{
+	return append(slices.Concat(listRoutes(), tokenRoutes()), []route{
 		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: named, add: do((*Server).listBlocks)},
 		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator,
 			codes: adding, add: do((*Server).addBlock)},

@@ -43,6 +43,8 @@ func sample(rt route) request {
 		q.body = `{"url":"https://lists.example/drop.txt","interval":"1h"}`
 	case "put-vm":
 		q.body = `{"owner":"alice"}`
+	case "create-token":
+		q.body = `{"name":"ci","scope":"viewer"}`
 	case "add-guard":
 		q.body = `{"prefix":"198.51.100.0/24"}`
 	}
@@ -62,6 +64,7 @@ func TestScopes(t *testing.T) {
 			f.Apply(fsm.PutGuard{VM: "vm-2"})
 			f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}})
 			f.Apply(fsm.DescribeList{Name: "feed"})
+			f.Apply(fsm.CreateToken{Name: "feed", Scope: ScopeViewer, Hash: [32]byte{1}})
 			before := len(f.Proposals())
 			s := newServer(t, f)
 			q := sample(rt)
@@ -110,15 +113,16 @@ func TestScopes(t *testing.T) {
 func TestWritesNeedOperator(t *testing.T) {
 	open := map[string]bool{"/openapi.json": true, "/healthz": true, "/readyz": true}
 	for _, rt := range routes() {
-		protects := strings.HasPrefix(rt.op.Path, "/v1/guards") || rt.op.Path == "/v1/settings" || strings.HasSuffix(rt.op.Path, "/source")
-		if rt.op.Method != http.MethodGet && (!rt.scope.allows(ScopeViewer) || rt.scope == ScopeViewer || protects != (rt.scope == ScopeAdmin)) {
+		protects := strings.HasPrefix(rt.op.Path, "/v1/guards") || rt.op.Path == "/v1/settings" || strings.HasSuffix(rt.op.Path, "/source") ||
+			strings.HasPrefix(rt.op.Path, "/v1/tokens")
+		if rt.op.Method != http.MethodGet && (!allows(rt.scope, ScopeViewer) || rt.scope == ScopeViewer || protects != (rt.scope == ScopeAdmin)) {
 			t.Errorf("%s %s has scope %s", rt.op.Method, rt.op.Path, rt.scope)
 		}
 		if (rt.scope == scopeOpen) != open[rt.op.Path] {
 			t.Errorf("%s: open is %v", rt.op.Path, rt.scope == scopeOpen)
 		}
 	}
-	if Scope("").allows(ScopeViewer) || ScopeAdmin.allows("") || ScopeMetrics.allows(ScopeViewer) || ScopeOperator.allows(ScopeAdmin) || ScopeViewer.allows(ScopeOperator) {
+	if allows(Scope(""), ScopeViewer) || allows(ScopeAdmin, "") || allows(ScopeMetrics, ScopeViewer) || allows(ScopeOperator, ScopeAdmin) || allows(ScopeViewer, ScopeOperator) {
 		t.Error("an unknown scope is allowed something")
 	}
 }

@@ -28,11 +28,10 @@ type message struct {
 	data      wire.Event
 }
 
-func openEvents(t *testing.T, s *served, path, lastID string) *sse {
+func openEvents(t *testing.T, s *served, path, lastID string, header ...string) *sse {
 	t.Helper()
-	var header []string
 	if lastID != "" {
-		header = []string{"Last-Event-ID", lastID}
+		header = append(header, "Last-Event-ID", lastID)
 	}
 	res := s.get(t, path, header...)
 	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" {

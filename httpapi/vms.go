@@ -147,7 +147,7 @@ func mayGuard(c *caller, was, is []netip.Prefix) *wire.Problem {
 	other := func(in []netip.Prefix) func(netip.Prefix) bool {
 		return func(p netip.Prefix) bool { return !slices.Contains(in, p) }
 	}
-	if c.scope.allows(ScopeAdmin) || !slices.ContainsFunc(is, other(was)) && !slices.ContainsFunc(was, other(is)) {
+	if allows(c.scope, ScopeAdmin) || !slices.ContainsFunc(is, other(was)) && !slices.ContainsFunc(was, other(is)) {
 		return nil
 	}
 	p := problem(wire.CodeForbidden, "%s has scope %q; to change the addresses of a guarded VM needs %q", c.actor, c.scope, ScopeAdmin)

@@ -95,6 +95,14 @@ func (*SettingsSetCmd) Help() string {
 }
 
 // Help implements kong.HelpProvider.
+func (*TokenCreateCmd) Help() string {
+	return `The secret is all that is printed. Examples:
+
+    palisade token create billing --scope billing --expires +365d
+    palisade --server https://192.0.2.1:8440 --token-file billing.token block ls`
+}
+
+// Help implements kong.HelpProvider.
 func (*ExplainCmd) Help() string {
 	return `Examples:
 

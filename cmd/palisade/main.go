@@ -47,6 +47,7 @@ type cli struct {
 	List     ListCmd     `cmd:"" help:"Show, put and change lists of prefixes."`
 	Guard    GuardCmd    `cmd:"" help:"Show and set what can never be blocked."`
 	Settings SettingsCmd `cmd:"" help:"Show and set the fleet's settings."`
+	Token    TokenCmd    `cmd:"" help:"Show, create and delete API tokens."`
 	Node     NodeCmd     `cmd:"" help:"Show the nodes of the fleet."`
 	Explain  ExplainCmd  `cmd:"" help:"Say what happens to a packet and why, or what holds a VM."`
 	Audit    AuditCmd    `cmd:"" help:"Show, export and verify the record of every change."`

@@ -26,6 +26,7 @@ type Fleet struct {
 	mu       sync.Mutex // also the single writer of the store
 	index    uint64
 	proposed []fsm.Command
+	later    time.Duration // what the leader's clock is ahead
 
 	// The script. While the fleet is in use it is changed within Set.
 
@@ -79,7 +80,7 @@ func (f *Fleet) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) 
 			return fsm.Result{}, err
 		}
 	}
-	c.Time = time.Now()
+	c.Time = time.Now().Add(f.later)
 	data, err := fsm.MarshalCommand(c)
 	if err != nil {
 		return fsm.Result{}, err
@@ -195,6 +196,9 @@ func (f *Fleet) Set(change func()) {
 	defer f.mu.Unlock()
 	change()
 }
+
+// Later puts the leader's clock ahead.
+func (f *Fleet) Later(d time.Duration) { f.Set(func() { f.later += d }) }
 
 // Proposals returns every command proposed so far.
 func (f *Fleet) Proposals() []fsm.Command {

@@ -55,6 +55,9 @@ type (
 	GuardRequest    = wire.GuardRequest
 	Status          = wire.Status
 	Event           = wire.Event
+	Token           = wire.Token
+	NewToken        = wire.NewToken
+	TokenRequest    = wire.TokenRequest
 	// Problem is the error of every answer that is not a success.
 	Problem = wire.Problem //nolint:errname // RFC 9457 calls it a problem
 )

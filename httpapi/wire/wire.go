@@ -202,4 +202,8 @@ type Event struct {
 	Account  *Account  `json:"account,omitempty"`
 	Settings *Settings `json:"settings,omitempty"`
 	List     *List     `json:"list,omitempty"`
+	// These are sent to admins only.
+	Token   *Token   `json:"token,omitempty"`
+	User    *User    `json:"user,omitempty"`
+	Session *Session `json:"session,omitempty"`
 }
