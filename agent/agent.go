@@ -59,6 +59,7 @@ type rooms struct {
 	scheduler *scheduler
 	auditor   *auditor
 	pager     *pager
+	saver     *bootSaver
 	sightings *sightings
 	api       *httpapi.Server
 	tcp       []net.Listener
@@ -91,13 +92,14 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
+		{{"boot ruleset", r.saver.Run}},
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
 		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
-		groups[2] = append(groups[2], part{"inventory", r.observer.Run})
+		groups[3] = append(groups[3], part{"inventory", r.observer.Run})
 	}
 	a.log.Info("agent runs", "version", a.version, "peers", len(a.cfg.Cluster.Peers), "socket", a.cfg.API.Socket)
 	err = runGroups(ctx, cancel, groups)
@@ -168,6 +170,10 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	if r.tcp, err = listenAPI(ctx, a.cfg.API); err != nil {
 		return r, held, err
 	}
+	if _, err := Boot(ctx, a.cfg, a.log.With("room", "boot")); err != nil {
+		// The fleet knows what to block; only until this node has caught up, its kernel may not.
+		a.log.Error("the saved ruleset is not loaded", "err", err)
+	}
 	if r.kernel, err = nft.Open(nft.Options{Logger: a.log.With("room", "kernel")}); err != nil {
 		return r, held, fmt.Errorf("open nftables: %w", err)
 	}
@@ -175,7 +181,8 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		return r, held, fmt.Errorf("adopt the kernel's rules: %w", err)
 	}
 	a.log.Info("adopted the kernel's rules", "index", held.Index, "elements", len(held.Elements), "intact", held.Intact)
-	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, r.kernel, a.cfg.Node.ID, r.caughtUp)
+	r.saver = newBootSaver(a.log.With("room", "boot"), a.cfg.bootDir(), held, r.caughtUp)
+	r.enforcer = newEnforcer(a.log.With("room", "enforcer"), reg, r.store, savedKernel{r.kernel, r.saver}, a.cfg.Node.ID, r.caughtUp)
 	missing, err := r.kernel.Missing(ctx)
 	if err != nil {
 		return r, held, fmt.Errorf("ask the kernel what it can do: %w", err)
@@ -184,7 +191,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	if r.listTable, err = nft.OpenLists(nft.Options{Logger: a.log.With("room", "lists")}); err != nil {
 		return r, held, fmt.Errorf("open nftables for lists: %w", err)
 	}
-	r.lists = newListEnforcer(a.log.With("room", "lists"), reg, r.store, r.listTable, r.caughtUp)
+	r.lists = newListEnforcer(a.log.With("room", "lists"), reg, r.store, savedLists{r.listTable, r.saver}, r.caughtUp)
 	r.enforcer.lists = r.lists
 	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
 	r.enforcer.freed = r.announcer.Freed

@@ -51,7 +51,7 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
-	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning(), asideWarning(r.cluster.Status().Aside))
+	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning(), r.saver.Warning(), asideWarning(r.cluster.Status().Aside))
 	if q.AuditFrom != 0 {
 		var err error
 		if rep.Audit, err = r.auditor.Answer(ctx, q.AuditFrom); err != nil {

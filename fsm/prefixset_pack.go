@@ -177,3 +177,7 @@ func (s PrefixSet) last() (netip.Prefix, bool) {
 	}
 	return netip.Prefix{}, false
 }
+
+// UnpackPrefixes returns the set that PrefixSet.Packed walked, given the parts one after the other. It checks that they
+// are in order and that a list can hold them.
+func UnpackPrefixes(packed []byte) (PrefixSet, error) { return PrefixSet{}.appendPacked(packed) }

@@ -18,13 +18,14 @@ const module = "github.com/palisade/palisade/"
 func mayImport() map[string][]string {
 	return map[string][]string{
 		"cmd/palisade":       {"agent", "audit", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":              {"fsm", "pki", "audit", "cluster", "enforce", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"agent":              {"fsm", "pki", "audit", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
 		"fsm":                {},
 		"pki":                {},
 		"audit":              {"fsm"},
 		"cluster":            {"fsm", "pki", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},
+		"enforce/boot":       {"enforce", "fsm"},
 		"enforce/page":       {},
 		"inventory":          {"fsm"},
 		"httpapi":            {"fsm", "httpapi/wire"},

@@ -40,6 +40,7 @@ type cli struct {
 	Globals
 
 	Agent    AgentCmd    `cmd:"" help:"Run the peer of this node."`
+	Boot     BootCmd     `cmd:"" help:"Load this node's last ruleset into an empty kernel, before the network starts."`
 	Block    BlockCmd    `cmd:"" help:"Block VMs, addresses, accounts and lists, now or later; list and lift blocks."`
 	Schedule ScheduleCmd `cmd:"" help:"List what starts and ends by itself, soonest first."`
 	VM       VMCmd       `cmd:"" name:"vm" help:"Show and declare VMs."`

@@ -132,7 +132,7 @@ func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	defer func() { _ = file.Close() }()
 
 	env := append([]string{"LISTEN_FDS=1", "LISTEN_FDNAMES=api", "LISTEN_PID="}, s.AgentEnv...)
-	p, err := f.launch(n.enter(s.Binary, "agent", "--config", config), env, filepath.Join(n.Dir, logName), file)
+	p, err := f.launch(n.enter(f.Binary(node), "agent", "--config", config), env, filepath.Join(n.Dir, logName), file)
 	if err != nil {
 		return fmt.Errorf("agent of %s: %w", node, err)
 	}

@@ -35,9 +35,10 @@ type Node struct {
 	Addresses []string `json:"addresses"`
 	API       string   `json:"api"` // URL, on the machine's own loopback
 	Token     string   `json:"token"`
-	Socket    string   `json:"socket"` // the agent's, seen from the machine and from the node
-	Dir       string   `json:"dir"`    // config, log, data and inventory of the node
-	Holder    Process  `json:"holder"` // keeps the namespaces
+	Socket    string   `json:"socket"`           // the agent's, seen from the machine and from the node
+	Dir       string   `json:"dir"`              // config, log, data and inventory of the node
+	Binary    string   `json:"binary,omitempty"` // that the next start of the agent runs; empty: the fleet's
+	Holder    Process  `json:"holder"`           // keeps the namespaces
 	Agent     Process  `json:"agent"`
 	Libvirtd  Process  `json:"libvirtd"`
 }
@@ -211,6 +212,23 @@ func (f *Fleet) Node(name string) (Node, error) {
 		}
 	}
 	return Node{}, fmt.Errorf("no node %q in this fleet (it has %s to %s)", name, nodeName(1), nodeName(len(s.Nodes)))
+}
+
+// Binary is the palisade that runs a node's agent.
+func (f *Fleet) Binary(node string) string {
+	s := f.snapshot()
+	if b := s.node(node).Binary; b != "" {
+		return b
+	}
+	return s.Binary
+}
+
+// UseBinary has the next start of a node's agent run another build. It must not be below /run.
+func (f *Fleet) UseBinary(node, binary string) error {
+	if _, err := f.Node(node); err != nil {
+		return err
+	}
+	return f.update(func(s *state) { s.node(node).Binary = binary })
 }
 
 // Guest finds a guest by id or name.

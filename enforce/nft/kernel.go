@@ -178,6 +178,32 @@ func (k *Kernel) twice(ctx context.Context, try func() error) error {
 	return nil
 }
 
+// Exists says whether one of the tables is in the kernel. It changes nothing.
+func (k *Kernel) Exists(ctx context.Context) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var exists bool
+	err := k.twice(ctx, func() error {
+		w, err := k.connected()
+		if err != nil {
+			return err
+		}
+		exists, err = w.tableExists(ctx, k.opts.Table)
+		return err
+	})
+	return exists, err
+}
+
+// tableExists says whether a table of that name is in one of the families.
+func (w *wire) tableExists(ctx context.Context, table string) (bool, error) {
+	for _, f := range []family{bridge, inet} {
+		if _, found, err := w.ask(ctx, unix.NFT_MSG_GETTABLE, f, appendString(nil, unix.NFTA_TABLE_NAME, table)); err != nil || found {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
 // Held is what a kernel was found to hold.
 type Held struct {
 	Index    uint64 // the log index that it stands for, 0 if none is recorded

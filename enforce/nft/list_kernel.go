@@ -102,6 +102,21 @@ func (k *Lists) failed(err error) error {
 	return errors.Join(err, k.hangUp())
 }
 
+// Exists says whether one of the tables is in the kernel. It changes nothing.
+func (k *Lists) Exists(ctx context.Context) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := k.connected()
+	exists := false
+	if err == nil {
+		exists, err = k.wire.tableExists(ctx, k.opts.Table)
+	}
+	if err != nil {
+		return false, k.failed(err)
+	}
+	return exists, nil
+}
+
 // Index returns the log index that the kernel stands for, 0 if it holds no lists.
 func (k *Lists) Index(ctx context.Context) (uint64, error) {
 	k.mu.Lock()
