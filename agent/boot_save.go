@@ -139,10 +139,10 @@ func (s *bootSaver) Run(ctx context.Context) error {
 // pace saves at once, then whenever there is something to save, with pauses.
 func (s *bootSaver) pace(ctx context.Context, what string, wake <-chan struct{}, save func(last bool) error) {
 	for {
-		begin := time.Now()
-		err := save(ctx.Err() != nil)
+		begin, last := time.Now(), ctx.Err() != nil
+		err := save(last)
 		s.report(what, err)
-		if ctx.Err() != nil {
+		if last {
 			return
 		}
 		pause := max(s.timing.pause, time.Duration(s.timing.share)*time.Since(begin))
