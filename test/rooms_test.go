@@ -17,11 +17,12 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":       {"agent", "audit", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":              {"fsm", "pki", "audit", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
 		"fsm":                {},
 		"pki":                {},
 		"audit":              {"fsm"},
+		"backup":             {"fsm"},
 		"cluster":            {"fsm", "pki", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},
@@ -52,6 +53,7 @@ func adapts() map[string][]string {
 		"github.com/alecthomas/kong":         {"cmd/palisade"},
 		"github.com/vishvananda/netlink":     {"agent", "deploy/fleet", "enforce/nft"},
 		"google.golang.org/protobuf":         {"fsm", "cluster"},
+		"filippo.io/age":                     {"backup"},
 	}
 }
 
