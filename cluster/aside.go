@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,26 @@ func damageOr(err error) error {
 		return err
 	}
 	return damagedError{err}
+}
+
+// inUse says that another process has the store open.
+func inUse(err error) bool { return errors.Is(err, bolterrors.ErrTimeout) }
+
+// lockStore keeps agents off the store in dir until release is called. It returns ErrInUse if one has it open.
+func lockStore(dir string) (release func() error, err error) {
+	path := filepath.Join(dir, logFile)
+	none := func() error { return nil }
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return none, nil
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
+	switch {
+	case inUse(err):
+		return nil, fmt.Errorf("%s: %w", path, ErrInUse)
+	case err != nil:
+		return none, nil //nolint:nilerr // whatever is wrong with it, nobody has it open
+	}
+	return db.Close, nil
 }
 
 // readWhole reads a file from the disk. It tells a page that the disk fails to give from one that is not

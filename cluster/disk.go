@@ -30,6 +30,8 @@ const (
 	keyNode = "palisade/node" // id of the node the store belongs to
 	// keyRejoin is 1 while the store may lack what this node once acknowledged, see form.go.
 	keyRejoin = "palisade/rejoin"
+	// keyEpoch is the fleet's epoch in which the store was begun.
+	keyEpoch = "palisade/epoch"
 )
 
 // disk is what raft keeps, behind a guard.
