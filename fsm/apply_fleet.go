@@ -33,7 +33,7 @@ func (a *applier) fleetOp(op Op) (r Result, ok bool) {
 	case ConfirmNode:
 		r.Node, r.Err = a.confirmNode(op)
 	default:
-		return r, false
+		return a.leaveOp(op)
 	}
 	return r, true
 }

@@ -77,6 +77,9 @@ func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {
 	if refused := checkObservation(op); refused != nil {
 		return nil, refused
 	}
+	if n, ok := a.nodes.get([]byte(op.Node)); ok && !n.Member() {
+		return nil, &Error{CodeNodeRetired, "node", "node " + op.Node + " was retired"}
+	}
 	was, known := a.vms.get([]byte(op.ID))
 	if !known {
 		if op.Phase == PhaseGone {
@@ -92,6 +95,9 @@ func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {
 	vm.Kind = cmp.Or(op.Kind, vm.Kind)
 	vm.Epoch = op.Epoch
 	place(&vm, op, op.Epoch > was.Epoch)
+	if n, ok := a.nodes.get([]byte(vm.Node)); ok && !n.Member() && vm.State != VMMigrating {
+		vm.State = VMLost // its flight from a node that was retired has failed
+	}
 	if known && equalVMs(was, &vm) {
 		return was, nil
 	}
@@ -147,7 +153,7 @@ func checkFresh(vm *VM, op ObserveVM) *Error {
 	switch {
 	case op.Epoch < vm.Epoch, op.Epoch == vm.Epoch && !party:
 		return stale("the observation is older than what is known")
-	case ending(op.Phase) && !party && (vm.State == VMRunning || vm.State == VMMigrating):
+	case ending(op.Phase) && !party && (vm.State == VMRunning || vm.State == VMMigrating || vm.State == VMLost):
 		return stale("the VM is on another node")
 	}
 	return nil

@@ -16,6 +16,7 @@ func (j *auditJSON) membership(m *Membership) {
 	j.number("generation", m.Generation)
 	j.text("state", string(m.State))
 	j.time("joined_at", m.JoinedAt)
+	j.time("retired_at", m.RetiredAt)
 }
 
 func (j *auditJSON) fleet(k string, f *Fleet) {
@@ -25,6 +26,10 @@ func (j *auditJSON) fleet(k string, f *Fleet) {
 	j.open(k, '{')
 	j.text("id", f.ID)
 	j.number("epoch", f.Epoch)
+	j.time("epoch_at", f.Since.At)
+	j.text("epoch_node", f.Since.Node)
+	j.text("epoch_how", string(f.Since.How))
+	j.number("epoch_settled", f.Since.Settled)
 	j.open("cas", '[')
 	for _, c := range f.CAs {
 		j.open("", '{')
@@ -89,6 +94,28 @@ func askedForFleet(op Op) (action, object string, asked func(*auditJSON)) {
 			j.text("zone", op.Node.Zone)
 			j.close('}')
 		}
+	}
+	return askedToLeave(op)
+}
+
+// askedToLeave is askedFor for ops on leaving and going on.
+func askedToLeave(op Op) (action, object string, asked func(*auditJSON)) {
+	switch op := op.(type) {
+	case DrainNode:
+		if op.Undo {
+			return "node.undrain", op.ID, nil
+		}
+		return "node.drain", op.ID, nil
+	case RetireNode:
+		return "node.retire", op.ID, func(j *auditJSON) {
+			j.open("asked", '{')
+			j.flag("force", op.Force)
+			j.close('}')
+		}
+	case BeginEpoch:
+		return "fleet." + string(op.How), op.Fleet, nil
+	case SettleEpoch:
+		return "fleet.settle", "", nil
 	}
 	return "", "", nil
 }

@@ -60,6 +60,20 @@ func auditAction(t EventType) string {
 		return "node.admit"
 	case EventNodeRenewed:
 		return "node.renew"
+	case EventNodeDrained:
+		return "node.drain"
+	case EventNodeUndrained:
+		return "node.undrain"
+	case EventNodeRetired:
+		return "node.retire"
+	case EventVMLost:
+		return "vm.lose"
+	case EventFleetRecovered:
+		return "fleet.recover"
+	case EventFleetRestored:
+		return "fleet.restore"
+	case EventFleetSettled:
+		return "fleet.settle"
 	case EventJoinTokenCreated:
 		return "join_token.create"
 	case EventJoinTokenUsed:

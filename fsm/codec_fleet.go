@@ -46,7 +46,7 @@ func encodeFleetOp(op Op) *fsmpb.Op {
 	case RemoveGossipKey:
 		return &fsmpb.Op{Op: &fsmpb.Op_RemoveGossipKey{RemoveGossipKey: &fsmpb.RemoveGossipKey{Id: op.ID}}}
 	}
-	return nil
+	return encodeLeaveOp(op)
 }
 
 // fleetOp returns nil for a message that is not about the fleet's identity.
@@ -90,7 +90,7 @@ func (d *decoder) fleetOp(m any) Op {
 		d.known(m.RemoveGossipKey)
 		return RemoveGossipKey{ID: m.RemoveGossipKey.Id}
 	}
-	return nil
+	return d.leaveOp(m)
 }
 
 // encodeHash gives nil for no hash.
@@ -165,6 +165,7 @@ func encodeMembership(n *fsmpb.Node, m *Membership) *fsmpb.Node {
 	n.Address, n.Gossip, n.Api, n.Zone = m.Address, m.Gossip, m.API, m.Zone
 	n.KeyHash, n.Serial, n.Confirmed, n.NotAfter = encodeHash(m.KeyHash), m.Serial, m.Confirmed, toNanos(m.NotAfter)
 	n.Generation, n.State, n.JoinedAt = m.Generation, string(m.State), toNanos(m.JoinedAt)
+	n.RetiredAt = toNanos(m.RetiredAt)
 	return n
 }
 
@@ -172,7 +173,7 @@ func (d *decoder) membership(m *fsmpb.Node) Membership {
 	return Membership{
 		Address: m.Address, Gossip: m.Gossip, API: m.Api, Zone: intern(m.Zone),
 		KeyHash: d.hash(m.KeyHash), Serial: m.Serial, Confirmed: m.Confirmed, NotAfter: decodeTime(m.NotAfter),
-		Generation: m.Generation, State: known(d, "node state", m.State, nodeStates, true), JoinedAt: decodeTime(m.JoinedAt),
+		Generation: m.Generation, State: known(d, "node state", m.State, nodeStates, true), JoinedAt: decodeTime(m.JoinedAt), RetiredAt: decodeTime(m.RetiredAt),
 	}
 }
 
@@ -180,6 +181,7 @@ func encodeFleet(f *Fleet) *fsmpb.Fleet {
 	return &fsmpb.Fleet{
 		Id: f.ID, Epoch: f.Epoch, Cas: encodeList(f.CAs, encodeCA), GossipKeys: encodeList(f.GossipKeys, encodeGossipKey),
 		FormedAt: toNanos(f.FormedAt), Revision: f.Revision,
+		EpochAt: toNanos(f.Since.At), EpochNode: f.Since.Node, EpochHow: string(f.Since.How), EpochSettled: f.Since.Settled,
 	}
 }
 
@@ -192,6 +194,9 @@ func (d *decoder) fleet(m *fsmpb.Fleet) *Fleet {
 	return &Fleet{
 		ID: m.Id, Epoch: m.Epoch, CAs: decodeList(m.Cas, d.ca), GossipKeys: decodeList(m.GossipKeys, d.gossipKey),
 		FormedAt: decodeTime(m.FormedAt), Revision: m.Revision,
+		Since: Epoch{
+			At: decodeTime(m.EpochAt), Node: intern(m.EpochNode), How: known(d, "way to an epoch", m.EpochHow, epochHows, true), Settled: m.EpochSettled,
+		},
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 func kinds() []Kind           { return []Kind{Drop, Reject, Limit, Ports, Redirect} }
 func directions() []Direction { return []Direction{Both, In, Out} }
 func phases() []Phase         { return []Phase{PhaseRunning, PhaseIncoming, PhaseStopped, PhaseGone} }
-func vmStates() []VMState     { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped} }
+func vmStates() []VMState     { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped, VMLost} }
 func blockStates() []BlockState {
 	return []BlockState{BlockPending, BlockActive, BlockLifted, BlockEnded}
 }
@@ -27,7 +27,8 @@ func eventTypes() []EventType {
 		EventBlockStarted, EventBlockChanged, EventBlockEnded, EventAccountChanged, EventSettings,
 		EventListChanged, EventListRemoved,
 		EventFleetFormed, EventCAStarted, EventCAFinished, EventGossipKeyChanged,
-		EventNodeAdmitted, EventNodeRenewed,
+		EventNodeAdmitted, EventNodeRenewed, EventNodeDrained, EventNodeUndrained, EventNodeRetired, EventVMLost,
+		EventFleetRecovered, EventFleetRestored, EventFleetSettled,
 		EventJoinTokenCreated, EventJoinTokenUsed, EventJoinTokenDeleted, EventJoinTokenForgotten,
 		EventTokenCreated, EventTokenDeleted, EventUserChanged, EventUserDeleted,
 		EventSessionStarted, EventSessionEnded, EventSessionForgotten,

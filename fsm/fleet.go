@@ -12,6 +12,7 @@ import (
 type Fleet struct {
 	ID    string // 16 hex digits
 	Epoch uint64 // grows when the fleet goes on without what it lost
+	Since Epoch  // of the present epoch
 	// CAs are the authorities that are trusted, oldest first. The last is current: it signs.
 	CAs []CA
 	// GossipKeys are all keys that nodes can read gossip by, oldest first. One is primary.
@@ -78,6 +79,7 @@ type Membership struct {
 	NotAfter  time.Time // of the newest certificate
 	State     NodeState
 	JoinedAt  time.Time
+	RetiredAt time.Time // zero while it is a member
 }
 
 // FirstSerial is that of the certificate of the node that formed the fleet: it was made before there

@@ -50,6 +50,8 @@ func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
 		switch {
 		case !known || n.Serial == 0:
 			return CodeNotFound
+		case n.State == NodeRetired:
+			return CodeNodeRetired
 		case op.Using < n.Confirmed || op.Using > n.Serial:
 			return CodeStale
 		}
@@ -61,11 +63,15 @@ func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
 		n.Serial, n.Confirmed, n.KeyHash, n.NotAfter, n.Revision = index, op.Using, op.KeyHash, op.NotAfter.UTC(), index
 		m.nodes[op.ID] = n
 		return ""
+	case DrainNode, RetireNode:
+		return m.leave(op)
 	case ConfirmNode:
 		n, known := m.nodes[op.ID]
 		switch {
 		case !known || n.Serial == 0:
 			return CodeNotFound
+		case n.State == NodeRetired:
+			return CodeNodeRetired
 		case op.Serial < n.Confirmed || op.Serial > n.Serial:
 			return CodeStale
 		case op.Serial > n.Confirmed:
@@ -85,8 +91,8 @@ func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
 		if _, known := m.tokens[op.ID]; known {
 			return CodeConflict
 		}
-		if m.nodes[op.Node].Serial != 0 {
-			return CodeNodeExists
+		if code := m.checkID(op.Node); code != "" {
+			return code
 		}
 		maps.DeleteFunc(m.tokens, func(_ string, t JoinToken) bool { return t.ExpiresAt.Add(24 * time.Hour).Before(m.time) })
 		m.tokens[op.ID] = JoinToken{
@@ -100,6 +106,17 @@ func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
 		delete(m.tokens, op.ID)
 	case AdmitNode:
 		return m.admitNode(op)
+	case BeginEpoch:
+		return m.begin(op)
+	case SettleEpoch:
+		if op.Epoch != m.fleet.Epoch {
+			return CodeConflict
+		}
+		if m.fleet.Since.Settled < op.Epoch {
+			f := *m.fleet
+			f.Since.Settled, f.Revision = op.Epoch, index
+			m.fleet = &f
+		}
 	default:
 		return m.rotate(op)
 	}
@@ -111,6 +128,8 @@ func (m *fleetModel) putNode(n Node) Code {
 	switch {
 	case m.fleet != nil && was.Serial == 0:
 		return CodeNotFound
+	case was.State == NodeRetired:
+		return CodeNodeRetired
 	case known && n.Generation != 0 && n.Generation < was.Generation:
 		return CodeStale
 	}
@@ -135,7 +154,7 @@ func (m *fleetModel) admitNode(op AdmitNode) Code {
 	case !known, t.Hash != op.Hash:
 		return CodeTokenUnknown
 	case t.UsedBy != "":
-		if t.UsedBy == op.Node.ID && m.nodes[t.UsedBy].KeyHash == op.Node.KeyHash {
+		if n := m.nodes[t.UsedBy]; n.ID == op.Node.ID && n.KeyHash == op.Node.KeyHash && n.State != NodeRetired {
 			return ""
 		}
 		return CodeTokenUsed
@@ -156,12 +175,121 @@ func (m *fleetModel) admitNode(op AdmitNode) Code {
 	return ""
 }
 
+func (m *fleetModel) checkID(id string) Code {
+	switch n := m.nodes[id]; {
+	case n.Serial == 0:
+		return ""
+	case n.State == NodeRetired:
+		return CodeNodeRetired
+	}
+	return CodeNodeExists
+}
+
+func (m *fleetModel) leave(op Op) Code {
+	id, force := "", false
+	drain, draining := op.(DrainNode)
+	retire, _ := op.(RetireNode)
+	if id, force = retire.ID, retire.Force; draining {
+		id = drain.ID
+	}
+	n, known := m.nodes[id]
+	switch {
+	case !known || n.Serial == 0:
+		return CodeNotFound
+	case n.State == NodeRetired:
+		return CodeNodeRetired
+	}
+	others := 0
+	for _, o := range m.nodes {
+		if o.ID != id && o.State == NodeActive {
+			others++
+		}
+	}
+	want := NodeDrained
+	switch {
+	case draining && drain.Undo:
+		want = NodeActive
+	case draining && n.State == NodeDrained:
+	case others == 0, !draining && n.State != NodeDrained && !force:
+		return CodeConflict
+	}
+	if !draining {
+		m.retire(id)
+	} else if n.State != want {
+		n.State, n.Revision = want, m.index
+		m.nodes[id] = n
+	}
+	return ""
+}
+
+func (m *fleetModel) retire(id string) {
+	n := m.nodes[id]
+	n.State, n.RetiredAt, n.Revision = NodeRetired, m.time, m.index
+	m.nodes[id] = n
+}
+
+func (m *fleetModel) begin(op BeginEpoch) Code {
+	switch {
+	case op.Fleet != m.fleet.ID, op.Epoch <= m.fleet.Epoch:
+		return CodeConflict
+	case op.Admit != nil && op.Admit.ID != op.Node:
+		return CodeInvalid
+	case op.Admit != nil:
+		if code := m.checkNew(*op.Admit); code != "" {
+			return code
+		}
+	case m.nodes[op.Node].Serial == 0:
+		return CodeNotFound
+	case m.nodes[op.Node].State == NodeRetired:
+		return CodeNodeRetired
+	}
+	clear(m.tokens)
+	f := *m.fleet
+	f.CAs = slices.Clone(f.CAs)
+	if op.CA != nil {
+		for i := range f.CAs {
+			f.CAs[i].State, f.CAs[i].SealedKey = CATrusted, nil
+		}
+		ca := *op.CA
+		ca.State, ca.Index = CACurrent, m.index
+		f.CAs = append(f.CAs, ca)
+	}
+	if op.GossipKeys != nil {
+		f.GossipKeys = slices.Clone(op.GossipKeys)
+		for i := range f.GossipKeys {
+			f.GossipKeys[i].Index = m.index
+		}
+	}
+	f.Epoch, f.Since, f.Revision = op.Epoch, Epoch{At: m.time, Node: op.Node, How: op.How, Settled: f.Since.Settled}, m.index
+	m.fleet = &f
+	if op.Admit != nil {
+		m.admit(*op.Admit, m.index)
+	}
+	n := m.nodes[op.Node]
+	if is := n; op.Address != "" || n.State != NodeActive {
+		is.State = NodeActive
+		if op.Address != "" {
+			is.Address = op.Address
+		}
+		if is.Membership != n.Membership {
+			is.Revision = m.index
+			m.nodes[op.Node] = is
+		}
+	}
+	for _, id := range op.Retire {
+		if n := m.nodes[id]; n.Serial != 0 && n.State != NodeRetired && id != op.Node {
+			m.retire(id)
+		}
+	}
+	return ""
+}
+
 func (m *fleetModel) checkNew(a Admission) Code {
-	if m.nodes[a.ID].Serial != 0 {
-		return CodeNodeExists
+	if code := m.checkID(a.ID); code != "" {
+		return code
 	}
 	for _, n := range m.nodes {
-		if n.KeyHash == a.KeyHash || n.ID != a.ID && (n.Address == a.Address || n.Gossip == a.Gossip) {
+		if n.KeyHash == a.KeyHash || n.State != NodeRetired && n.ID != a.ID && (n.Address == a.Address || n.Gossip == a.Gossip) {
 			return CodeConflict
 		}
 	}
@@ -187,7 +315,7 @@ func (m *fleetModel) rotate(op Op) Code {
 	}
 	switch op := op.(type) {
 	case StartCA:
-		if len(f.CAs) == 2 || ca(op.CA.ID) >= 0 {
+		if len(f.CAs) >= 2 || ca(op.CA.ID) >= 0 {
 			return CodeConflict
 		}
 		f.CAs[0].State, f.CAs[0].SealedKey = CATrusted, nil
@@ -202,11 +330,11 @@ func (m *fleetModel) rotate(op Op) Code {
 			return CodeConflict
 		}
 		for _, n := range m.nodes {
-			if n.Confirmed <= f.CAs[len(f.CAs)-1].Index {
+			if n.State != NodeRetired && n.Confirmed <= f.CAs[len(f.CAs)-1].Index {
 				return CodeConflict
 			}
 		}
-		f.CAs = f.CAs[1:]
+		f.CAs = slices.Delete(f.CAs, at, at+1)
 	case AddGossipKey:
 		added := slices.ContainsFunc(f.GossipKeys, func(k GossipKey) bool { return k.State == GossipKeyAdded })
 		if key(op.Key.ID) >= 0 || added || len(f.GossipKeys) == 3 {
@@ -339,8 +467,32 @@ func genFleetOp(last uint64) *rapid.Generator[Op] {
 	key := rapid.SampledFrom([]string{"g1", "g2", "g3", "g4"})
 	authority := rapid.SampledFrom([]string{"c1", "c2", "c3"})
 	return rapid.Custom(func(t *rapid.T) Op {
-		switch rapid.IntRange(0, 13).Draw(t, "fleet op") {
-		case 0:
+		switch rapid.IntRange(0, 18).Draw(t, "fleet op") {
+		case 14:
+			return DrainNode{node.Draw(t, "node"), rapid.Bool().Draw(t, "undo")}
+		case 15:
+			return RetireNode{node.Draw(t, "node"), rapid.Bool().Draw(t, "force")}
+		case 16:
+			op := BeginEpoch{
+				Fleet: rapid.SampledFrom([]string{"f1", "f1", "f1", "f2"}).Draw(t, "fleet"), Epoch: rapid.Uint64Range(1, 6).Draw(t, "epoch"),
+				How: rapid.SampledFrom(epochHows()).Draw(t, "how"), Node: node.Draw(t, "node"),
+			}
+			if rapid.IntRange(0, 2).Draw(t, "moved") == 0 {
+				op.Address = op.Node + ":7709"
+			}
+			if rapid.IntRange(0, 2).Draw(t, "new") == 0 {
+				a := admission(node.Draw(t, "admitted"))
+				op.Admit = &a
+			}
+			if rapid.IntRange(0, 2).Draw(t, "keys") == 0 {
+				ca := nextCA(rapid.SampledFrom([]string{"c4", "c5"}).Draw(t, "ca"))
+				op.CA, op.GossipKeys = &ca, []GossipKey{{ID: "g1", SealedKey: []byte("again"), State: GossipKeyPrimary}}
+			}
+			op.Retire = rapid.SliceOfN(node, 0, 2).Draw(t, "retire")
+			return op
+		case 17:
+			return SettleEpoch{rapid.Uint64Range(0, 6).Draw(t, "epoch")}
+		case 18, 0:
 			return forming()
 		case 1, 2:
 			op := creating(token.Draw(t, "token"), rapid.SampledFrom([]string{"", "n2", "n3"}).Draw(t, "node"))
@@ -418,7 +570,28 @@ func genAnyFleetOp() *rapid.Generator[Op] {
 		}
 	})
 	return rapid.Custom(func(t *rapid.T) Op {
-		switch rapid.IntRange(0, 10).Draw(t, "fleet op") {
+		switch rapid.IntRange(0, 14).Draw(t, "fleet op") {
+		case 11:
+			return DrainNode{text.Draw(t, "id"), rapid.Bool().Draw(t, "undo")}
+		case 12:
+			return RetireNode{text.Draw(t, "id"), rapid.Bool().Draw(t, "force")}
+		case 13:
+			op := BeginEpoch{
+				Fleet: text.Draw(t, "fleet"), Epoch: number.Draw(t, "epoch"), How: rapid.SampledFrom(epochHows()).Draw(t, "how"),
+				Node: text.Draw(t, "node"), Address: text.Draw(t, "address"), Gossip: text.Draw(t, "gossip"), API: text.Draw(t, "api"),
+				GossipKeys: rapid.SliceOfN(key, 0, 2).Draw(t, "keys"), Retire: rapid.SliceOfN(text, 0, 2).Draw(t, "retire"),
+			}
+			if rapid.Bool().Draw(t, "admits") {
+				a := node.Draw(t, "node")
+				op.Admit = &a
+			}
+			if rapid.Bool().Draw(t, "has a ca") {
+				c := ca.Draw(t, "ca")
+				op.CA = &c
+			}
+			return op
+		case 14:
+			return SettleEpoch{number.Draw(t, "epoch")}
 		case 0:
 			return FormFleet{text.Draw(t, "id"), ca.Draw(t, "ca"), key.Draw(t, "gossip key"), node.Draw(t, "node")}
 		case 1:

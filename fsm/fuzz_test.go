@@ -119,6 +119,7 @@ func seedOps() []Op {
 		forming(), creating("t1", "n2"), admitting("t1", "n2"), RenewNode{ID: "n2", Using: 13, KeyHash: [32]byte{9}},
 		ConfirmNode{ID: "n2", Serial: 14}, StartCA{nextCA("c2")}, FinishCA{"c1"},
 		AddGossipKey{GossipKey{ID: "g2", SealedKey: []byte{1}}}, UseGossipKey{"g2"}, RemoveGossipKey{"g1"}, DeleteJoinToken{"t1"},
+		DrainNode{ID: "n2"}, RetireNode{ID: "n2", Force: true}, BeginEpoch{Fleet: "f1", Epoch: 2, How: EpochRestored, Node: "n1", Retire: []string{"n3"}}, SettleEpoch{2},
 		CreateToken{Name: "ci", Scope: ScopeAdmin, Hash: [32]byte{1}},
 		PutUser{Name: "ann", Scope: ScopeViewer, Password: testPassword},
 		CreateSession{ID: "s1", Hash: [32]byte{2}, User: "oidc:eve", Scope: ScopeBilling, ExpiresAt: time.Unix(1_000, 0), Idle: time.Minute},

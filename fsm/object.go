@@ -41,6 +41,9 @@ const (
 	VMRunning   VMState = "running"   // runs on VM.Node
 	VMMigrating VMState = "migrating" // runs on VM.Node, in flight to VM.Destination
 	VMStopped   VMState = "stopped"   // last ran on VM.Node
+	// VMLost was last seen on VM.Node, which was retired. Nobody knows what became of it, until a node says that it
+	// runs there. What holds it goes on.
+	VMLost VMState = "lost"
 )
 
 // NIC is one network interface of a VM as its node's hypervisor reports it.

@@ -36,6 +36,14 @@ const (
 	EventNodeAdmitted     EventType = "node.admitted"
 	EventNodeRenewed      EventType = "node.renewed" // a certificate was issued, or confirmed
 
+	EventNodeDrained    EventType = "node.drained"
+	EventNodeUndrained  EventType = "node.undrained"
+	EventNodeRetired    EventType = "node.retired"
+	EventVMLost         EventType = "vm.lost"         // its node was retired
+	EventFleetRecovered EventType = "fleet.recovered" // a new epoch, from what one node had
+	EventFleetRestored  EventType = "fleet.restored"  // a new epoch, from a backup
+	EventFleetSettled   EventType = "fleet.settled"
+
 	EventJoinTokenCreated   EventType = "join_token.created"
 	EventJoinTokenUsed      EventType = "join_token.used"
 	EventJoinTokenDeleted   EventType = "join_token.deleted"

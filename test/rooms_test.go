@@ -23,6 +23,7 @@ func mayImport() map[string][]string {
 		"pki":                {},
 		"audit":              {"fsm"},
 		"backup":             {"fsm"},
+		"recovery":           {"fsm", "enforce"},
 		"cluster":            {"fsm", "pki", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},

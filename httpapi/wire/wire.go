@@ -91,7 +91,7 @@ type VM struct {
 	Node        string    `json:"node" doc:"Node it runs or last ran on, empty if never seen"`
 	Destination string    `json:"destination,omitempty" doc:"Node it is in flight to"`
 	Owner       string    `json:"owner"`
-	State       string    `json:"state" enum:"declared,running,migrating,stopped"`
+	State       string    `json:"state" enum:"declared,running,migrating,stopped,lost"`
 	Epoch       uint64    `json:"epoch"`
 	Revision    uint64    `json:"revision" doc:"Log index of the last change; the ETag"`
 	NICs        []NIC     `json:"nics" nullable:"false"`

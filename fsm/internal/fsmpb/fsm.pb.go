@@ -153,6 +153,10 @@ type Op struct {
 	//	*Op_AddGossipKey
 	//	*Op_UseGossipKey
 	//	*Op_RemoveGossipKey
+	//	*Op_DrainNode
+	//	*Op_RetireNode
+	//	*Op_BeginEpoch
+	//	*Op_SettleEpoch
 	//	*Op_CreateToken
 	//	*Op_DeleteToken
 	//	*Op_PutUser
@@ -482,6 +486,42 @@ func (x *Op) GetRemoveGossipKey() *RemoveGossipKey {
 	return nil
 }
 
+func (x *Op) GetDrainNode() *DrainNode {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DrainNode); ok {
+			return x.DrainNode
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRetireNode() *RetireNode {
+	if x != nil {
+		if x, ok := x.Op.(*Op_RetireNode); ok {
+			return x.RetireNode
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetBeginEpoch() *BeginEpoch {
+	if x != nil {
+		if x, ok := x.Op.(*Op_BeginEpoch); ok {
+			return x.BeginEpoch
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetSettleEpoch() *SettleEpoch {
+	if x != nil {
+		if x, ok := x.Op.(*Op_SettleEpoch); ok {
+			return x.SettleEpoch
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetCreateToken() *CreateToken {
 	if x != nil {
 		if x, ok := x.Op.(*Op_CreateToken); ok {
@@ -683,6 +723,22 @@ type Op_RemoveGossipKey struct {
 	RemoveGossipKey *RemoveGossipKey `protobuf:"bytes,33,opt,name=remove_gossip_key,json=removeGossipKey,proto3,oneof"`
 }
 
+type Op_DrainNode struct {
+	DrainNode *DrainNode `protobuf:"bytes,34,opt,name=drain_node,json=drainNode,proto3,oneof"`
+}
+
+type Op_RetireNode struct {
+	RetireNode *RetireNode `protobuf:"bytes,35,opt,name=retire_node,json=retireNode,proto3,oneof"`
+}
+
+type Op_BeginEpoch struct {
+	BeginEpoch *BeginEpoch `protobuf:"bytes,36,opt,name=begin_epoch,json=beginEpoch,proto3,oneof"`
+}
+
+type Op_SettleEpoch struct {
+	SettleEpoch *SettleEpoch `protobuf:"bytes,37,opt,name=settle_epoch,json=settleEpoch,proto3,oneof"`
+}
+
 type Op_CreateToken struct {
 	CreateToken *CreateToken `protobuf:"bytes,40,opt,name=create_token,json=createToken,proto3,oneof"`
 }
@@ -776,6 +832,14 @@ func (*Op_AddGossipKey) isOp_Op() {}
 func (*Op_UseGossipKey) isOp_Op() {}
 
 func (*Op_RemoveGossipKey) isOp_Op() {}
+
+func (*Op_DrainNode) isOp_Op() {}
+
+func (*Op_RetireNode) isOp_Op() {}
+
+func (*Op_BeginEpoch) isOp_Op() {}
+
+func (*Op_SettleEpoch) isOp_Op() {}
 
 func (*Op_CreateToken) isOp_Op() {}
 
@@ -3054,6 +3118,278 @@ func (x *RemoveGossipKey) GetId() string {
 	return ""
 }
 
+type DrainNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Undo          bool                   `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNode) Reset() {
+	*x = DrainNode{}
+	mi := &file_fsm_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNode) ProtoMessage() {}
+
+func (x *DrainNode) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNode.ProtoReflect.Descriptor instead.
+func (*DrainNode) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DrainNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DrainNode) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+type RetireNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireNode) Reset() {
+	*x = RetireNode{}
+	mi := &file_fsm_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireNode) ProtoMessage() {}
+
+func (x *RetireNode) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireNode.ProtoReflect.Descriptor instead.
+func (*RetireNode) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RetireNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RetireNode) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type BeginEpoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fleet         string                 `protobuf:"bytes,1,opt,name=fleet,proto3" json:"fleet,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	How           string                 `protobuf:"bytes,3,opt,name=how,proto3" json:"how,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Gossip        string                 `protobuf:"bytes,6,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Api           string                 `protobuf:"bytes,7,opt,name=api,proto3" json:"api,omitempty"`
+	Admit         *Admission             `protobuf:"bytes,8,opt,name=admit,proto3" json:"admit,omitempty"` // absent for a node that is a member
+	Ca            *CA                    `protobuf:"bytes,9,opt,name=ca,proto3" json:"ca,omitempty"`       // absent if the authority goes on
+	GossipKeys    []*GossipKey           `protobuf:"bytes,10,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	Retire        []string               `protobuf:"bytes,11,rep,name=retire,proto3" json:"retire,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginEpoch) Reset() {
+	*x = BeginEpoch{}
+	mi := &file_fsm_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginEpoch) ProtoMessage() {}
+
+func (x *BeginEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginEpoch.ProtoReflect.Descriptor instead.
+func (*BeginEpoch) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *BeginEpoch) GetFleet() string {
+	if x != nil {
+		return x.Fleet
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *BeginEpoch) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *BeginEpoch) GetAdmit() *Admission {
+	if x != nil {
+		return x.Admit
+	}
+	return nil
+}
+
+func (x *BeginEpoch) GetCa() *CA {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *BeginEpoch) GetGossipKeys() []*GossipKey {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+func (x *BeginEpoch) GetRetire() []string {
+	if x != nil {
+		return x.Retire
+	}
+	return nil
+}
+
+type SettleEpoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleEpoch) Reset() {
+	*x = SettleEpoch{}
+	mi := &file_fsm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleEpoch) ProtoMessage() {}
+
+func (x *SettleEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleEpoch.ProtoReflect.Descriptor instead.
+func (*SettleEpoch) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SettleEpoch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type CreateToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3066,7 +3402,7 @@ type CreateToken struct {
 
 func (x *CreateToken) Reset() {
 	*x = CreateToken{}
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3414,7 @@ func (x *CreateToken) String() string {
 func (*CreateToken) ProtoMessage() {}
 
 func (x *CreateToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[38]
+	mi := &file_fsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3427,7 @@ func (x *CreateToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
 func (*CreateToken) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{38}
+	return file_fsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateToken) GetName() string {
@@ -3132,7 +3468,7 @@ type DeleteToken struct {
 
 func (x *DeleteToken) Reset() {
 	*x = DeleteToken{}
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3480,7 @@ func (x *DeleteToken) String() string {
 func (*DeleteToken) ProtoMessage() {}
 
 func (x *DeleteToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[39]
+	mi := &file_fsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3493,7 @@ func (x *DeleteToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
 func (*DeleteToken) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{39}
+	return file_fsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteToken) GetName() string {
@@ -3186,7 +3522,7 @@ type PutUser struct {
 
 func (x *PutUser) Reset() {
 	*x = PutUser{}
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3534,7 @@ func (x *PutUser) String() string {
 func (*PutUser) ProtoMessage() {}
 
 func (x *PutUser) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[40]
+	mi := &file_fsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3547,7 @@ func (x *PutUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutUser.ProtoReflect.Descriptor instead.
 func (*PutUser) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{40}
+	return file_fsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PutUser) GetName() string {
@@ -3252,7 +3588,7 @@ type DeleteUser struct {
 
 func (x *DeleteUser) Reset() {
 	*x = DeleteUser{}
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3600,7 @@ func (x *DeleteUser) String() string {
 func (*DeleteUser) ProtoMessage() {}
 
 func (x *DeleteUser) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[41]
+	mi := &file_fsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3613,7 @@ func (x *DeleteUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUser.ProtoReflect.Descriptor instead.
 func (*DeleteUser) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{41}
+	return file_fsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteUser) GetName() string {
@@ -3310,7 +3646,7 @@ type CreateSession struct {
 
 func (x *CreateSession) Reset() {
 	*x = CreateSession{}
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3658,7 @@ func (x *CreateSession) String() string {
 func (*CreateSession) ProtoMessage() {}
 
 func (x *CreateSession) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[42]
+	mi := &file_fsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3671,7 @@ func (x *CreateSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSession.ProtoReflect.Descriptor instead.
 func (*CreateSession) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{42}
+	return file_fsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateSession) GetId() string {
@@ -3403,7 +3739,7 @@ type TouchSession struct {
 
 func (x *TouchSession) Reset() {
 	*x = TouchSession{}
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3751,7 @@ func (x *TouchSession) String() string {
 func (*TouchSession) ProtoMessage() {}
 
 func (x *TouchSession) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[43]
+	mi := &file_fsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3764,7 @@ func (x *TouchSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TouchSession.ProtoReflect.Descriptor instead.
 func (*TouchSession) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{43}
+	return file_fsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TouchSession) GetId() string {
@@ -3448,7 +3784,7 @@ type EndSessions struct {
 
 func (x *EndSessions) Reset() {
 	*x = EndSessions{}
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3796,7 @@ func (x *EndSessions) String() string {
 func (*EndSessions) ProtoMessage() {}
 
 func (x *EndSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[44]
+	mi := &file_fsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3809,7 @@ func (x *EndSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessions.ProtoReflect.Descriptor instead.
 func (*EndSessions) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{44}
+	return file_fsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EndSessions) GetId() string {
@@ -3500,7 +3836,7 @@ type RefusedLogins struct {
 
 func (x *RefusedLogins) Reset() {
 	*x = RefusedLogins{}
-	mi := &file_fsm_proto_msgTypes[45]
+	mi := &file_fsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3512,7 +3848,7 @@ func (x *RefusedLogins) String() string {
 func (*RefusedLogins) ProtoMessage() {}
 
 func (x *RefusedLogins) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[45]
+	mi := &file_fsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3525,7 +3861,7 @@ func (x *RefusedLogins) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedLogins.ProtoReflect.Descriptor instead.
 func (*RefusedLogins) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{45}
+	return file_fsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RefusedLogins) GetTotal() uint64 {
@@ -3553,7 +3889,7 @@ type RefusedLogin struct {
 
 func (x *RefusedLogin) Reset() {
 	*x = RefusedLogin{}
-	mi := &file_fsm_proto_msgTypes[46]
+	mi := &file_fsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3901,7 @@ func (x *RefusedLogin) String() string {
 func (*RefusedLogin) ProtoMessage() {}
 
 func (x *RefusedLogin) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[46]
+	mi := &file_fsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3914,7 @@ func (x *RefusedLogin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedLogin.ProtoReflect.Descriptor instead.
 func (*RefusedLogin) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{46}
+	return file_fsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RefusedLogin) GetUser() string {
@@ -3610,13 +3946,17 @@ type Fleet struct {
 	GossipKeys    []*GossipKey           `protobuf:"bytes,4,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	FormedAt      int64                  `protobuf:"fixed64,5,opt,name=formed_at,json=formedAt,proto3" json:"formed_at,omitempty"`
 	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	EpochAt       int64                  `protobuf:"fixed64,10,opt,name=epoch_at,json=epochAt,proto3" json:"epoch_at,omitempty"`
+	EpochNode     string                 `protobuf:"bytes,11,opt,name=epoch_node,json=epochNode,proto3" json:"epoch_node,omitempty"`
+	EpochHow      string                 `protobuf:"bytes,12,opt,name=epoch_how,json=epochHow,proto3" json:"epoch_how,omitempty"`
+	EpochSettled  uint64                 `protobuf:"varint,13,opt,name=epoch_settled,json=epochSettled,proto3" json:"epoch_settled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Fleet) Reset() {
 	*x = Fleet{}
-	mi := &file_fsm_proto_msgTypes[47]
+	mi := &file_fsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3968,7 @@ func (x *Fleet) String() string {
 func (*Fleet) ProtoMessage() {}
 
 func (x *Fleet) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[47]
+	mi := &file_fsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3981,7 @@ func (x *Fleet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fleet.ProtoReflect.Descriptor instead.
 func (*Fleet) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{47}
+	return file_fsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Fleet) GetId() string {
@@ -3686,6 +4026,34 @@ func (x *Fleet) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Fleet) GetEpochAt() int64 {
+	if x != nil {
+		return x.EpochAt
+	}
+	return 0
+}
+
+func (x *Fleet) GetEpochNode() string {
+	if x != nil {
+		return x.EpochNode
+	}
+	return ""
+}
+
+func (x *Fleet) GetEpochHow() string {
+	if x != nil {
+		return x.EpochHow
+	}
+	return ""
+}
+
+func (x *Fleet) GetEpochSettled() uint64 {
+	if x != nil {
+		return x.EpochSettled
+	}
+	return 0
+}
+
 type CA struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3700,7 +4068,7 @@ type CA struct {
 
 func (x *CA) Reset() {
 	*x = CA{}
-	mi := &file_fsm_proto_msgTypes[48]
+	mi := &file_fsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3712,7 +4080,7 @@ func (x *CA) String() string {
 func (*CA) ProtoMessage() {}
 
 func (x *CA) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[48]
+	mi := &file_fsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3725,7 +4093,7 @@ func (x *CA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CA.ProtoReflect.Descriptor instead.
 func (*CA) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{48}
+	return file_fsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CA) GetId() string {
@@ -3782,7 +4150,7 @@ type GossipKey struct {
 
 func (x *GossipKey) Reset() {
 	*x = GossipKey{}
-	mi := &file_fsm_proto_msgTypes[49]
+	mi := &file_fsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3794,7 +4162,7 @@ func (x *GossipKey) String() string {
 func (*GossipKey) ProtoMessage() {}
 
 func (x *GossipKey) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[49]
+	mi := &file_fsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3807,7 +4175,7 @@ func (x *GossipKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
 func (*GossipKey) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{49}
+	return file_fsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GossipKey) GetId() string {
@@ -3856,7 +4224,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_fsm_proto_msgTypes[50]
+	mi := &file_fsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +4236,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[50]
+	mi := &file_fsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +4249,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{50}
+	return file_fsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *JoinToken) GetId() string {
@@ -3975,6 +4343,7 @@ type Node struct {
 	State         string                 `protobuf:"bytes,17,opt,name=state,proto3" json:"state,omitempty"`
 	JoinedAt      int64                  `protobuf:"fixed64,18,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
 	Confirmed     uint64                 `protobuf:"varint,19,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	RetiredAt     int64                  `protobuf:"fixed64,20,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"`
 	Format        uint32                 `protobuf:"varint,28,opt,name=format,proto3" json:"format,omitempty"` // highest command format that its build reads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3982,7 +4351,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_fsm_proto_msgTypes[51]
+	mi := &file_fsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4363,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[51]
+	mi := &file_fsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4376,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{51}
+	return file_fsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Node) GetId() string {
@@ -4143,6 +4512,13 @@ func (x *Node) GetConfirmed() uint64 {
 	return 0
 }
 
+func (x *Node) GetRetiredAt() int64 {
+	if x != nil {
+		return x.RetiredAt
+	}
+	return 0
+}
+
 func (x *Node) GetFormat() uint32 {
 	if x != nil {
 		return x.Format
@@ -4161,7 +4537,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fsm_proto_msgTypes[52]
+	mi := &file_fsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4549,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[52]
+	mi := &file_fsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4562,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{52}
+	return file_fsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *NIC) GetMac() []byte {
@@ -4230,7 +4606,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_fsm_proto_msgTypes[53]
+	mi := &file_fsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4242,7 +4618,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[53]
+	mi := &file_fsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4255,7 +4631,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{53}
+	return file_fsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *VM) GetId() string {
@@ -4355,7 +4731,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_fsm_proto_msgTypes[54]
+	mi := &file_fsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4743,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[54]
+	mi := &file_fsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4756,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{54}
+	return file_fsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Account) GetId() string {
@@ -4432,7 +4808,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_fsm_proto_msgTypes[55]
+	mi := &file_fsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +4820,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[55]
+	mi := &file_fsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +4833,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{55}
+	return file_fsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Settings) GetMaxVms() uint64 {
@@ -4520,7 +4896,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_fsm_proto_msgTypes[56]
+	mi := &file_fsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4908,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[56]
+	mi := &file_fsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4921,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{56}
+	return file_fsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *List) GetName() string {
@@ -4628,7 +5004,7 @@ type ListBlock struct {
 
 func (x *ListBlock) Reset() {
 	*x = ListBlock{}
-	mi := &file_fsm_proto_msgTypes[57]
+	mi := &file_fsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4640,7 +5016,7 @@ func (x *ListBlock) String() string {
 func (*ListBlock) ProtoMessage() {}
 
 func (x *ListBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[57]
+	mi := &file_fsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4653,7 +5029,7 @@ func (x *ListBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBlock.ProtoReflect.Descriptor instead.
 func (*ListBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{57}
+	return file_fsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListBlock) GetPrefixes() []byte {
@@ -4679,7 +5055,7 @@ type Upload struct {
 
 func (x *Upload) Reset() {
 	*x = Upload{}
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4691,7 +5067,7 @@ func (x *Upload) String() string {
 func (*Upload) ProtoMessage() {}
 
 func (x *Upload) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4704,7 +5080,7 @@ func (x *Upload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upload.ProtoReflect.Descriptor instead.
 func (*Upload) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{58}
+	return file_fsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Upload) GetId() string {
@@ -4772,7 +5148,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4784,7 +5160,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4797,7 +5173,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{59}
+	return file_fsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Token) GetName() string {
@@ -4864,7 +5240,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5252,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5265,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{60}
+	return file_fsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *User) GetName() string {
@@ -4959,7 +5335,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_fsm_proto_msgTypes[61]
+	mi := &file_fsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4971,7 +5347,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[61]
+	mi := &file_fsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4984,7 +5360,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{61}
+	return file_fsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Session) GetId() string {
@@ -5084,7 +5460,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_fsm_proto_msgTypes[62]
+	mi := &file_fsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5096,7 +5472,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[62]
+	mi := &file_fsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5109,7 +5485,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{62}
+	return file_fsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Block) GetNumber() uint64 {
@@ -5251,7 +5627,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_fsm_proto_msgTypes[63]
+	mi := &file_fsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5263,7 +5639,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[63]
+	mi := &file_fsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5276,7 +5652,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{63}
+	return file_fsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Guard) GetPrefix() []byte {
@@ -5325,7 +5701,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fsm_proto_msgTypes[64]
+	mi := &file_fsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5337,7 +5713,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[64]
+	mi := &file_fsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5350,7 +5726,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{64}
+	return file_fsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Error) GetCode() string {
@@ -5400,7 +5776,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fsm_proto_msgTypes[65]
+	mi := &file_fsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5412,7 +5788,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[65]
+	mi := &file_fsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5425,7 +5801,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{65}
+	return file_fsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -5648,7 +6024,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_proto_msgTypes[66]
+	mi := &file_fsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +6036,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[66]
+	mi := &file_fsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +6049,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{66}
+	return file_fsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Result) GetSeq() uint64 {
@@ -5731,7 +6107,7 @@ type ResultItem struct {
 
 func (x *ResultItem) Reset() {
 	*x = ResultItem{}
-	mi := &file_fsm_proto_msgTypes[67]
+	mi := &file_fsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5743,7 +6119,7 @@ func (x *ResultItem) String() string {
 func (*ResultItem) ProtoMessage() {}
 
 func (x *ResultItem) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[67]
+	mi := &file_fsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5756,7 +6132,7 @@ func (x *ResultItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultItem.ProtoReflect.Descriptor instead.
 func (*ResultItem) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{67}
+	return file_fsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ResultItem) GetSeq() uint64 {
@@ -5815,7 +6191,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fsm_proto_msgTypes[68]
+	mi := &file_fsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5827,7 +6203,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[68]
+	mi := &file_fsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5840,7 +6216,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{68}
+	return file_fsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -6080,7 +6456,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_fsm_proto_msgTypes[69]
+	mi := &file_fsm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6092,7 +6468,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[69]
+	mi := &file_fsm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6105,7 +6481,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{69}
+	return file_fsm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Audit) GetSeq() uint64 {
@@ -6157,7 +6533,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_fsm_proto_msgTypes[70]
+	mi := &file_fsm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6169,7 +6545,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[70]
+	mi := &file_fsm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6182,7 +6558,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{70}
+	return file_fsm_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Header) GetVersion() uint32 {
@@ -6377,7 +6753,7 @@ type Trailer struct {
 
 func (x *Trailer) Reset() {
 	*x = Trailer{}
-	mi := &file_fsm_proto_msgTypes[71]
+	mi := &file_fsm_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6389,7 +6765,7 @@ func (x *Trailer) String() string {
 func (*Trailer) ProtoMessage() {}
 
 func (x *Trailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[71]
+	mi := &file_fsm_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6402,7 +6778,7 @@ func (x *Trailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trailer.ProtoReflect.Descriptor instead.
 func (*Trailer) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{71}
+	return file_fsm_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Trailer) GetStateHash() []byte {
@@ -6449,7 +6825,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_fsm_proto_msgTypes[72]
+	mi := &file_fsm_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6461,7 +6837,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[72]
+	mi := &file_fsm_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6474,7 +6850,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{72}
+	return file_fsm_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Record) GetRecord() isRecord_Record {
@@ -6784,7 +7160,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12#\n" +
 	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\x12\x12\n" +
-	"\x04from\x18\x06 \x01(\tR\x04from\"\xe4\x13\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\"\xe4\x15\n" +
 	"\x02Op\x128\n" +
 	"\tadd_block\x18\x01 \x01(\v2\x19.palisade.fsm.v1.AddBlockH\x00R\baddBlock\x12;\n" +
 	"\n" +
@@ -6832,7 +7208,14 @@ const file_fsm_proto_rawDesc = "" +
 	"\tfinish_ca\x18\x1e \x01(\v2\x19.palisade.fsm.v1.FinishCAH\x00R\bfinishCa\x12E\n" +
 	"\x0eadd_gossip_key\x18\x1f \x01(\v2\x1d.palisade.fsm.v1.AddGossipKeyH\x00R\faddGossipKey\x12E\n" +
 	"\x0euse_gossip_key\x18  \x01(\v2\x1d.palisade.fsm.v1.UseGossipKeyH\x00R\fuseGossipKey\x12N\n" +
-	"\x11remove_gossip_key\x18! \x01(\v2 .palisade.fsm.v1.RemoveGossipKeyH\x00R\x0fremoveGossipKey\x12A\n" +
+	"\x11remove_gossip_key\x18! \x01(\v2 .palisade.fsm.v1.RemoveGossipKeyH\x00R\x0fremoveGossipKey\x12;\n" +
+	"\n" +
+	"drain_node\x18\" \x01(\v2\x1a.palisade.fsm.v1.DrainNodeH\x00R\tdrainNode\x12>\n" +
+	"\vretire_node\x18# \x01(\v2\x1b.palisade.fsm.v1.RetireNodeH\x00R\n" +
+	"retireNode\x12>\n" +
+	"\vbegin_epoch\x18$ \x01(\v2\x1b.palisade.fsm.v1.BeginEpochH\x00R\n" +
+	"beginEpoch\x12A\n" +
+	"\fsettle_epoch\x18% \x01(\v2\x1c.palisade.fsm.v1.SettleEpochH\x00R\vsettleEpoch\x12A\n" +
 	"\fcreate_token\x18( \x01(\v2\x1c.palisade.fsm.v1.CreateTokenH\x00R\vcreateToken\x12A\n" +
 	"\fdelete_token\x18) \x01(\v2\x1c.palisade.fsm.v1.DeleteTokenH\x00R\vdeleteToken\x125\n" +
 	"\bput_user\x18* \x01(\v2\x18.palisade.fsm.v1.PutUserH\x00R\aputUser\x12>\n" +
@@ -7026,7 +7409,31 @@ const file_fsm_proto_rawDesc = "" +
 	"\fUseGossipKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
 	"\x0fRemoveGossipKey\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"j\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"/\n" +
+	"\tDrainNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"2\n" +
+	"\n" +
+	"RetireNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xce\x02\n" +
+	"\n" +
+	"BeginEpoch\x12\x14\n" +
+	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03how\x18\x03 \x01(\tR\x03how\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06gossip\x18\x06 \x01(\tR\x06gossip\x12\x10\n" +
+	"\x03api\x18\a \x01(\tR\x03api\x120\n" +
+	"\x05admit\x18\b \x01(\v2\x1a.palisade.fsm.v1.AdmissionR\x05admit\x12#\n" +
+	"\x02ca\x18\t \x01(\v2\x13.palisade.fsm.v1.CAR\x02ca\x12;\n" +
+	"\vgossip_keys\x18\n" +
+	" \x03(\v2\x1a.palisade.fsm.v1.GossipKeyR\n" +
+	"gossipKeys\x12\x16\n" +
+	"\x06retire\x18\v \x03(\tR\x06retire\"#\n" +
+	"\vSettleEpoch\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"j\n" +
 	"\vCreateToken\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x12\n" +
@@ -7069,7 +7476,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\fRefusedLogin\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\x04R\x05count\"\xca\x01\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xc6\x02\n" +
 	"\x05Fleet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12%\n" +
@@ -7077,7 +7484,13 @@ const file_fsm_proto_rawDesc = "" +
 	"\vgossip_keys\x18\x04 \x03(\v2\x1a.palisade.fsm.v1.GossipKeyR\n" +
 	"gossipKeys\x12\x1b\n" +
 	"\tformed_at\x18\x05 \x01(\x10R\bformedAt\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\x97\x01\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\x12\x19\n" +
+	"\bepoch_at\x18\n" +
+	" \x01(\x10R\aepochAt\x12\x1d\n" +
+	"\n" +
+	"epoch_node\x18\v \x01(\tR\tepochNode\x12\x1b\n" +
+	"\tepoch_how\x18\f \x01(\tR\bepochHow\x12#\n" +
+	"\repoch_settled\x18\r \x01(\x04R\fepochSettled\"\x97\x01\n" +
 	"\x02CA\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x14\n" +
@@ -7105,7 +7518,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\aused_by\x18\b \x01(\tR\x06usedBy\x12\x17\n" +
 	"\aused_at\x18\t \x01(\x10R\x06usedAt\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x04R\brevision\"\xf7\x03\n" +
+	" \x01(\x04R\brevision\"\x96\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -7128,7 +7541,9 @@ const file_fsm_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x11 \x01(\tR\x05state\x12\x1b\n" +
 	"\tjoined_at\x18\x12 \x01(\x10R\bjoinedAt\x12\x1c\n" +
-	"\tconfirmed\x18\x13 \x01(\x04R\tconfirmed\x12\x16\n" +
+	"\tconfirmed\x18\x13 \x01(\x04R\tconfirmed\x12\x1d\n" +
+	"\n" +
+	"retired_at\x18\x14 \x01(\x10R\tretiredAt\x12\x16\n" +
 	"\x06format\x18\x1c \x01(\rR\x06format\"G\n" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x10\n" +
@@ -7383,7 +7798,7 @@ func file_fsm_proto_rawDescGZIP() []byte {
 	return file_fsm_proto_rawDescData
 }
 
-var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_fsm_proto_goTypes = []any{
 	(*Command)(nil),         // 0: palisade.fsm.v1.Command
 	(*Op)(nil),              // 1: palisade.fsm.v1.Op
@@ -7423,41 +7838,45 @@ var file_fsm_proto_goTypes = []any{
 	(*AddGossipKey)(nil),    // 35: palisade.fsm.v1.AddGossipKey
 	(*UseGossipKey)(nil),    // 36: palisade.fsm.v1.UseGossipKey
 	(*RemoveGossipKey)(nil), // 37: palisade.fsm.v1.RemoveGossipKey
-	(*CreateToken)(nil),     // 38: palisade.fsm.v1.CreateToken
-	(*DeleteToken)(nil),     // 39: palisade.fsm.v1.DeleteToken
-	(*PutUser)(nil),         // 40: palisade.fsm.v1.PutUser
-	(*DeleteUser)(nil),      // 41: palisade.fsm.v1.DeleteUser
-	(*CreateSession)(nil),   // 42: palisade.fsm.v1.CreateSession
-	(*TouchSession)(nil),    // 43: palisade.fsm.v1.TouchSession
-	(*EndSessions)(nil),     // 44: palisade.fsm.v1.EndSessions
-	(*RefusedLogins)(nil),   // 45: palisade.fsm.v1.RefusedLogins
-	(*RefusedLogin)(nil),    // 46: palisade.fsm.v1.RefusedLogin
-	(*Fleet)(nil),           // 47: palisade.fsm.v1.Fleet
-	(*CA)(nil),              // 48: palisade.fsm.v1.CA
-	(*GossipKey)(nil),       // 49: palisade.fsm.v1.GossipKey
-	(*JoinToken)(nil),       // 50: palisade.fsm.v1.JoinToken
-	(*Node)(nil),            // 51: palisade.fsm.v1.Node
-	(*NIC)(nil),             // 52: palisade.fsm.v1.NIC
-	(*VM)(nil),              // 53: palisade.fsm.v1.VM
-	(*Account)(nil),         // 54: palisade.fsm.v1.Account
-	(*Settings)(nil),        // 55: palisade.fsm.v1.Settings
-	(*List)(nil),            // 56: palisade.fsm.v1.List
-	(*ListBlock)(nil),       // 57: palisade.fsm.v1.ListBlock
-	(*Upload)(nil),          // 58: palisade.fsm.v1.Upload
-	(*Token)(nil),           // 59: palisade.fsm.v1.Token
-	(*User)(nil),            // 60: palisade.fsm.v1.User
-	(*Session)(nil),         // 61: palisade.fsm.v1.Session
-	(*Block)(nil),           // 62: palisade.fsm.v1.Block
-	(*Guard)(nil),           // 63: palisade.fsm.v1.Guard
-	(*Error)(nil),           // 64: palisade.fsm.v1.Error
-	(*Outcome)(nil),         // 65: palisade.fsm.v1.Outcome
-	(*Result)(nil),          // 66: palisade.fsm.v1.Result
-	(*ResultItem)(nil),      // 67: palisade.fsm.v1.ResultItem
-	(*Event)(nil),           // 68: palisade.fsm.v1.Event
-	(*Audit)(nil),           // 69: palisade.fsm.v1.Audit
-	(*Header)(nil),          // 70: palisade.fsm.v1.Header
-	(*Trailer)(nil),         // 71: palisade.fsm.v1.Trailer
-	(*Record)(nil),          // 72: palisade.fsm.v1.Record
+	(*DrainNode)(nil),       // 38: palisade.fsm.v1.DrainNode
+	(*RetireNode)(nil),      // 39: palisade.fsm.v1.RetireNode
+	(*BeginEpoch)(nil),      // 40: palisade.fsm.v1.BeginEpoch
+	(*SettleEpoch)(nil),     // 41: palisade.fsm.v1.SettleEpoch
+	(*CreateToken)(nil),     // 42: palisade.fsm.v1.CreateToken
+	(*DeleteToken)(nil),     // 43: palisade.fsm.v1.DeleteToken
+	(*PutUser)(nil),         // 44: palisade.fsm.v1.PutUser
+	(*DeleteUser)(nil),      // 45: palisade.fsm.v1.DeleteUser
+	(*CreateSession)(nil),   // 46: palisade.fsm.v1.CreateSession
+	(*TouchSession)(nil),    // 47: palisade.fsm.v1.TouchSession
+	(*EndSessions)(nil),     // 48: palisade.fsm.v1.EndSessions
+	(*RefusedLogins)(nil),   // 49: palisade.fsm.v1.RefusedLogins
+	(*RefusedLogin)(nil),    // 50: palisade.fsm.v1.RefusedLogin
+	(*Fleet)(nil),           // 51: palisade.fsm.v1.Fleet
+	(*CA)(nil),              // 52: palisade.fsm.v1.CA
+	(*GossipKey)(nil),       // 53: palisade.fsm.v1.GossipKey
+	(*JoinToken)(nil),       // 54: palisade.fsm.v1.JoinToken
+	(*Node)(nil),            // 55: palisade.fsm.v1.Node
+	(*NIC)(nil),             // 56: palisade.fsm.v1.NIC
+	(*VM)(nil),              // 57: palisade.fsm.v1.VM
+	(*Account)(nil),         // 58: palisade.fsm.v1.Account
+	(*Settings)(nil),        // 59: palisade.fsm.v1.Settings
+	(*List)(nil),            // 60: palisade.fsm.v1.List
+	(*ListBlock)(nil),       // 61: palisade.fsm.v1.ListBlock
+	(*Upload)(nil),          // 62: palisade.fsm.v1.Upload
+	(*Token)(nil),           // 63: palisade.fsm.v1.Token
+	(*User)(nil),            // 64: palisade.fsm.v1.User
+	(*Session)(nil),         // 65: palisade.fsm.v1.Session
+	(*Block)(nil),           // 66: palisade.fsm.v1.Block
+	(*Guard)(nil),           // 67: palisade.fsm.v1.Guard
+	(*Error)(nil),           // 68: palisade.fsm.v1.Error
+	(*Outcome)(nil),         // 69: palisade.fsm.v1.Outcome
+	(*Result)(nil),          // 70: palisade.fsm.v1.Result
+	(*ResultItem)(nil),      // 71: palisade.fsm.v1.ResultItem
+	(*Event)(nil),           // 72: palisade.fsm.v1.Event
+	(*Audit)(nil),           // 73: palisade.fsm.v1.Audit
+	(*Header)(nil),          // 74: palisade.fsm.v1.Header
+	(*Trailer)(nil),         // 75: palisade.fsm.v1.Trailer
+	(*Record)(nil),          // 76: palisade.fsm.v1.Record
 }
 var file_fsm_proto_depIdxs = []int32{
 	1,   // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
@@ -7492,88 +7911,95 @@ var file_fsm_proto_depIdxs = []int32{
 	35,  // 29: palisade.fsm.v1.Op.add_gossip_key:type_name -> palisade.fsm.v1.AddGossipKey
 	36,  // 30: palisade.fsm.v1.Op.use_gossip_key:type_name -> palisade.fsm.v1.UseGossipKey
 	37,  // 31: palisade.fsm.v1.Op.remove_gossip_key:type_name -> palisade.fsm.v1.RemoveGossipKey
-	38,  // 32: palisade.fsm.v1.Op.create_token:type_name -> palisade.fsm.v1.CreateToken
-	39,  // 33: palisade.fsm.v1.Op.delete_token:type_name -> palisade.fsm.v1.DeleteToken
-	40,  // 34: palisade.fsm.v1.Op.put_user:type_name -> palisade.fsm.v1.PutUser
-	41,  // 35: palisade.fsm.v1.Op.delete_user:type_name -> palisade.fsm.v1.DeleteUser
-	42,  // 36: palisade.fsm.v1.Op.create_session:type_name -> palisade.fsm.v1.CreateSession
-	43,  // 37: palisade.fsm.v1.Op.touch_session:type_name -> palisade.fsm.v1.TouchSession
-	44,  // 38: palisade.fsm.v1.Op.end_sessions:type_name -> palisade.fsm.v1.EndSessions
-	45,  // 39: palisade.fsm.v1.Op.refused_logins:type_name -> palisade.fsm.v1.RefusedLogins
-	4,   // 40: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
-	2,   // 41: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
-	3,   // 42: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
-	2,   // 43: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
-	55,  // 44: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
-	52,  // 45: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
-	51,  // 46: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
-	1,   // 47: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
-	25,  // 48: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
-	48,  // 49: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
-	49,  // 50: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
-	27,  // 51: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
-	27,  // 52: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
-	48,  // 53: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
-	49,  // 54: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
-	46,  // 55: palisade.fsm.v1.RefusedLogins.logins:type_name -> palisade.fsm.v1.RefusedLogin
-	48,  // 56: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
-	49,  // 57: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
-	52,  // 58: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
-	25,  // 59: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
-	2,   // 60: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
-	3,   // 61: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
-	64,  // 62: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
-	62,  // 63: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
-	53,  // 64: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
-	51,  // 65: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
-	63,  // 66: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
-	54,  // 67: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
-	55,  // 68: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
-	56,  // 69: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
-	47,  // 70: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
-	50,  // 71: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
-	59,  // 72: palisade.fsm.v1.Outcome.token:type_name -> palisade.fsm.v1.Token
-	60,  // 73: palisade.fsm.v1.Outcome.user:type_name -> palisade.fsm.v1.User
-	61,  // 74: palisade.fsm.v1.Outcome.session:type_name -> palisade.fsm.v1.Session
-	65,  // 75: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
-	65,  // 76: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
-	62,  // 77: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
-	53,  // 78: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
-	51,  // 79: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
-	63,  // 80: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
-	54,  // 81: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
-	55,  // 82: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
-	56,  // 83: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
-	47,  // 84: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
-	50,  // 85: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
-	59,  // 86: palisade.fsm.v1.Event.token:type_name -> palisade.fsm.v1.Token
-	60,  // 87: palisade.fsm.v1.Event.user:type_name -> palisade.fsm.v1.User
-	61,  // 88: palisade.fsm.v1.Event.session:type_name -> palisade.fsm.v1.Session
-	55,  // 89: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
-	70,  // 90: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
-	51,  // 91: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
-	53,  // 92: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
-	62,  // 93: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
-	63,  // 94: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
-	66,  // 95: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
-	67,  // 96: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
-	68,  // 97: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
-	54,  // 98: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
-	56,  // 99: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
-	57,  // 100: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
-	58,  // 101: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
-	69,  // 102: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
-	71,  // 103: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
-	47,  // 104: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
-	50,  // 105: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
-	59,  // 106: palisade.fsm.v1.Record.token:type_name -> palisade.fsm.v1.Token
-	60,  // 107: palisade.fsm.v1.Record.user:type_name -> palisade.fsm.v1.User
-	61,  // 108: palisade.fsm.v1.Record.session:type_name -> palisade.fsm.v1.Session
-	109, // [109:109] is the sub-list for method output_type
-	109, // [109:109] is the sub-list for method input_type
-	109, // [109:109] is the sub-list for extension type_name
-	109, // [109:109] is the sub-list for extension extendee
-	0,   // [0:109] is the sub-list for field type_name
+	38,  // 32: palisade.fsm.v1.Op.drain_node:type_name -> palisade.fsm.v1.DrainNode
+	39,  // 33: palisade.fsm.v1.Op.retire_node:type_name -> palisade.fsm.v1.RetireNode
+	40,  // 34: palisade.fsm.v1.Op.begin_epoch:type_name -> palisade.fsm.v1.BeginEpoch
+	41,  // 35: palisade.fsm.v1.Op.settle_epoch:type_name -> palisade.fsm.v1.SettleEpoch
+	42,  // 36: palisade.fsm.v1.Op.create_token:type_name -> palisade.fsm.v1.CreateToken
+	43,  // 37: palisade.fsm.v1.Op.delete_token:type_name -> palisade.fsm.v1.DeleteToken
+	44,  // 38: palisade.fsm.v1.Op.put_user:type_name -> palisade.fsm.v1.PutUser
+	45,  // 39: palisade.fsm.v1.Op.delete_user:type_name -> palisade.fsm.v1.DeleteUser
+	46,  // 40: palisade.fsm.v1.Op.create_session:type_name -> palisade.fsm.v1.CreateSession
+	47,  // 41: palisade.fsm.v1.Op.touch_session:type_name -> palisade.fsm.v1.TouchSession
+	48,  // 42: palisade.fsm.v1.Op.end_sessions:type_name -> palisade.fsm.v1.EndSessions
+	49,  // 43: palisade.fsm.v1.Op.refused_logins:type_name -> palisade.fsm.v1.RefusedLogins
+	4,   // 44: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
+	2,   // 45: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
+	3,   // 46: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
+	2,   // 47: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
+	59,  // 48: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
+	56,  // 49: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
+	55,  // 50: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
+	1,   // 51: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
+	25,  // 52: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
+	52,  // 53: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 54: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
+	27,  // 55: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
+	27,  // 56: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
+	52,  // 57: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 58: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
+	27,  // 59: palisade.fsm.v1.BeginEpoch.admit:type_name -> palisade.fsm.v1.Admission
+	52,  // 60: palisade.fsm.v1.BeginEpoch.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 61: palisade.fsm.v1.BeginEpoch.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	50,  // 62: palisade.fsm.v1.RefusedLogins.logins:type_name -> palisade.fsm.v1.RefusedLogin
+	52,  // 63: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
+	53,  // 64: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	56,  // 65: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
+	25,  // 66: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
+	2,   // 67: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
+	3,   // 68: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
+	68,  // 69: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
+	66,  // 70: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
+	57,  // 71: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
+	55,  // 72: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
+	67,  // 73: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
+	58,  // 74: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
+	59,  // 75: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
+	60,  // 76: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
+	51,  // 77: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 78: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
+	63,  // 79: palisade.fsm.v1.Outcome.token:type_name -> palisade.fsm.v1.Token
+	64,  // 80: palisade.fsm.v1.Outcome.user:type_name -> palisade.fsm.v1.User
+	65,  // 81: palisade.fsm.v1.Outcome.session:type_name -> palisade.fsm.v1.Session
+	69,  // 82: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
+	69,  // 83: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
+	66,  // 84: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
+	57,  // 85: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
+	55,  // 86: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
+	67,  // 87: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
+	58,  // 88: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
+	59,  // 89: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
+	60,  // 90: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
+	51,  // 91: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 92: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
+	63,  // 93: palisade.fsm.v1.Event.token:type_name -> palisade.fsm.v1.Token
+	64,  // 94: palisade.fsm.v1.Event.user:type_name -> palisade.fsm.v1.User
+	65,  // 95: palisade.fsm.v1.Event.session:type_name -> palisade.fsm.v1.Session
+	59,  // 96: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
+	74,  // 97: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
+	55,  // 98: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
+	57,  // 99: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
+	66,  // 100: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
+	67,  // 101: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
+	70,  // 102: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
+	71,  // 103: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
+	72,  // 104: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
+	58,  // 105: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
+	60,  // 106: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
+	61,  // 107: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
+	62,  // 108: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
+	73,  // 109: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
+	75,  // 110: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
+	51,  // 111: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 112: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
+	63,  // 113: palisade.fsm.v1.Record.token:type_name -> palisade.fsm.v1.Token
+	64,  // 114: palisade.fsm.v1.Record.user:type_name -> palisade.fsm.v1.User
+	65,  // 115: palisade.fsm.v1.Record.session:type_name -> palisade.fsm.v1.Session
+	116, // [116:116] is the sub-list for method output_type
+	116, // [116:116] is the sub-list for method input_type
+	116, // [116:116] is the sub-list for extension type_name
+	116, // [116:116] is the sub-list for extension extendee
+	0,   // [0:116] is the sub-list for field type_name
 }
 
 func init() { file_fsm_proto_init() }
@@ -7613,6 +8039,10 @@ func file_fsm_proto_init() {
 		(*Op_AddGossipKey)(nil),
 		(*Op_UseGossipKey)(nil),
 		(*Op_RemoveGossipKey)(nil),
+		(*Op_DrainNode)(nil),
+		(*Op_RetireNode)(nil),
+		(*Op_BeginEpoch)(nil),
+		(*Op_SettleEpoch)(nil),
 		(*Op_CreateToken)(nil),
 		(*Op_DeleteToken)(nil),
 		(*Op_PutUser)(nil),
@@ -7624,7 +8054,7 @@ func file_fsm_proto_init() {
 	}
 	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
 	file_fsm_proto_msgTypes[24].OneofWrappers = []any{}
-	file_fsm_proto_msgTypes[65].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[69].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
 		(*Outcome_Node)(nil),
@@ -7638,7 +8068,7 @@ func file_fsm_proto_init() {
 		(*Outcome_User)(nil),
 		(*Outcome_Session)(nil),
 	}
-	file_fsm_proto_msgTypes[68].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[72].OneofWrappers = []any{
 		(*Event_Block)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Node)(nil),
@@ -7652,7 +8082,7 @@ func file_fsm_proto_init() {
 		(*Event_User)(nil),
 		(*Event_Session)(nil),
 	}
-	file_fsm_proto_msgTypes[72].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[76].OneofWrappers = []any{
 		(*Record_Header)(nil),
 		(*Record_Node)(nil),
 		(*Record_Vm)(nil),
@@ -7679,7 +8109,7 @@ func file_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_proto_rawDesc), len(file_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   73,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,159 @@
+package recovery
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/fsm"
+)
+
+// log builds states.
+type log struct {
+	t     *testing.T
+	store *fsm.Store
+	index uint64
+}
+
+func newLog(t *testing.T, ops ...fsm.Op) *log {
+	l := &log{t: t, store: fsm.NewStore()}
+	for _, op := range ops {
+		l.do(op)
+	}
+	return l
+}
+
+func (l *log) do(op fsm.Op) fsm.Result {
+	l.t.Helper()
+	l.index++
+	data, err := fsm.MarshalCommand(fsm.Command{Time: time.Unix(int64(l.index), 0), Actor: "token:test", Op: op})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	res, err := l.store.ApplyBatch([]fsm.Entry{{Index: l.index, Data: data}})
+	if err != nil || res[0].Err != nil {
+		l.t.Fatalf("%+v: %v, %v", op, err, res[0].Err)
+	}
+	return res[0]
+}
+
+func (l *log) view() *fsm.View { return l.store.View() }
+
+func prefix(s string) fsm.Target { return fsm.Target{Prefix: netip.MustParsePrefix(s)} }
+
+func drop(t fsm.Target) fsm.AddBlock { return fsm.AddBlock{Target: t, Reason: "abuse", Force: true} }
+
+func guest(id string, mac byte, address string) fsm.ObserveVM {
+	return fsm.ObserveVM{ID: id, Name: id, Kind: "kvm", Node: "n1", Phase: fsm.PhaseRunning, Epoch: 1, NICs: []fsm.NIC{
+		{MAC: fsm.MAC{2, 0, 0, 0, 0, mac}, Addresses: []netip.Addr{netip.MustParseAddr(address)}},
+	}}
+}
+
+func base() []fsm.Op {
+	return []fsm.Op{
+		guest("vm1", 1, "203.0.113.1"), drop(fsm.Target{VM: "vm1"}), // b1
+		drop(prefix("198.51.100.0/24")), // b2
+	}
+}
+
+func names(losses []Loss) (out []string) {
+	for _, l := range losses {
+		if l.Block != nil {
+			out = append(out, l.Block.ID)
+		} else {
+			out = append(out, l.Element.String())
+		}
+	}
+	return out
+}
+
+func TestLossesAreCarriedOver(t *testing.T) {
+	now := newLog(t, base()...)
+	backup := newLog(t, base()...)
+	if got := Losses(now.view(), backup.view()); len(got) != 0 {
+		t.Fatalf("of equal states: %v", got)
+	}
+	now.do(guest("vm2", 2, "203.0.113.2"))
+	now.do(drop(fsm.Target{VM: "vm2"}))                                                                                                // b3: nobody knows the VM there
+	now.do(drop(prefix("192.0.2.9/32")))                                                                                               // b4
+	now.do(fsm.LiftBlock{ID: "b2"})                                                                                                    // held again by the backup
+	now.do(fsm.AddBlock{Target: prefix("192.0.2.8/32"), Kind: fsm.Limit, Direction: fsm.In, Rate: fsm.Rate{Packets: 10}, Force: true}) // b5
+	now.do(fsm.AddBlock{Target: prefix("192.0.2.7/32"), StartsAt: time.Unix(1_000_000, 0), Force: true})                               // b6, pending
+	now.do(fsm.AddBlock{Target: fsm.Target{VM: "vm1"}, Kind: fsm.Limit, Direction: fsm.Out, Rate: fsm.Rate{Bits: 9000}, Force: true})  // b7: b1 holds more
+	backup.do(fsm.LiftBlock{ID: "b1"})
+	backup.do(drop(fsm.Target{VM: "vm1"})) // the same under another id
+	losses := Losses(now.view(), backup.view())
+	if got := names(losses); !slices.Equal(got, []string{"b3", "b4", "b5"}) {
+		t.Fatalf("losses %v", got)
+	}
+	if s := losses[0].String(); !strings.Contains(s, "b3") || !strings.Contains(s, "vm2") || !strings.Contains(s, "abuse") {
+		t.Errorf("%q", s)
+	}
+	returns := Returns(now.view(), backup.view())
+	if len(returns) != 1 || returns[0].ID != "b2" {
+		t.Errorf("returns %+v", returns)
+	}
+	for _, op := range Keep(losses) {
+		backup.do(op)
+	}
+	if left := Losses(now.view(), backup.view()); len(left) != 0 {
+		t.Errorf("after all was kept: %v", names(left))
+	}
+	if vm, ok := backup.view().VM("vm2"); !ok || len(vm.AllAddresses()) == 0 {
+		t.Errorf("vm2: %+v", vm)
+	}
+}
+
+func TestWhatCantBeKeptIsSaid(t *testing.T) {
+	now := newLog(t, fsm.DescribeList{Name: "bad"})
+	now.do(fsm.PatchList{Name: "bad", Add: fsm.AppendPacked(nil, netip.MustParsePrefix("192.0.2.0/24"))})
+	now.do(drop(fsm.Target{List: "bad"}))
+	losses := Losses(now.view(), newLog(t).view())
+	if len(losses) != 1 || !strings.Contains(losses[0].Unkept, "bad") || len(Keep(losses)) != 0 {
+		t.Errorf("%+v", losses)
+	}
+}
+
+func TestKernelLosses(t *testing.T) {
+	local := enforce.Local{Node: "n1"}
+	now, backup := newLog(t, base()...), newLog(t, base()...)
+	now.do(drop(prefix("192.0.2.9/32")))
+	kernel := map[enforce.Element]bool{}
+	for _, e := range enforce.NewCompiler().Reset(now.view(), local).Add {
+		kernel[e] = true
+	}
+	// What the state here explains is told with its block.
+	if got := KernelLosses(maps.Keys(kernel), now.view(), backup.view(), local); len(got) != 0 {
+		t.Errorf("explained: %v", names(got))
+	}
+	// Without one, what the backup does not hold is told as it is.
+	got := KernelLosses(maps.Keys(kernel), nil, backup.view(), local)
+	if !slices.Equal(names(got), []string{"192.0.2.9"}) {
+		t.Errorf("unexplained: %v", names(got))
+	}
+	for e := range map[enforce.Element]bool{
+		{Tap: "tap7"}: true, {Treatment: "drop_in"}: true, {Prefix: netip.MustParsePrefix("198.51.100.7/32")}: true, // inside of b2
+	} {
+		if got := KernelLosses(maps.Keys(map[enforce.Element]bool{e: true}), nil, backup.view(), local); len(got) != 0 {
+			t.Errorf("%s is a loss", e)
+		}
+	}
+	kernel[enforce.Element{MAC: fsm.MAC{2, 0, 0, 0, 0, 77}}] = true
+	limit := enforce.Terms{Kind: fsm.Limit, Direction: fsm.In, Hold: "b99", Rate: fsm.Rate{Packets: 5}}
+	kernel[enforce.Element{Prefix: netip.MustParsePrefix("192.0.2.50/32"), Treatment: limit.Treatment()}] = true
+	got = KernelLosses(maps.Keys(kernel), nil, backup.view(), local)
+	if len(got) != 3 || !strings.Contains(got[0].Unkept, "no VM is known") {
+		t.Fatalf("%v %q", names(got), got[0].Unkept)
+	}
+	for _, op := range Keep(got) {
+		backup.do(op)
+	}
+	// A limit has another block's name then; it is the same limit.
+	if left := KernelLosses(maps.Keys(kernel), nil, backup.view(), local); len(left) != 1 || left[0].Element.MAC == (fsm.MAC{}) {
+		t.Errorf("after all was kept that can be: %v", names(left))
+	}
+}
