@@ -7,17 +7,22 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/wire"
 )
 
 // scopeOpen marks a route that needs no caller.
 const scopeOpen Scope = "open"
+
+// scopeAny marks a route for every caller that is known.
+const scopeAny Scope = "any"
 
 // caller is who sent a request.
 type caller struct {
@@ -31,6 +36,8 @@ func allows(granted, needed Scope) bool {
 	switch needed {
 	case scopeOpen:
 		return true
+	case scopeAny:
+		return slices.Contains(fsm.Scopes(), granted)
 	case ScopeMetrics, ScopeViewer:
 		return granted == ScopeAdmin || granted == ScopeOperator || granted == ScopeViewer || granted == needed
 	case ScopeOperator:
@@ -39,6 +46,11 @@ func allows(granted, needed Scope) bool {
 		return granted == ScopeAdmin
 	}
 	return false // fail closed
+}
+
+// admits says whether a caller with the scope may use the route.
+func (rt *route) admits(granted Scope) bool {
+	return allows(granted, rt.scope) || rt.billing && granted == ScopeBilling
 }
 
 // peerKey carries the peer of a Unix connection in its context.
@@ -126,16 +138,16 @@ func identifyPeer(p peer) (caller, *wire.Problem) {
 }
 
 // authorize admits a request to a route or says why not.
-func (s *Server) authorize(r *http.Request, needed Scope) (caller, *wire.Problem) {
-	if needed == scopeOpen {
+func (s *Server) authorize(r *http.Request, rt *route) (caller, *wire.Problem) {
+	if rt.scope == scopeOpen {
 		return caller{}, nil
 	}
 	c, p := s.identify(r)
 	if p != nil {
 		return caller{}, p
 	}
-	if !allows(c.scope, needed) {
-		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, needed)
+	if !rt.admits(c.scope) {
+		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, rt.scope)
 	}
 	return c, nil
 }

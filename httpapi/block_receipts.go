@@ -45,7 +45,7 @@ func (s *Server) blockReceipts(ctx context.Context, in *blockReceiptsInput) (*bl
 	if err != nil {
 		return nil, err
 	}
-	b, err := findBlock(v, in.ID)
+	b, err := readBlock(ctx, v, in.ID)
 	if err != nil {
 		return nil, err
 	}

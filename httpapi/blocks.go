@@ -49,7 +49,7 @@ func (s *Server) listBlocks(ctx context.Context, in *listBlocksInput) (*listBloc
 	}
 	p := page[*fsm.Block]{kind: "block", limit: in.Limit}
 	for b := range v.Blocks(after) {
-		if match(b) && !p.add(b.ID, func() *fsm.Block { return b }) {
+		if match(b) && billed(ctx, b) && !p.add(b.ID, func() *fsm.Block { return b }) {
 			break
 		}
 	}
@@ -116,13 +116,22 @@ func (s *Server) getBlock(ctx context.Context, in *getBlockInput) (*getBlockOutp
 	if err != nil {
 		return nil, err
 	}
-	b, err := findBlock(v, in.ID)
+	b, err := readBlock(ctx, v, in.ID)
 	if err != nil {
 		return nil, err
 	}
 	out := &getBlockOutput{ReadHeaders: h, ETag: etag(b.Revision), Body: wireBlock(v, b)}
 	s.receipts(&out.Body, b, s.askBlocks(ctx, []string{b.ID}))
 	return out, nil
+}
+
+// readBlock is findBlock for a caller who wants to see the block.
+func readBlock(ctx context.Context, v *fsm.View, id string) (*fsm.Block, error) {
+	b, err := findBlock(v, id)
+	if err == nil && !billed(ctx, b) {
+		return nil, notBillable(callerOf(ctx), "path.id", id)
+	}
+	return b, err
 }
 
 func findBlock(v *fsm.View, id string) (*fsm.Block, error) {

@@ -103,7 +103,7 @@ func (s *Server) bulk(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	}
 	b.lines = json.NewEncoder(&b.out)
 	b.lines.SetEscapeHTML(false)
-	reader := bulkReader{lines: bufio.NewReaderSize(http.MaxBytesReader(w, r.Body, limit), maxBulkLine), decode: d, caller: callerOf(ctx)}
+	reader := bulkReader{lines: bufio.NewReaderSize(http.MaxBytesReader(w, r.Body, limit), maxBulkLine), decode: d, caller: callerOf(ctx), find: s.finder(ctx)}
 	if err := b.read(&reader); err != nil {
 		writeError(w, err)
 		return
@@ -261,6 +261,7 @@ func (b *bulkRun) results(v *fsm.View, res fsm.Result) {
 		var impact *wire.Impact
 		if op, ok := e.op.(fsm.AddBlock); ok && b.in.DryRun {
 			impact = wireImpact(v, op.Target, "")
+			showBilling(callerOf(b.ctx), impact)
 			shorten(impact)
 		}
 		b.answer(e, out, impact)

@@ -32,6 +32,7 @@ type bulkReader struct {
 	lines   *bufio.Reader
 	decode  *bulkDecoder
 	caller  *caller
+	find    func(id string) (*fsm.Block, error)
 	line    int
 	element int
 }
@@ -55,6 +56,12 @@ func (r *bulkReader) next() (element, error) {
 			return e, nil
 		}
 		e.op, e.fields, e.problem = r.decode.element(r.caller, text)
+		if e.problem != nil {
+			return e, nil
+		}
+		if err := permit(r.caller, e.op, r.find); err != nil {
+			e.problem = problemIn(err)
+		}
 		return e, nil
 	}
 }

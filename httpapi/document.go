@@ -22,7 +22,7 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 	if rt.scope != scopeOpen {
 		codes = append(codes, wire.CodeUnauthorized, wire.CodeForbidden)
 		op.Security = []map[string][]string{{"token": {}}}
-		op.Description = strings.TrimSpace(op.Description + "\n\nScope: " + string(rt.scope) + ".")
+		op.Description = strings.TrimSpace(op.Description + "\n\nScope: " + rt.scopeText() + ".")
 	}
 	codes = append(codes, wire.CodeInvalid, wire.CodeInternal)
 	switch {
@@ -50,6 +50,17 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: schema}},
 		}
 	}
+}
+
+// scopeText names who may use the route.
+func (rt route) scopeText() string {
+	switch {
+	case rt.scope == scopeAny:
+		return "any"
+	case rt.billing:
+		return string(rt.scope) + "; billing for blocks of the reason unpaid on VMs and accounts"
+	}
+	return string(rt.scope)
 }
 
 // document finishes the OpenAPI document and encodes it.

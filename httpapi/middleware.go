@@ -60,8 +60,8 @@ func (r *recorder) Write(b []byte) (int, error) {
 // Unwrap lets http.ResponseController reach the connection.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// guarded admits only callers that the scope allows, counts the request, and answers a panic.
-func (s *Server) guarded(needed Scope, rm *routeMetrics, next http.HandlerFunc) http.HandlerFunc {
+// guarded admits only callers that the route is for, counts the request, and answers a panic.
+func (s *Server) guarded(rt *route, rm *routeMetrics, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &recorder{ResponseWriter: w}
@@ -69,7 +69,7 @@ func (s *Server) guarded(needed Scope, rm *routeMetrics, next http.HandlerFunc) 
 		h := rec.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
-		c, p := s.authorize(r, needed)
+		c, p := s.authorize(r, rt)
 		if p != nil {
 			if p.Code == wire.CodeUnauthorized {
 				h.Set("WWW-Authenticate", `Bearer realm="palisade"`)
@@ -110,7 +110,7 @@ func (s *Server) finish(rec *recorder, r *http.Request, rm *routeMetrics, start 
 
 // plain wraps the handlers of requests that no route takes. They need no caller: they tell nothing.
 func (s *Server) plain(next http.HandlerFunc) http.HandlerFunc {
-	return s.guarded(scopeOpen, s.metrics.route("none", "any", true), next)
+	return s.guarded(&route{scope: scopeOpen}, s.metrics.route("none", "any", true), next)
 }
 
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {

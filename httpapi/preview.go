@@ -27,6 +27,7 @@ func (s *Server) preview(ctx context.Context, op fsm.Op, fields func() sent) err
 	out := &preview{wire.Preview{Would: s.outcome(v, op, res, fields)}}
 	if t, ok := targetOfOp(v, op); ok {
 		out.Impact = wireImpact(v, t, subject(op))
+		showBilling(callerOf(ctx), out.Impact)
 	}
 	return out
 }

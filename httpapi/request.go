@@ -111,6 +111,9 @@ func (s *Server) age(st fsm.Status) int64 {
 // propose commits one op for the caller of ctx, or only tries it. The error is a problem or a *preview. Where
 // fields were sent is asked only for a refusal.
 func (s *Server) propose(ctx context.Context, in WriteInput, op fsm.Op, fields func() sent) (fsm.Result, error) {
+	if err := permit(callerOf(ctx), op, s.finder(ctx)); err != nil {
+		return fsm.Result{}, err
+	}
 	if in.DryRun {
 		return fsm.Result{}, s.preview(ctx, op, fields)
 	}

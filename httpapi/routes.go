@@ -18,6 +18,8 @@ import (
 type route struct {
 	op    huma.Operation
 	scope Scope
+	// billing routes are also for callers with that scope; what they may do there is up to permit and billed.
+	billing bool
 	// codes are the problems that are particular to the route, for the document; what every route of
 	// its kind can answer is added.
 	codes []wire.Code
@@ -48,30 +50,30 @@ func routes() []route {
 	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
 	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
 	return append(slices.Concat(listRoutes(), tokenRoutes()), []route{
-		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, codes: named, add: do((*Server).listBlocks)},
-		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator,
+		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, billing: true, codes: named, add: do((*Server).listBlocks)},
+		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator, billing: true,
 			codes: adding, add: do((*Server).addBlock)},
-		{op: op(http.MethodDelete, "/v1/blocks", "lift-reason", "Lift what one reason holds on one target", http.StatusOK), scope: ScopeOperator,
+		{op: op(http.MethodDelete, "/v1/blocks", "lift-reason", "Lift what one reason holds on one target", http.StatusOK), scope: ScopeOperator, billing: true,
 			codes: named, add: do((*Server).liftReason)},
-		{op: op(http.MethodPost, "/v1/blocks/bulk", "bulk-blocks", "Add, lift and change thousands of blocks", http.StatusOK), scope: ScopeOperator,
+		{op: op(http.MethodPost, "/v1/blocks/bulk", "bulk-blocks", "Add, lift and change thousands of blocks", http.StatusOK), scope: ScopeOperator, billing: true,
 			codes: []wire.Code{wire.CodeAborted}, add: (*Server).addBulk},
-		{op: get("/v1/blocks/{id}", "get-block", "Show a block, where it is in force and what it dropped"), scope: ScopeViewer, codes: notFound, add: do((*Server).getBlock)},
-		{op: op(http.MethodPatch, "/v1/blocks/{id}", "patch-block", "Change the times or the note of a block, or confirm it (JSON merge patch)", http.StatusOK), scope: ScopeOperator,
+		{op: get("/v1/blocks/{id}", "get-block", "Show a block, where it is in force and what it dropped"), scope: ScopeViewer, billing: true, codes: notFound, add: do((*Server).getBlock)},
+		{op: op(http.MethodPatch, "/v1/blocks/{id}", "patch-block", "Change the times or the note of a block, or confirm it (JSON merge patch)", http.StatusOK), scope: ScopeOperator, billing: true,
 			codes: append(changing, wire.CodePrecondition, wire.CodeDoNotBlock), add: do((*Server).patchBlock)},
-		{op: op(http.MethodPost, "/v1/blocks/{id}/confirm", "confirm-block", "Confirm a block, so that it stays", http.StatusOK), scope: ScopeOperator,
+		{op: op(http.MethodPost, "/v1/blocks/{id}/confirm", "confirm-block", "Confirm a block, so that it stays", http.StatusOK), scope: ScopeOperator, billing: true,
 			codes: changing, add: do((*Server).confirmBlock)},
-		{op: op(http.MethodDelete, "/v1/blocks/{id}", "lift-block", "Lift a block, or cancel one that is pending", http.StatusOK), scope: ScopeOperator,
+		{op: op(http.MethodDelete, "/v1/blocks/{id}", "lift-block", "Lift a block, or cancel one that is pending", http.StatusOK), scope: ScopeOperator, billing: true,
 			codes: changing, add: do((*Server).liftBlock)},
-		{op: get("/v1/blocks/{id}/receipts", "block-receipts", "Say where a block is in force, and wait for it"), scope: ScopeViewer, codes: notFound, add: do((*Server).blockReceipts)},
+		{op: get("/v1/blocks/{id}/receipts", "block-receipts", "Say where a block is in force, and wait for it"), scope: ScopeViewer, billing: true, codes: notFound, add: do((*Server).blockReceipts)},
 		{op: get("/v1/schedule", "schedule", "List what starts and ends by itself, soonest first"), scope: ScopeViewer, add: do((*Server).schedule)},
 
-		{op: get("/v1/vms", "list-vms", "List VMs"), scope: ScopeViewer, add: do((*Server).listVMs)},
-		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, codes: named, add: do((*Server).getVM)},
+		{op: get("/v1/vms", "list-vms", "List VMs"), scope: ScopeViewer, billing: true, add: do((*Server).listVMs)},
+		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, billing: true, codes: named, add: do((*Server).getVM)},
 		{op: op(http.MethodPut, "/v1/vms/{id}", "put-vm", "Declare a VM's name, owner and addresses", http.StatusOK), scope: ScopeOperator,
 			codes: []wire.Code{wire.CodeRevision, wire.CodeTooWide, wire.CodeGuardConflict}, add: do((*Server).putVM)},
 
-		{op: get("/v1/accounts", "list-accounts", "List the accounts for which something is set"), scope: ScopeViewer, add: do((*Server).listAccounts)},
-		{op: get("/v1/accounts/{id}", "get-account", "Show an account"), scope: ScopeViewer, codes: notFound, add: do((*Server).getAccount)},
+		{op: get("/v1/accounts", "list-accounts", "List the accounts for which something is set"), scope: ScopeViewer, billing: true, add: do((*Server).listAccounts)},
+		{op: get("/v1/accounts/{id}", "get-account", "Show an account"), scope: ScopeViewer, billing: true, codes: notFound, add: do((*Server).getAccount)},
 		{op: op(http.MethodPut, "/v1/accounts/{id}", "put-account", "Set an account's note and until when it is not blocked for unpaid", http.StatusOK), scope: ScopeOperator,
 			codes: []wire.Code{wire.CodeRevision}, add: do((*Server).putAccount)},
 
@@ -155,7 +157,7 @@ func (a *adapter) Handle(op *huma.Operation, h func(huma.Context)) {
 		path = strings.TrimSuffix(path, "{prefix}") + "*"
 	}
 	rm := a.s.metrics.route(op.Path, op.Method, rt.stream)
-	a.s.mux.MethodFunc(op.Method, path, a.s.guarded(rt.scope, rm, func(w http.ResponseWriter, r *http.Request) {
+	a.s.mux.MethodFunc(op.Method, path, a.s.guarded(&rt, rm, func(w http.ResponseWriter, r *http.Request) {
 		if tail {
 			r.SetPathValue("prefix", chi.URLParam(r, "*"))
 		}

@@ -26,6 +26,7 @@ type Fleet struct {
 	mu       sync.Mutex // also the single writer of the store
 	index    uint64
 	proposed []fsm.Command
+	entries  []fsm.Entry   // all that was applied
 	later    time.Duration // what the leader's clock is ahead
 
 	// The script. While the fleet is in use it is changed within Set.
@@ -86,7 +87,8 @@ func (f *Fleet) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) 
 		return fsm.Result{}, err
 	}
 	f.index++
-	res, err := f.store.ApplyBatch([]fsm.Entry{{Index: f.index, Data: data}})
+	f.entries = append(f.entries, fsm.Entry{Index: f.index, Data: data})
+	res, err := f.store.ApplyBatch(f.entries[len(f.entries)-1:])
 	if err != nil {
 		return fsm.Result{}, err
 	}
