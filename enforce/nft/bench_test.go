@@ -58,3 +58,22 @@ func BenchmarkLoad(b *testing.B) {
 		b.ReportMetric(float64(time.Since(start).Milliseconds()), "adopt-ms")
 	}
 }
+
+// BenchmarkCheck is a look at a kernel that nobody changed, one after another program changed its own rules, and the
+// asking for every element, which has to be done seldom.
+func BenchmarkCheck(b *testing.B) {
+	n := newNetNS(b)
+	k := adopted(b, n, func(o *Options) { o.ExactSize = 262_144 })
+	apply(b, k, 1, addresses(100_000), nil)
+	look := func(b *testing.B, right uint32, rest time.Time) {
+		for b.Loop() {
+			k.watch = watch{right: right, rest: rest}
+			if d, err := k.Check(b.Context()); err != nil || !d.None() {
+				b.Fatal(d, err)
+			}
+		}
+	}
+	b.Run("quiet", func(b *testing.B) { look(b, generation(b, k), time.Time{}) })
+	b.Run("rules", func(b *testing.B) { look(b, 0, time.Now().Add(time.Hour)) })
+	b.Run("elements", func(b *testing.B) { look(b, 0, time.Time{}) })
+}

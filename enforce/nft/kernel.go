@@ -99,7 +99,8 @@ type Kernel struct {
 	index       uint64                       // and the log index that it stands for
 	// want is nil unless a change has failed: then it is what the kernel must hold, and the shadow
 	// can't be trusted.
-	want map[enforce.Element]struct{}
+	want  map[enforce.Element]struct{}
+	watch watch
 }
 
 // Open connects to the kernel. It changes nothing; call Adopt before anything else.

@@ -42,6 +42,11 @@ const readAttempts = 4
 // meanwhile; on a host where that happens all the time it settles for the last reading, which can
 // only be wrong if the other program changed our own tables.
 func (w *wire) read(ctx context.Context, table string) (ruleset, error) {
+	return w.readParts(ctx, table, func(string) bool { return true })
+}
+
+// readParts is read, without the elements of the sets that are not wanted.
+func (w *wire) readParts(ctx context.Context, table string, elements func(set string) bool) (ruleset, error) {
 	before, err := w.generation(ctx)
 	if err != nil {
 		return nil, err
@@ -49,7 +54,7 @@ func (w *wire) read(ctx context.Context, table string) (ruleset, error) {
 	for attempt := 1; ; attempt++ {
 		r := make(ruleset)
 		for _, f := range []family{bridge, inet} {
-			if r[f], err = w.readTable(ctx, f, table); err != nil {
+			if r[f], err = w.readTable(ctx, f, table, elements); err != nil {
 				return nil, fmt.Errorf("read table %s %s: %w", f, table, err)
 			}
 		}
@@ -64,7 +69,7 @@ func (w *wire) read(ctx context.Context, table string) (ruleset, error) {
 	}
 }
 
-func (w *wire) readTable(ctx context.Context, f family, table string) (*tableState, error) {
+func (w *wire) readTable(ctx context.Context, f family, table string, elements func(set string) bool) (*tableState, error) {
 	t := &tableState{chains: make(map[string]*chainState), sets: make(map[string]*setState)}
 	answer, found, err := w.ask(ctx, unix.NFT_MSG_GETTABLE, f, appendString(nil, unix.NFTA_TABLE_NAME, table))
 	if err != nil || !found {
@@ -82,7 +87,7 @@ func (w *wire) readTable(ctx context.Context, f family, table string) (*tableSta
 		}
 	}
 	for name, s := range t.sets {
-		if _, _, ours := parseName(name); !ours && name != markerSet {
+		if _, _, ours := parseName(name); !ours && name != markerSet || !elements(name) {
 			continue
 		}
 		request := appendElementList(nil, table, name)

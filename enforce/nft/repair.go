@@ -184,14 +184,18 @@ func (d Difference) None() bool {
 	return len(d.Missing)+len(d.Unexpected)+len(d.Problems) == 0 && d.Index == d.WantIndex
 }
 
-// Verify reads everything back and compares it with what Apply confirmed. It changes nothing; Adopt
-// and Apply repair. It takes about 2 us for each element.
+// Verify reads everything back and compares it with what Apply confirmed. It changes nothing; Adopt,
+// Apply and Heal repair. It takes about 2 us for each element.
 func (k *Kernel) Verify(ctx context.Context) (Difference, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.adopted {
 		return Difference{}, ErrNotAdopted
 	}
+	return k.verify(ctx)
+}
+
+func (k *Kernel) verify(ctx context.Context) (Difference, error) {
 	var in inspection
 	err := k.twice(ctx, func() (err error) {
 		in, err = k.inspect(ctx)
