@@ -35,6 +35,8 @@ type gossiper interface {
 	// run gossips until ctx ends.
 	run(ctx context.Context) error
 	alive(id string) bool
+	// health is memberlist's own measure of how late it is: 0 is well, 8 the worst.
+	health() int
 	// announce spreads a message to all peers.
 	announce(msg []byte)
 }
@@ -169,6 +171,16 @@ func (g *gossip) alive(id string) bool {
 	defer g.mu.Unlock()
 	_, up := g.up[id]
 	return up
+}
+
+func (g *gossip) health() int {
+	g.mu.Lock()
+	ml := g.ml
+	g.mu.Unlock()
+	if ml == nil {
+		return 0
+	}
+	return ml.GetHealthScore()
 }
 
 func (g *gossip) announce(msg []byte) {

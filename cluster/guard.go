@@ -35,6 +35,8 @@ type guard struct {
 	// quiet holds back fatal while the store is opened (the opener returns the error instead) and closed.
 	quiet   atomic.Bool
 	failure atomic.Pointer[error]
+	// appended is told how long it took to bring entries to the disk; set before raft runs, may be nil.
+	appended func(took time.Duration)
 
 	mu   sync.Mutex
 	next uint64
@@ -42,6 +44,8 @@ type guard struct {
 	// ran is how long this process was seen to run: a clock that hardly advances while the whole process
 	// waits for a processor, so that starvation is not taken for a hung disk.
 	ran time.Duration
+	// worst is the longest call that ended lately, and when on the clock of ran.
+	worst, worstAt time.Duration
 }
 
 type op struct {
@@ -88,6 +92,9 @@ func (g *guard) do(what string, times int, call func() error) error {
 	err := call()
 
 	g.mu.Lock()
+	if took := g.ran - g.ops[id].since; took >= g.worst || g.ran-g.worstAt > lately {
+		g.worst, g.worstAt = took, g.ran
+	}
 	delete(g.ops, id)
 	g.mu.Unlock()
 	switch {
@@ -136,6 +143,24 @@ func (g *guard) passed(d time.Duration) (op, time.Duration) {
 	return op{}, 0
 }
 
+// lately is how long the slowest call is told of.
+const lately = time.Minute
+
+// slowest is how long the slowest call took of those under way and of the last minute. It is known to one
+// tick of the guard, a fifth of its limit.
+func (g *guard) slowest() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var d time.Duration
+	if g.ran-g.worstAt <= lately {
+		d = g.worst
+	}
+	for _, o := range g.ops {
+		d = max(d, g.ran-o.since)
+	}
+	return d
+}
+
 // guardedLogs seals every entry with a checksum, which bbolt does not do, so that an entry that was
 // changed on the disk is never applied.
 type guardedLogs struct {
@@ -179,7 +204,12 @@ func (l *guardedLogs) StoreLogs(logs []*raft.Log) error {
 		sealed[i].Extensions = seal(log)
 		refs[i] = &sealed[i]
 	}
-	return l.g.do("append to the log", 1, func() error { return l.inner.StoreLogs(refs) })
+	begin := time.Now()
+	err := l.g.do("append to the log", 1, func() error { return l.inner.StoreLogs(refs) })
+	if err == nil && l.g.appended != nil {
+		l.g.appended(time.Since(begin))
+	}
+	return err
 }
 
 func (l *guardedLogs) DeleteRange(lo, hi uint64) error {

@@ -27,9 +27,10 @@ type throne struct {
 	mu     sync.Mutex
 	claim  uint64 // counts gains and losses, so that a late barrier can't begin a reign that is over
 	reign  *reign
-	ended  time.Time // when the last reign ended
-	leads  bool      // raft says so
-	wanted time.Time // since when raft says so
+	ended  time.Time     // when the last reign ended
+	leads  bool          // raft says so
+	wanted time.Time     // since when raft says so
+	idle   time.Duration // how long this leader has committed nothing, while it tries to
 }
 
 func newThrone(c *Cluster) *throne {
@@ -142,13 +143,18 @@ func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
 		t.mu.Unlock()
 		if !leads {
 			last = time.Time{}
+			t.stalled(0)
 			continue
 		}
 		if now := r.CommitIndex(); now != commit || tap.installing.Load() > 0 || last.Before(wanted) {
 			commit, last = now, time.Now()
+			t.stalled(0)
 			continue
 		}
 		idle := time.Since(last)
+		if idle > limit/2 { // the barrier below has not been committed
+			t.stalled(idle)
+		}
 		if idle > limit {
 			t.c.fatal(fmt.Errorf("this node leads in term %d but has committed nothing for %s", r.CurrentTerm(), idle.Round(time.Second)))
 			return
@@ -164,6 +170,19 @@ func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
 			}
 		}
 	}
+}
+
+func (t *throne) stalled(idle time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.idle = idle
+}
+
+// stall is how long this node leads, or believes it does, and commits nothing although it tries to.
+func (t *throne) stall() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.idle
 }
 
 // submit appends commands as the leader and waits for their outcomes, or until ctx ends.

@@ -139,6 +139,12 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced,
 		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit, Explained: encodeExplanation(r.Explained),
 	}
+	for _, q := range r.Problems {
+		out.Problems = append(out.Problems, &peerpb.Problem{Code: q.Code, Severity: string(q.Severity), SinceUnixNano: encodeTime(q.Since), Text: q.Text})
+	}
+	if r.ClockKnown {
+		out.ClockOffsetNano = new(int64(r.ClockOffset))
+	}
 	if len(r.Blocks) > 0 {
 		out.Blocks = make(map[string]*peerpb.BlockReport, len(r.Blocks))
 	}
@@ -155,6 +161,10 @@ func decodeReport(p *peerpb.AskResponse) fsm.Report {
 		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(),
 		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(), Explained: decodeExplanation(p.GetExplained()),
 	}
+	for _, q := range p.GetProblems() {
+		r.Problems = append(r.Problems, fsm.Problem{Code: q.GetCode(), Severity: fsm.Severity(q.GetSeverity()), Since: decodeTime(q.GetSinceUnixNano()), Text: q.GetText()})
+	}
+	r.ClockOffset, r.ClockKnown = time.Duration(p.GetClockOffsetNano()), p.ClockOffsetNano != nil
 	if len(p.GetBlocks()) > 0 {
 		r.Blocks = make(map[string]fsm.BlockReport, len(p.GetBlocks()))
 	}

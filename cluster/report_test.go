@@ -19,6 +19,8 @@ func TestReportsSurviveTheWire(t *testing.T) {
 		Explained: &fsm.Explanation{Verdict: fsm.VerdictLimit, Why: "w", Guards: []string{"g"}, Holds: []fsm.ExplainedHold{{
 			Block: "b1", Kind: fsm.Limit, Direction: fsm.In, By: "x", Treats: true, Started: true, Since: time.Unix(1_700_000_002, 0), Packets: 1, Bytes: 2,
 		}}},
+		Problems:    []fsm.Problem{{Code: "c", Severity: fsm.Critical, Since: time.Unix(1_700_000_003, 0), Text: "t"}, {Code: "d", Severity: fsm.Warning}},
+		ClockOffset: -3 * time.Second, ClockKnown: true,
 		Audit: [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
 	}
 	data, err := proto.Marshal(encodeReport(want))

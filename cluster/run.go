@@ -71,6 +71,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		c.calls.Wait()
 		wg.Wait()
 	}()
+	d.guard.appended = c.metrics.appended
 	spawn(func(ctx context.Context) error { d.guard.watch(ctx); return nil })
 	if err := d.claim(c.id); err != nil {
 		return err

@@ -196,6 +196,8 @@ func (w *memWorld) ask(ctx context.Context, id string, req *peerpb.AskRequest) (
 func (w *memWorld) run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (w *memWorld) alive(id string) bool          { return id == w.id || w.net.reach(id, w.id) != nil }
 
+func (w *memWorld) health() int { return 0 }
+
 func (w *memWorld) announce(msg []byte) {
 	for i := range 9 {
 		if to := w.net.reach(w.id, fmt.Sprintf("n%d", i+1)); to != nil && to != w {

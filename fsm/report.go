@@ -33,11 +33,33 @@ type Report struct {
 	Problem  string // why the kernel is behind, "" if it is not
 	// Warning says what else is wrong with the node; its kernel stands as it says.
 	Warning string
-	Blocks  map[string]BlockReport
+	// Problems are what the peer finds wrong with itself, in order of their codes.
+	Problems []Problem
+	// ClockOffset is by how much the peer's clock is ahead of those of the voters, if ClockKnown.
+	ClockOffset time.Duration
+	ClockKnown  bool
+	Blocks      map[string]BlockReport
 	// Audit are the lines that were asked for, as many as fit into MaxReportAuditBytes, at least one.
 	Audit [][]byte
 	// Explained is the answer to Query.Explain.
 	Explained *Explanation
+}
+
+// Severity says how soon somebody should look at a problem.
+type Severity string
+
+// The severities of problems.
+const (
+	Critical Severity = "critical" // something that was promised does not hold, or soon will not
+	Warning  Severity = "warning"  // it holds, with less to fall back on
+)
+
+// Problem is what a watchdog of a node has noticed and has not ended yet.
+type Problem struct {
+	Code     string // one of the agent's list, see docs/monitoring.md
+	Severity Severity
+	Since    time.Time // clock of the node that noticed it
+	Text     string    // what is wrong, and what to do
 }
 
 // MaxReportAuditBytes bounds Report.Audit, but for its first line.

@@ -651,20 +651,22 @@ func (x *Packet) GetDstPort() uint32 {
 }
 
 type AskResponse struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	Node          string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	AtUnixNano    int64                   `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
-	Applied       uint64                  `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
-	Enforced      uint64                  `protobuf:"varint,4,opt,name=enforced,proto3" json:"enforced,omitempty"`
-	Hash          string                  `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
-	Version       string                  `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
-	Problem       string                  `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
-	Blocks        map[string]*BlockReport `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Audit         [][]byte                `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
-	Warning       string                  `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
-	Explained     *Explanation            `protobuf:"bytes,11,opt,name=explained,proto3" json:"explained,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState  `protogen:"open.v1"`
+	Node            string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	AtUnixNano      int64                   `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
+	Applied         uint64                  `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
+	Enforced        uint64                  `protobuf:"varint,4,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	Hash            string                  `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	Version         string                  `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	Problem         string                  `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	Blocks          map[string]*BlockReport `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Audit           [][]byte                `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
+	Warning         string                  `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
+	Explained       *Explanation            `protobuf:"bytes,11,opt,name=explained,proto3" json:"explained,omitempty"`
+	Problems        []*Problem              `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
+	ClockOffsetNano *int64                  `protobuf:"varint,21,opt,name=clock_offset_nano,json=clockOffsetNano,proto3,oneof" json:"clock_offset_nano,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AskResponse) Reset() {
@@ -774,6 +776,88 @@ func (x *AskResponse) GetExplained() *Explanation {
 	return nil
 }
 
+func (x *AskResponse) GetProblems() []*Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *AskResponse) GetClockOffsetNano() int64 {
+	if x != nil && x.ClockOffsetNano != nil {
+		return *x.ClockOffsetNano
+	}
+	return 0
+}
+
+type Problem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Severity      string                 `protobuf:"bytes,2,opt,name=severity,proto3" json:"severity,omitempty"`
+	SinceUnixNano int64                  `protobuf:"varint,3,opt,name=since_unix_nano,json=sinceUnixNano,proto3" json:"since_unix_nano,omitempty"`
+	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Problem) Reset() {
+	*x = Problem{}
+	mi := &file_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Problem) ProtoMessage() {}
+
+func (x *Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Problem.ProtoReflect.Descriptor instead.
+func (*Problem) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Problem) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Problem) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Problem) GetSinceUnixNano() int64 {
+	if x != nil {
+		return x.SinceUnixNano
+	}
+	return 0
+}
+
+func (x *Problem) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type Explanation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
@@ -786,7 +870,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +882,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +895,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -859,7 +943,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +955,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +968,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -963,7 +1047,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1059,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1072,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -1041,7 +1125,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1137,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1150,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Sighting) GetVm() string {
@@ -1123,7 +1207,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1219,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1232,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -1220,7 +1304,7 @@ const file_peer_proto_rawDesc = "" +
 	"\x03dst\x18\x02 \x01(\fR\x03dst\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x19\n" +
 	"\bsrc_port\x18\x04 \x01(\rR\asrcPort\x12\x19\n" +
-	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xcb\x03\n" +
+	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xc9\x04\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -1234,10 +1318,18 @@ const file_peer_proto_rawDesc = "" +
 	"\x05audit\x18\t \x03(\fR\x05audit\x12\x18\n" +
 	"\awarning\x18\n" +
 	" \x01(\tR\awarning\x12;\n" +
-	"\texplained\x18\v \x01(\v2\x1d.palisade.peer.v1.ExplanationR\texplained\x1aX\n" +
+	"\texplained\x18\v \x01(\v2\x1d.palisade.peer.v1.ExplanationR\texplained\x125\n" +
+	"\bproblems\x18\x14 \x03(\v2\x19.palisade.peer.v1.ProblemR\bproblems\x12/\n" +
+	"\x11clock_offset_nano\x18\x15 \x01(\x03H\x00R\x0fclockOffsetNano\x88\x01\x01\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\"\x88\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01B\x14\n" +
+	"\x12_clock_offset_nano\"u\n" +
+	"\aProblem\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1a\n" +
+	"\bseverity\x18\x02 \x01(\tR\bseverity\x12&\n" +
+	"\x0fsince_unix_nano\x18\x03 \x01(\x03R\rsinceUnixNano\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\x88\x01\n" +
 	"\vExplanation\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\tR\averdict\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x125\n" +
@@ -1291,7 +1383,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_peer_proto_goTypes = []any{
 	(Standing)(0),             // 0: palisade.peer.v1.Standing
 	(Outcome_Kind)(0),         // 1: palisade.peer.v1.Outcome.Kind
@@ -1305,27 +1397,29 @@ var file_peer_proto_goTypes = []any{
 	(*AskRequest)(nil),        // 9: palisade.peer.v1.AskRequest
 	(*Packet)(nil),            // 10: palisade.peer.v1.Packet
 	(*AskResponse)(nil),       // 11: palisade.peer.v1.AskResponse
-	(*Explanation)(nil),       // 12: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 13: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 14: palisade.peer.v1.BlockReport
-	(*Sighting)(nil),          // 15: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 16: palisade.peer.v1.NodeMeta
-	nil,                       // 17: palisade.peer.v1.AskResponse.BlocksEntry
+	(*Problem)(nil),           // 12: palisade.peer.v1.Problem
+	(*Explanation)(nil),       // 13: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 14: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 15: palisade.peer.v1.BlockReport
+	(*Sighting)(nil),          // 16: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 17: palisade.peer.v1.NodeMeta
+	nil,                       // 18: palisade.peer.v1.AskResponse.BlocksEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	0,  // 0: palisade.peer.v1.HelloResponse.standing:type_name -> palisade.peer.v1.Standing
 	6,  // 1: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
 	1,  // 2: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
 	10, // 3: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	17, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	12, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	13, // 6: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	14, // 7: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	18, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	13, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	12, // 6: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	14, // 7: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	15, // 8: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -1333,13 +1427,14 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
+	file_peer_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
