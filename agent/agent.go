@@ -60,6 +60,7 @@ type rooms struct {
 	auditor   *auditor
 	pager     *pager
 	saver     *bootSaver
+	watchdog  *watchdog
 	sightings *sightings
 	api       *httpapi.Server
 	tcp       []net.Listener
@@ -95,7 +96,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		{{"boot ruleset", r.saver.Run}},
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -193,6 +194,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	r.lists = newListEnforcer(a.log.With("room", "lists"), reg, r.store, savedLists{r.listTable, r.saver}, r.caughtUp)
 	r.enforcer.lists = r.lists
+	r.enforcer.clock = r.fleetTime
 	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
 	r.enforcer.freed = r.announcer.Freed
 	r.auditor = &auditor{
@@ -233,6 +235,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 		metrics: newSchedulerMetrics(reg),
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
+	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg)
 	r.api, err = httpapi.New(httpapi.Options{
 		Backend: r, ListSource: r.loader.Status, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,

@@ -51,6 +51,9 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()
 	}
+	rep.Problem = cmp.Or(rep.Problem, r.enforcer.drift.unsolved())
+	rep.Problems = r.watchdog.Problems()
+	rep.ClockOffset, rep.ClockKnown = r.clock.Offset()
 	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning(), r.saver.Warning(), asideWarning(r.cluster.Status().Aside))
 	if q.AuditFrom != 0 {
 		var err error

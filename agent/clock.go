@@ -82,6 +82,33 @@ func (c *fleetClock) Until(t time.Time) time.Duration {
 	return time.Until(t.Add(-c.reached))
 }
 
+// trustOffset is how long Offset tells what was measured last.
+const trustOffset = 5 * time.Minute
+
+// Offset is by how much this node's clock is ahead of the median of the voters' clocks, by what was measured
+// last; false if that is too long ago, or this node's clock was set since.
+func (c *fleetClock) Offset() (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.measured.IsZero() || len(c.voters) == 0 || !steady(c.measured, time.Now(), trustOffset) {
+		return 0, false
+	}
+	var middles []time.Duration
+	for _, r := range c.voters {
+		middles = append(middles, (r.low+r.high)/2)
+	}
+	slices.Sort(middles)
+	n := len(middles)
+	return -(middles[(n-1)/2] + middles[n/2]) / 2, true
+}
+
+// refresh measures if nobody has for measureClocks. It returns soon.
+func (c *fleetClock) refresh(ctx context.Context) {
+	if !c.holds(measureClocks) {
+		c.Measure(ctx, time.Time{})
+	}
+}
+
 // holds says whether the clocks were measured in the last age, and this node's has not been set since.
 func (c *fleetClock) holds(age time.Duration) bool {
 	c.mu.Lock()

@@ -20,6 +20,8 @@ import (
 // kernel is what the enforcer needs of enforce/nft.
 type kernel interface {
 	Apply(ctx context.Context, d enforce.Delta) error
+	Check(ctx context.Context) (nft.Difference, error)
+	Heal(ctx context.Context) error
 	Counters(ctx context.Context, els []enforce.Element) (map[enforce.Element]enforce.Counter, error)
 }
 
@@ -44,6 +46,9 @@ type enforcer struct {
 	freed    func([]fsm.MAC) // told what has left the kernel; must not block; may be nil
 	lists    *listEnforcer   // told what local is; may be nil
 	metrics  enforcerMetrics
+	drift    *drift
+	clock    func() time.Time // the fleet's, to which stamps are compared
+	interval time.Duration    // of looks at the kernel
 
 	standing // its mu guards all below
 	compiler *enforce.Compiler
@@ -65,6 +70,7 @@ type enforcerMetrics struct {
 	failures prometheus.Counter
 	missing  prometheus.Gauge
 	latency  prometheus.Histogram
+	commit   prometheus.Histogram
 }
 
 const (
@@ -94,9 +100,14 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 				Name: "palisade_kernel_apply_seconds", Help: "Time from a new state to its read-back from the kernel.",
 				Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16),
 			}),
+			commit: prometheus.NewHistogram(prometheus.HistogramOpts{
+				Name: "palisade_commit_to_kernel_seconds", Help: "Time from the leader's stamp of a change to its read-back from this node's kernel, by the fleet's clock.",
+				Buckets: []float64{.001, .002, .003, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 60, 600},
+			}),
 		},
+		drift: newDrift(reg, "blocks"), clock: time.Now, interval: time.Second,
 	}
-	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency)
+	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency, e.metrics.commit)
 	return e
 }
 
@@ -147,6 +158,7 @@ func (e *enforcer) Run(ctx context.Context, held nft.Held) error {
 	feed := make(chan batch)
 	var wg sync.WaitGroup
 	wg.Go(func() { follow(ctx, e.store, feed) })
+	wg.Go(func() { e.watch(ctx) })
 	defer wg.Wait()
 	defer cancel()
 	return e.loop(ctx, feed, held)
@@ -160,6 +172,7 @@ type pending struct {
 	leftover map[enforce.Element]struct{}
 	floor    uint64 // the log index that the kernel stood for when it was adopted
 	caughtUp bool
+	stamps   []time.Time // of the entries that came after catching up, since the last receipt
 }
 
 func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) error {
@@ -179,6 +192,9 @@ func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) e
 		case b := <-feed:
 			fresh = time.Now()
 			p.view, p.events = b.view, append(p.events, b.events...)
+			if p.caughtUp {
+				p.stamps = appendStamps(p.stamps, b.events)
+			}
 			e.merge(p.want, e.compile(ctx, b))
 		case <-e.localCh:
 			if p.view == nil {
@@ -329,8 +345,23 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 		problem = fmt.Sprintf("the kernel holds %d elements of log index %d, which this fleet (at %d) does not know; they are kept", kept, p.floor, p.view.Index())
 	}
 	e.record(p, problem)
-	p.events = nil
+	now := e.clock()
+	for _, at := range p.stamps {
+		e.metrics.commit.Observe(max(0, now.Sub(at).Seconds())) // clocks are known to some milliseconds only
+	}
+	p.events, p.stamps = nil, p.stamps[:0]
 	return nil
+}
+
+// appendStamps appends the time of each entry among events, and of all of them a bounded number.
+func appendStamps(list []time.Time, events []fsm.Event) []time.Time {
+	const most = 1_000
+	for i := range events {
+		if (i == 0 || events[i].Index != events[i-1].Index) && len(list) < most {
+			list = append(list, events[i].Time)
+		}
+	}
+	return list
 }
 
 // tellFreed passes on the hardware addresses that the kernel no longer drops.

@@ -24,6 +24,24 @@ type fakeKernel struct {
 	index uint64
 	fail  error
 	tries int
+
+	drift   nft.Difference // that Check finds until Heal
+	healing error          // of Heal
+}
+
+func (k *fakeKernel) Check(context.Context) (nft.Difference, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.drift, nil
+}
+
+func (k *fakeKernel) Heal(context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.healing == nil {
+		k.drift = nft.Difference{}
+	}
+	return k.healing
 }
 
 func (k *fakeKernel) Apply(_ context.Context, d enforce.Delta) error {

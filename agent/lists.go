@@ -37,6 +37,7 @@ type listEnforcer struct {
 	localCh  chan struct{}   // signals that local changed
 	metrics  listMetrics
 	interval time.Duration // of looks at the kernel
+	drift    *drift
 
 	standing // its mu guards all below; the log index is that whose lists are in the kernel
 	local    *enforce.Local
@@ -47,7 +48,6 @@ type listEnforcer struct {
 type listMetrics struct {
 	enforced prometheus.Gauge
 	failures prometheus.Counter
-	tampered prometheus.Counter
 	latency  prometheus.Histogram
 }
 
@@ -55,19 +55,18 @@ func newListMetrics(reg prometheus.Registerer) listMetrics {
 	m := listMetrics{
 		enforced: prometheus.NewGauge(prometheus.GaugeOpts{Name: "palisade_lists_enforced_index", Help: "Log index whose lists are in the kernel."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_lists_kernel_failures_total", Help: "Changes of lists in the kernel that failed and were tried again."}),
-		tampered: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_lists_tampered_total", Help: "How often another program had changed the tables of lists."}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "palisade_lists_apply_seconds", Help: "Time that bringing changed lists to the kernel took.",
 			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 14),
 		}),
 	}
-	reg.MustRegister(m.enforced, m.failures, m.tampered, m.latency)
+	reg.MustRegister(m.enforced, m.failures, m.latency)
 	return m
 }
 
 func newListEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k listKernel, caughtUp <-chan struct{}) *listEnforcer {
 	return &listEnforcer{
-		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second,
+		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second, drift: newDrift(reg, "lists"),
 		localCh: make(chan struct{}, 1), standing: newStanding(), since: map[string]receipt{},
 	}
 }
@@ -219,6 +218,7 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 			return err
 		}
 		w.dirty = false
+		e.drift.undone()
 		took := time.Since(begin)
 		e.metrics.latency.Observe(took.Seconds())
 		if took > time.Second {
@@ -241,7 +241,7 @@ func (e *listEnforcer) look(ctx context.Context, w *listWork) {
 		return
 	}
 	if err := e.kernel.Check(ctx); err != nil && ctx.Err() == nil {
-		e.metrics.tampered.Inc()
+		e.drift.saw("tables of lists: " + err.Error())
 		e.log.Error("lists in the kernel are not as they were left; bringing them back", "err", err)
 		w.dirty = true
 	}

@@ -57,6 +57,7 @@ type loading struct {
 	etag, modified string
 	note           string // of what was left out of that
 	status         httpapi.SourceStatus
+	failed         bool
 }
 
 type loaderMetrics struct {
@@ -121,6 +122,19 @@ func (l *listLoader) Status(name string) (httpapi.SourceStatus, bool) {
 	return s.status, true
 }
 
+// Failing is how many lists could not be loaded when they were tried last, and the name of one.
+func (l *listLoader) Failing() (n int, of string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, s := range l.lists {
+		if s.failed {
+			n++
+			of = name
+		}
+	}
+	return n, of
+}
+
 // step loads what is due, one list after the other.
 func (l *listLoader) step(ctx context.Context, now time.Time) {
 	st := l.status()
@@ -166,7 +180,7 @@ func (l *listLoader) load(ctx context.Context, name string, now time.Time) {
 		return
 	}
 	s.due = now.Add(s.source.Interval)
-	s.status = httpapi.SourceStatus{CheckedAt: now, Error: s.note}
+	s.status, s.failed = httpapi.SourceStatus{CheckedAt: now, Error: s.note}, err != nil
 	if err != nil {
 		l.metrics.failures.Inc()
 		s.due = now.Add(min(s.source.Interval, loadRetry))

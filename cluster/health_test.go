@@ -21,7 +21,9 @@ func TestAHangingStoreShowsBeforeItEndsTheProcess(t *testing.T) {
 		}
 		release := make(chan struct{})
 		disks[l.id].hang.Store(&release)
-		<-l.fatal
+		if err := <-l.fatal; err == nil {
+			t.Error("it ended without a reason")
+		}
 		if h := l.c.Health(); h.StoreSlowest < 5*time.Second {
 			t.Errorf("behind a disk that hangs: %+v", h)
 		}
@@ -88,7 +90,9 @@ func TestALeaderThatCannotCommitShows(t *testing.T) {
 		if d := l.c.Health().CommitStall; d < 5*time.Second || d > 9*time.Second {
 			t.Errorf("9 s later it says %s", d)
 		}
-		<-l.fatal
+		if err := <-l.fatal; err == nil {
+			t.Error("it ended without a reason")
+		}
 		close(release)
 		f.stopVirtual()
 	})

@@ -157,6 +157,9 @@ func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 		out.Version = r.report.Version
 		out.Problem = cmp.Or(r.report.Problem, r.report.Warning)
 		out.Healthy = r.report.Problem == "" && (m.Alive || m.Self)
+		if r.report.ClockKnown {
+			out.ClockOffsetMS = new(float64(r.report.ClockOffset.Microseconds()) / 1e3)
+		}
 	case !m.Alive:
 		out.Problem = "not heard of by gossip"
 	default:

@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -48,7 +50,47 @@ func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, er
 			body.NodeEnforcedIndex = s.memory.of(id).enforced
 		}
 	}
+	body.Problems = problems(replies)
 	return &statusOutput{ReadHeaders: h, Body: body}, nil
+}
+
+// codePeersSilent is what the leader says of members that it does not hear.
+const codePeersSilent = "peers_silent"
+
+// problems are what the members say of themselves, and those that said nothing. The critical come first, then
+// by node and code.
+func problems(replies map[string]*reply) []wire.NodeProblem {
+	out := []wire.NodeProblem{}
+	for id, r := range replies {
+		if !r.ok {
+			out = append(out, silent(r))
+		}
+		for _, p := range r.report.Problems {
+			if p.Code == codePeersSilent {
+				continue // each of them is listed
+			}
+			out = append(out, wire.NodeProblem{Node: id, Code: p.Code, Severity: string(p.Severity), Since: p.Since, Text: p.Text})
+		}
+	}
+	slices.SortFunc(out, func(a, b wire.NodeProblem) int {
+		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Code, b.Code))
+	})
+	return out
+}
+
+// silent is the problem of a member that did not answer.
+func silent(r *reply) wire.NodeProblem {
+	p := wire.NodeProblem{Node: r.member.ID, Code: wire.ProblemSilent, Severity: string(fsm.Warning), Since: r.member.LastHeard.UTC()}
+	switch {
+	case r.refused:
+		p.Text = "its agent does not run"
+	case !r.member.Alive:
+		p.Text = "it is not heard of by gossip"
+	default:
+		p.Text = "it did not answer: " + firstLine(r.err)
+	}
+	p.Text += ". Its kernel goes on enforcing what it has. Start its agent, or retire the node if it is gone for good."
+	return p
 }
 
 // lowestEnforced is the lowest log index in any kernel of the members that were ever heard.

@@ -53,6 +53,7 @@ func (c *NodeShowCmd) Run(ctx context.Context, g *Globals) error {
 	g.printf("%s  %s  %s  %s\n", cell(n.ID), cell(n.Name), n.Role, cell(n.Version))
 	g.printf("  addresses  %s\n", cell(strings.Join(n.Addresses, ", ")))
 	g.printf("  index      applied %d, in the kernel %d\n", n.AppliedIndex, n.EnforcedIndex)
+	g.printf("  clock      %s\n", clockText(n.ClockOffsetMS))
 	g.printf("  healthy    %s\n", yes(n.Healthy))
 	if n.Problem != "" {
 		g.printf("  problem    %s\n", cell(n.Problem))
@@ -102,7 +103,31 @@ func (c *StatCmd) Run(ctx context.Context, g *Globals) error {
 	n := s.Counts
 	g.printf("fleet     %s (%d alive), %s, %s, %d pending, %s\n", count(n.Nodes, "node"), n.Alive, count(n.VMs, "VM"),
 		count(n.ActiveBlocks, "active block"), n.PendingBlocks, count(n.Guards, "guard"))
+	g.printProblems(s.Problems)
 	return nil
+}
+
+func (g *Globals) printProblems(list []client.NodeProblem) {
+	if len(list) == 0 {
+		g.printf("problems  none\n")
+		return
+	}
+	g.printf("problems  %d\n", len(list))
+	for _, p := range list {
+		since := ""
+		if !p.Since.IsZero() {
+			since = " since " + local(p.Since)
+		}
+		g.printf("  %s  %s  %s%s\n      %s\n", p.Severity, cell(p.Node), p.Code, since, cell(p.Text))
+	}
+}
+
+// clockText is by how much a node's clock is ahead.
+func clockText(ms *float64) string {
+	if ms == nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%+.1f ms", *ms)
 }
 
 func age(ms int64) string {

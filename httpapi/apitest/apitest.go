@@ -48,6 +48,8 @@ type Member struct {
 	Stuck    uint64            // the kernel does not get past this index, if not zero
 	Held     map[string]uint64 // block id to packets
 	Problem  string            // of its kernel
+	Problems []fsm.Problem     // that it tells
+	Ahead    *time.Duration    // its clock, if that is known
 	Explains *fsm.Explanation  // of any packet
 	FailOnce error             // of the next call
 	Asked    int               // calls so far
@@ -136,6 +138,10 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 		return r, false, nil
 	}
 	r = fsm.Report{Node: m.ID, At: time.Now(), Applied: v.Index(), Enforced: v.Index(), Hash: v.Hash(), Version: "test", Problem: m.Problem, Blocks: map[string]fsm.BlockReport{}}
+	r.Problems = m.Problems
+	if m.Ahead != nil {
+		r.ClockOffset, r.ClockKnown = *m.Ahead, true
+	}
 	if m.Stuck != 0 {
 		r.Enforced = min(r.Enforced, m.Stuck)
 	}

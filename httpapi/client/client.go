@@ -54,6 +54,7 @@ type (
 	Guard           = wire.Guard
 	GuardRequest    = wire.GuardRequest
 	Status          = wire.Status
+	NodeProblem     = wire.NodeProblem
 	Event           = wire.Event
 	Token           = wire.Token
 	NewToken        = wire.NewToken

@@ -129,6 +129,7 @@ type Node struct {
 	Revision      uint64    `json:"revision" doc:"Log index of its last registration; the ETag"`
 	LastHeard     time.Time `json:"last_heard,omitzero"`
 	Problem       string    `json:"problem,omitempty"`
+	ClockOffsetMS *float64  `json:"clock_offset_ms,omitempty" doc:"By how many milliseconds its clock is ahead of the voters' clocks; absent while that is not known"`
 }
 
 // Guard is a prefix or a VM that can never be blocked.
@@ -174,7 +175,21 @@ type Status struct {
 	CaughtUp          bool   `json:"caught_up"`
 	Version           string `json:"version"`
 	Counts            Counts `json:"counts"`
+	// Problems are those of all nodes that answered, and the nodes that did not.
+	Problems []NodeProblem `json:"problems" nullable:"false" doc:"What the watchdogs of the nodes that answered have noticed, and the nodes that did not; the critical first"`
 }
+
+// NodeProblem is something that is wrong with a node, and lasts.
+type NodeProblem struct {
+	Node     string    `json:"node"`
+	Code     string    `json:"code" example:"clock_offset" doc:"Stable; docs/monitoring.md has the list"`
+	Severity string    `json:"severity" enum:"critical,warning"`
+	Since    time.Time `json:"since,omitzero" doc:"Clock of the node that noticed it"`
+	Text     string    `json:"text" doc:"What is wrong, and what to do"`
+}
+
+// ProblemSilent is the code of the problem that a node did not answer.
+const ProblemSilent = "node_silent"
 
 // Page is one page of a list.
 type Page[T any] struct {

@@ -1,0 +1,38 @@
+package agent
+
+import (
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// newWatchdog connects the checks with what they look at.
+func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer) *watchdog {
+	v := vitals{
+		status: r.cluster.Status, members: r.cluster.Members, health: r.cluster.Health, halted: r.store.Halted, offset: r.clock.Offset,
+		applied: func() uint64 { return r.store.View().Index() },
+		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift},
+		missing: func() []fsm.Kind { return r.enforcer.Local().Missing },
+		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, boot: r.saver.Warning,
+		aside: func() string { return asideWarning(r.cluster.Status().Aside) },
+	}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "palisade_clock_offset_seconds", Help: "By how much this node's clock is ahead of the median of the voters' clocks; NaN while that is not known.",
+	}, func() float64 {
+		if d, known := r.clock.Offset(); known {
+			return d.Seconds()
+		}
+		return math.NaN()
+	}))
+	return newWatchdog(log, reg, v.checks(newLags(reg)), r.clock.refresh)
+}
+
+// fleetTime is the time by the voters' clocks, as far as it is known.
+func (r *rooms) fleetTime() time.Time {
+	d, _ := r.clock.Offset()
+	return time.Now().Add(-d)
+}
