@@ -10,7 +10,7 @@ BIN      := bin
 GOLANGCI := v2.15.0
 DEMO_DIR ?= /var/tmp/palisade-demo
 
-.PHONY: help build demo demo-down test test-unit test-race test-system bench lint generate fuzz deps clean
+.PHONY: help build package demo demo-down test test-unit test-race test-system bench lint generate fuzz deps clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ help: ## list the targets
 build: ## build bin/palisade (a static binary; needs only Go)
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/palisade ./cmd/palisade
+
+package: ## build dist/palisade_VERSION_{amd64,arm64}.deb with the list of its libraries (needs only Go)
+	@deploy/debian/build.sh
 
 demo: ## bring up three nodes and six guests on this machine, and prove that they block
 	@deploy/install-deps.sh netns
@@ -47,4 +50,4 @@ fuzz: ## fuzz every target for FUZZTIME (default 1m) each
 	@test/fuzz.sh $${FUZZTIME:-1m}
 
 clean: ## remove build results
-	rm -rf $(BIN)
+	rm -rf $(BIN) dist

@@ -79,7 +79,11 @@ var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on e
 // first entry arrives, and the API answers last. Stop is the reverse.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
+	manager := newService(a.log.With("room", "service"))
+	var telling sync.WaitGroup
+	defer telling.Wait()
 	defer cancel(nil)
+	telling.Go(func() { manager.run(ctx) })
 	r, held, err := a.wire(ctx, func(err error) {
 		cancel(fmt.Errorf("%w: %w", errFatal, err))
 		// Behind a disk that hangs nothing can be stopped in order, and not even a word be written: the
@@ -102,6 +106,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if r.observer != nil {
 		groups[3] = append(groups[3], part{"inventory", r.observer.Run})
 	}
+	manager.set(a.lookAround(r))
 	a.log.Info("agent runs", "version", a.version, "peers", len(a.cfg.Cluster.Peers), "socket", a.cfg.API.Socket)
 	err = runGroups(ctx, cancel, groups)
 	if cause := context.Cause(ctx); errors.Is(cause, errFatal) {

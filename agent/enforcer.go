@@ -43,6 +43,7 @@ type enforcer struct {
 	kernel   kernel
 	caughtUp <-chan struct{} // closed once the state was as new as the leader's
 	localCh  chan struct{}   // signals that local changed
+	alive    chan struct{}   // taken by the loop, see Alive
 	freed    func([]fsm.MAC) // told what has left the kernel; must not block; may be nil
 	lists    *listEnforcer   // told what local is; may be nil
 	metrics  enforcerMetrics
@@ -86,6 +87,7 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 	e := &enforcer{
 		log: log, store: store, kernel: k, caughtUp: caughtUp,
 		localCh:  make(chan struct{}, 1),
+		alive:    make(chan struct{}),
 		compiler: enforce.NewCompiler(),
 		local:    enforce.Local{Node: node},
 		standing: newStanding(),
@@ -119,6 +121,16 @@ func (e *enforcer) lacks(missing map[fsm.Kind]error) {
 	}
 	e.metrics.missing.Set(float64(len(missing)))
 	e.SetLocal(func(l *enforce.Local) { l.Missing = slices.Sorted(maps.Keys(missing)) })
+}
+
+// Alive waits until the loop has come round, or ctx ends.
+func (e *enforcer) Alive(ctx context.Context) error {
+	select {
+	case e.alive <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // SetLocal tells the enforcer which guests this node runs and what it must never drop. The maps and
@@ -204,6 +216,8 @@ func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) e
 		case <-caughtUp:
 			caughtUp, p.caughtUp = nil, true
 		case <-retry.C:
+		case <-e.alive:
+			continue
 		}
 		if p.view == nil || !p.caughtUp && p.view.Index() < p.floor {
 			continue // the kernel knows better

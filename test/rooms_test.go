@@ -52,6 +52,7 @@ func adapts() map[string][]string {
 		"github.com/danielgtaylor/huma":      {"httpapi"},
 		"github.com/go-chi/chi":              {"httpapi"},
 		"github.com/alecthomas/kong":         {"cmd/palisade"},
+		"github.com/coreos/go-systemd":       {"agent"},
 		"github.com/vishvananda/netlink":     {"agent", "deploy/fleet", "enforce/nft"},
 		"google.golang.org/protobuf":         {"fsm", "cluster"},
 		"filippo.io/age":                     {"backup"},

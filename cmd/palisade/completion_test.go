@@ -76,3 +76,23 @@ func TestOtherShells(t *testing.T) {
 		}
 	}
 }
+
+// The manual page has every command and flag, and nothing that groff does not understand.
+func TestManualPage(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), []string{"man"}, &out, &errs); code != 0 {
+		t.Fatalf("%d: %s", code, &errs)
+	}
+	page := out.String()
+	for _, want := range []string{".SS \"block add\"", ".B \\-\\-confirm\\-within=DURATION", ".SS \"boot\"", "Exit codes: 0 done", "palisade block add web \\-\\-reason abuse"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not have %q", want)
+		}
+	}
+	for line := range strings.Lines(page) {
+		request, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if strings.HasPrefix(request, ".") && !strings.Contains(" .TH .SH .SS .TP .PP .RS .RE .B .I .BR .nf .fi ", " "+request+" ") {
+			t.Errorf("%q is no request of ours", line)
+		}
+	}
+}

@@ -59,6 +59,7 @@ type cli struct {
 
 	Version    VersionCmd    `cmd:"" help:"Print the version."`
 	Completion CompletionCmd `cmd:"" help:"Print a script that completes commands in a shell."`
+	Man        ManCmd        `cmd:"" help:"Print the manual page."`
 }
 
 const description = `Palisade blocks VMs and addresses on every node of a fleet, in the kernel.
