@@ -242,7 +242,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
 	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg)
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, ListSource: r.loader.Status, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Backend: r, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -33,25 +34,8 @@ func (r *rooms) Sighting(vm string) (fsm.Sighting, bool) { return r.sightings.ge
 
 // answer is this node's own report, for itself and for its peers.
 func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, error) {
-	if q.WaitIndex != 0 {
-		// A deadline that passes is no failure: the report says how far the kernel is.
-		_ = r.enforcer.WaitEnforced(ctx, q.WaitIndex)
-		if holdsLists(r.store.View(), q.Blocks) {
-			_ = r.lists.WaitEnforced(ctx, q.WaitIndex)
-		}
-	}
-	view := r.store.View()
-	rep := fsm.Report{
-		Node: a.cfg.Node.ID, At: time.Now(), Applied: view.Index(), Hash: view.Hash(), Version: a.version,
-	}
-	rep.Enforced, rep.Problem = r.enforcer.Standing()
-	if _, problem := r.lists.Standing(); problem != "" && rep.Problem == "" {
-		rep.Problem = "lists: " + problem
-	}
-	if err := r.store.Halted(); err != nil {
-		rep.Problem = err.Error()
-	}
-	rep.Problem = cmp.Or(rep.Problem, r.enforcer.drift.unsolved())
+	view, rep := r.standing(ctx, a.log, q)
+	rep.Node, rep.Version = a.cfg.Node.ID, a.version
 	rep.Problems = r.watchdog.Problems()
 	rep.ClockOffset, rep.ClockKnown = r.clock.Offset()
 	rep.Warning = cmp.Or(r.auditor.Warning(), r.pager.Warning(), r.saver.Warning(), asideWarning(r.cluster.Status().Aside))
@@ -61,11 +45,38 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 			return rep, err
 		}
 	}
+	if q.Sources {
+		rep.Sources = r.loader.Statuses()
+	}
 	if q.Explain != nil {
 		rep.Explained = a.explain(ctx, r, view, *q.Explain)
 	}
+	return rep, nil
+}
+
+// standing reports on the state and the kernel, and returns the view that this is about.
+func (r *rooms) standing(ctx context.Context, log *slog.Logger, q fsm.Query) (*fsm.View, fsm.Report) {
+	if q.WaitIndex != 0 {
+		// A deadline that passes is no failure: the report says how far the kernel is.
+		_ = r.enforcer.WaitEnforced(ctx, q.WaitIndex)
+		if holdsLists(r.store.View(), q.Blocks) {
+			_ = r.lists.WaitEnforced(ctx, q.WaitIndex)
+		}
+	}
+	view := r.store.View()
+	rep := fsm.Report{At: time.Now(), Applied: view.Index(), Hash: view.Hash()}
+	rep.EnforcedBlocks, rep.Problem = r.enforcer.Standing()
+	lists, problem := r.lists.Standing()
+	rep.Enforced = min(rep.EnforcedBlocks, lists)
+	if problem != "" && rep.Problem == "" {
+		rep.Problem = "lists: " + problem
+	}
+	if err := r.store.Halted(); err != nil {
+		rep.Problem = err.Error()
+	}
+	rep.Problem = cmp.Or(rep.Problem, r.enforcer.drift.unsolved())
 	if len(q.Blocks) == 0 {
-		return rep, nil
+		return view, rep
 	}
 	rep.Blocks = make(map[string]fsm.BlockReport, min(len(q.Blocks), fsm.MaxQueryBlocks))
 	for _, id := range q.Blocks[:min(len(q.Blocks), fsm.MaxQueryBlocks)] {
@@ -80,11 +91,11 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 		// Without counters the receipt still stands: it is about what is held, not what was dropped.
 		br, err := r.enforcer.Receipt(context.WithoutCancel(ctx), b)
 		if err != nil {
-			a.log.Warn("can't read the counters of a block", "block", id, "err", err)
+			log.Warn("can't read the counters of a block", "block", id, "err", err)
 		}
 		rep.Blocks[id] = br
 	}
-	return rep, nil
+	return view, rep
 }
 
 // asideWarning tells of the newest store that was set aside, as long as it is there.

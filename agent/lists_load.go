@@ -22,7 +22,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/palisade/palisade/fsm"
-	"github.com/palisade/palisade/httpapi"
 )
 
 const (
@@ -30,10 +29,13 @@ const (
 	loadTimeout = 5 * time.Minute
 	// loadRetry is the pause after a failure, if the interval is not shorter.
 	loadRetry = 5 * time.Minute
+	// maxLoads is how many sources are asked at once: one that is slow must not keep the others waiting, and each
+	// list that is being read is held in memory.
+	maxLoads = 4
 )
 
-// listLoader loads lists that have a source, on the leader alone. Whatever goes wrong, the content that a list
-// has stays.
+// listLoader loads lists that have a source, on the leader alone, a few at once. Whatever goes wrong, the content
+// that a list has stays.
 type listLoader struct {
 	log     *slog.Logger
 	node    string
@@ -44,8 +46,12 @@ type listLoader struct {
 	client  *http.Client
 	metrics loaderMetrics
 
+	slots chan struct{} // one token for each load under way
+	loads sync.WaitGroup
+
 	mu    sync.Mutex
-	lists map[string]*loading
+	lists map[string]*loading // its values are replaced, not changed
+	busy  map[string]bool     // lists that are loaded just now, or wait for a slot
 }
 
 // loading is what is known of one list's source.
@@ -56,7 +62,7 @@ type loading struct {
 	revision       uint64
 	etag, modified string
 	note           string // of what was left out of that
-	status         httpapi.SourceStatus
+	status         fsm.SourceStatus
 	failed         bool
 }
 
@@ -74,6 +80,7 @@ func newListLoader(log *slog.Logger, reg prometheus.Registerer, node string, sto
 	return &listLoader{
 		log: log, node: node, store: store, status: status, propose: propose, dir: dir, metrics: m,
 		client: &http.Client{Timeout: loadTimeout, CheckRedirect: sameSafety}, lists: map[string]*loading{},
+		slots: make(chan struct{}, maxLoads), busy: map[string]bool{},
 	}
 }
 
@@ -103,6 +110,7 @@ func sameSafety(req *http.Request, via []*http.Request) error {
 
 // Run loads until ctx ends.
 func (l *listLoader) Run(ctx context.Context) error {
+	defer l.loads.Wait()
 	for {
 		l.step(ctx, time.Now())
 		if !sleep(ctx, loaderPause) {
@@ -111,15 +119,21 @@ func (l *listLoader) Run(ctx context.Context) error {
 	}
 }
 
-// Status says how the loading of a list went; false on a node that does not load it.
-func (l *listLoader) Status(name string) (httpapi.SourceStatus, bool) {
+// Statuses says how the loading of each list went that this node has asked for; nil on one that does not lead.
+func (l *listLoader) Statuses() map[string]fsm.SourceStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s, ok := l.lists[name]
-	if !ok || s.status.CheckedAt.IsZero() {
-		return httpapi.SourceStatus{}, false
+	var out map[string]fsm.SourceStatus
+	for name, s := range l.lists {
+		if s.status.CheckedAt.IsZero() {
+			continue
+		}
+		if out == nil {
+			out = map[string]fsm.SourceStatus{}
+		}
+		out[name] = s.status
 	}
-	return s.status, true
+	return out
 }
 
 // Failing is how many lists could not be loaded when they were tried last, and the name of one.
@@ -135,23 +149,20 @@ func (l *listLoader) Failing() (n int, of string) {
 	return n, of
 }
 
-// step loads what is due, one list after the other.
+// step begins to load what is due.
 func (l *listLoader) step(ctx context.Context, now time.Time) {
-	st := l.status()
+	v, st := l.store.View(), l.status()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if !st.Quorum || st.Leader != l.node || !st.CaughtUp {
-		l.mu.Lock()
 		clear(l.lists)
-		l.mu.Unlock()
 		return
 	}
-	v := l.store.View()
-	l.mu.Lock()
 	for name := range l.lists {
 		if list, _, ok := v.List(name); !ok || list.Source != l.lists[name].source {
 			delete(l.lists, name)
 		}
 	}
-	var due []string
 	for list := range v.Lists("") {
 		if list.Source == (fsm.ListSource{}) {
 			continue
@@ -159,28 +170,35 @@ func (l *listLoader) step(ctx context.Context, now time.Time) {
 		if l.lists[list.Name] == nil {
 			l.lists[list.Name] = &loading{source: list.Source, due: now}
 		}
-		if !l.lists[list.Name].due.After(now) {
-			due = append(due, list.Name)
+		if !l.busy[list.Name] && !l.lists[list.Name].due.After(now) {
+			l.busy[list.Name] = true
+			was := l.lists[list.Name]
+			l.loads.Go(func() { l.load(ctx, list.Name, was, now) })
 		}
-	}
-	l.mu.Unlock()
-	for _, name := range due {
-		l.load(ctx, name, now)
 	}
 }
 
-// load loads one list and notes how it went.
-func (l *listLoader) load(ctx context.Context, name string, now time.Time) {
-	l.mu.Lock()
-	s := *l.lists[name]
-	l.mu.Unlock()
+// load loads one list and notes how it went, unless its source was changed meanwhile or this node leads no more.
+func (l *listLoader) load(ctx context.Context, name string, was *loading, now time.Time) {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.busy, name)
+	}()
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return
+	}
+	s := *was
 	l.metrics.loads.Inc()
 	err := l.try(ctx, name, &s)
 	if ctx.Err() != nil {
 		return
 	}
 	s.due = now.Add(s.source.Interval)
-	s.status, s.failed = httpapi.SourceStatus{CheckedAt: now, Error: s.note}, err != nil
+	s.status, s.failed = fsm.SourceStatus{CheckedAt: now, Error: s.note}, err != nil
 	if err != nil {
 		l.metrics.failures.Inc()
 		s.due = now.Add(min(s.source.Interval, loadRetry))
@@ -189,8 +207,10 @@ func (l *listLoader) load(ctx context.Context, name string, now time.Time) {
 		l.log.Warn("a list could not be loaded; it stays as it is", "list", name, "err", err)
 	}
 	l.mu.Lock()
-	l.lists[name] = &s
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.lists[name] == was {
+		l.lists[name] = &s
+	}
 }
 
 // try brings the list to what its source has.

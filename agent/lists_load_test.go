@@ -66,6 +66,8 @@ func (b *loadBench) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *loadBench) propose(_ context.Context, c fsm.Command) (fsm.Result, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if _, part := c.Op.(fsm.AddListChunk); part && b.refused {
 		b.refused = false
 		return fsm.Result{}, fsm.ErrUnknown
@@ -90,6 +92,7 @@ func (b *loadBench) step(d time.Duration, code int, body string) []string {
 	b.mu.Unlock()
 	b.now = b.now.Add(d)
 	b.loader.step(b.t.Context(), b.now)
+	b.loader.loads.Wait()
 	_, set, _ := b.store.View().List("feed")
 	var out []string
 	for p := range set.All() {
@@ -104,8 +107,7 @@ func (b *loadBench) source(url string, most uint64) {
 }
 
 func (b *loadBench) failure() string {
-	s, _ := b.loader.Status("feed")
-	return s.Error
+	return b.loader.Statuses()["feed"].Error
 }
 
 func TestAListIsLoadedFromItsSource(t *testing.T) {
@@ -186,6 +188,44 @@ func TestASourceDoesNotWidenAHold(t *testing.T) {
 	}
 	if got := b.step(time.Hour, 200, "192.0.2.0/24\n198.18.0.0/24"); len(got) != 2 || b.failure() != "" {
 		t.Errorf("the list has %v, the error is %q", got, b.failure())
+	}
+}
+
+// TestASlowSourceDoesNotDelayOthers, and is not asked twice.
+func TestASlowSourceDoesNotDelayOthers(t *testing.T) {
+	b := newLoadBench(t)
+	hold := make(chan struct{})
+	asked := make(chan struct{}, 10)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-hold:
+			_, _ = w.Write([]byte("198.51.100.0/24"))
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(slow.Close)
+	for i := range maxLoads - 1 {
+		b.apply(fsm.DescribeList{Name: fmt.Sprint("a", i), Source: &fsm.ListSource{URL: slow.URL, Interval: time.Hour, MaxBytes: 1 << 20}})
+	}
+	b.loader.step(t.Context(), b.now)
+	for range maxLoads - 1 {
+		<-asked
+	}
+	b.body = []byte("192.0.2.0/24")
+	b.source(b.server.URL, 1<<20) // the last by name
+	b.loader.step(t.Context(), b.now)
+	b.eventually("the other list is loaded", func() bool { l, _, _ := b.store.View().List("feed"); return l.Size == 1 })
+	b.loader.step(t.Context(), b.now.Add(24*time.Hour))
+	close(hold)
+	b.loader.loads.Wait()
+	for name, s := range b.loader.Statuses() {
+		if l, _, _ := b.store.View().List(name); l.Size != 1 || s.Error != "" || s.CheckedAt.IsZero() {
+			t.Errorf("%s has %d entries: %+v", name, l.Size, s)
+		}
+	}
+	if n := len(b.loader.Statuses()); n != maxLoads || len(asked) != 0 {
+		t.Errorf("%d lists were loaded, the slow ones asked %d times more", n, len(asked))
 	}
 }
 

@@ -116,7 +116,7 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	if nodeID == c.id {
 		return c.answer(ctx, q)
 	}
-	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain)})
+	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain), Sources: q.Sources})
 	if err != nil {
 		return fsm.Report{}, err
 	}
@@ -127,7 +127,7 @@ func (c *Cluster) onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.As
 	if len(req.GetBlocks()) > fsm.MaxQueryBlocks {
 		return nil, errors.New("too many blocks")
 	}
-	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain())})
+	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain()), Sources: req.GetSources()})
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (c *Cluster) onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.As
 
 func encodeReport(r fsm.Report) *peerpb.AskResponse {
 	out := &peerpb.AskResponse{
-		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced,
+		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced, EnforcedBlocks: r.EnforcedBlocks,
 		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit, Explained: encodeExplanation(r.Explained),
 	}
 	for _, q := range r.Problems {
@@ -153,12 +153,18 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 			Enforced: b.Enforced, Index: b.Index, AtUnixNano: encodeTime(b.At), Packets: b.Packets, Bytes: b.Bytes,
 		}
 	}
+	if r.Sources != nil {
+		out.Sources = make(map[string]*peerpb.SourceStatus, len(r.Sources))
+	}
+	for name, s := range r.Sources {
+		out.Sources[name] = &peerpb.SourceStatus{CheckedAtUnixNano: encodeTime(s.CheckedAt), Error: s.Error}
+	}
 	return out
 }
 
 func decodeReport(p *peerpb.AskResponse) fsm.Report {
 	r := fsm.Report{
-		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(),
+		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(), EnforcedBlocks: p.GetEnforcedBlocks(),
 		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(), Explained: decodeExplanation(p.GetExplained()),
 	}
 	for _, q := range p.GetProblems() {
@@ -173,6 +179,12 @@ func decodeReport(p *peerpb.AskResponse) fsm.Report {
 			Enforced: b.GetEnforced(), Index: b.GetIndex(), At: decodeTime(b.GetAtUnixNano()),
 			Packets: b.GetPackets(), Bytes: b.GetBytes(),
 		}
+	}
+	if len(p.GetSources()) > 0 {
+		r.Sources = make(map[string]fsm.SourceStatus, len(p.GetSources()))
+	}
+	for name, s := range p.GetSources() {
+		r.Sources[name] = fsm.SourceStatus{CheckedAt: decodeTime(s.GetCheckedAtUnixNano()), Error: s.GetError()}
 	}
 	return r
 }

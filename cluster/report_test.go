@@ -14,14 +14,15 @@ import (
 
 func TestReportsSurviveTheWire(t *testing.T) {
 	want := fsm.Report{
-		Node: "n1", At: time.Unix(1_700_000_000, 5), Applied: 7, Enforced: 6, Hash: "ab", Version: "v1", Problem: "p", Warning: "w",
+		Node: "n1", At: time.Unix(1_700_000_000, 5), Applied: 7, Enforced: 5, EnforcedBlocks: 6, Hash: "ab", Version: "v1", Problem: "p", Warning: "w",
 		Blocks: map[string]fsm.BlockReport{"b1": {Enforced: true, Index: 6, At: time.Unix(1_700_000_001, 0), Packets: 3, Bytes: 400}},
 		Explained: &fsm.Explanation{Verdict: fsm.VerdictLimit, Why: "w", Guards: []string{"g"}, Holds: []fsm.ExplainedHold{{
 			Block: "b1", Kind: fsm.Limit, Direction: fsm.In, By: "x", Treats: true, Started: true, Since: time.Unix(1_700_000_002, 0), Packets: 1, Bytes: 2,
 		}}},
 		Problems:    []fsm.Problem{{Code: "c", Severity: fsm.Critical, Since: time.Unix(1_700_000_003, 0), Text: "t"}, {Code: "d", Severity: fsm.Warning}},
 		ClockOffset: -3 * time.Second, ClockKnown: true,
-		Audit: [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
+		Sources: map[string]fsm.SourceStatus{"drop": {CheckedAt: time.Unix(1_700_000_003, 0), Error: "404"}},
+		Audit:   [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
 	}
 	data, err := proto.Marshal(encodeReport(want))
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 // Query asks one peer what it knows of its own kernel.
 type Query struct {
 	// WaitIndex, if not zero, holds the answer until the peer has enforced this log index or the
-	// context ends.
+	// context ends; with what lists hold, if one of Blocks is on a list.
 	WaitIndex uint64
 	// Blocks are ids to report on, at most MaxQueryBlocks.
 	Blocks []string
@@ -17,6 +17,8 @@ type Query struct {
 	AuditFrom uint64
 	// Explain, if not nil, asks what the peer does with a packet.
 	Explain *Packet
+	// Sources asks how it went to load the lists that have a source. The leader knows.
+	Sources bool
 }
 
 // MaxQueryBlocks bounds Query.Blocks.
@@ -27,10 +29,13 @@ type Report struct {
 	Node     string
 	At       time.Time // the peer's clock when it answered
 	Applied  uint64    // log index of the peer's state
-	Enforced uint64    // log index in the peer's kernel, read back
+	Enforced uint64    // log index in the peer's kernel, read back, with what lists hold
 	Hash     string    // state hash at Applied, hex
 	Version  string
 	Problem  string // why the kernel is behind, "" if it is not
+	// EnforcedBlocks is Enforced of all but the blocks on lists: a large list takes seconds to load, and holds up
+	// nothing else.
+	EnforcedBlocks uint64
 	// Warning says what else is wrong with the node; its kernel stands as it says.
 	Warning string
 	// Problems are what the peer finds wrong with itself, in order of their codes.
@@ -43,6 +48,14 @@ type Report struct {
 	Audit [][]byte
 	// Explained is the answer to Query.Explain.
 	Explained *Explanation
+	// Sources is the answer to Query.Sources, by list; nil on a peer that loads none.
+	Sources map[string]SourceStatus
+}
+
+// SourceStatus is how it went to load a list from its source.
+type SourceStatus struct {
+	CheckedAt time.Time // when it was last asked for
+	Error     string    // of that time, "" if it was loaded
 }
 
 // Severity says how soon somebody should look at a problem.

@@ -191,7 +191,7 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 		st := wireSettings(e.Settings)
 		out.Settings = &st
 	case e.List != nil:
-		l := s.wireList(v, e.List)
+		l := wireList(v, e.List)
 		out.List = &l
 	case e.Token != nil:
 		t := wireToken(e.Token, s.clock())

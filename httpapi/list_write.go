@@ -144,7 +144,7 @@ func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInp
 	out.result.Merged, out.result.Skipped, out.result.Problems = merged, p.Bad, problemsOf(&p)
 	out.result.List.Name = in.Name
 	if known {
-		out.result.List = s.wireList(v, l)
+		out.result.List = wireList(v, l)
 	}
 	if in.DryRun {
 		if stale {
@@ -191,7 +191,7 @@ func (s *Server) listDone(ctx context.Context, out *listWrite, res fsm.Result, w
 		return problem(wire.CodeInternal, "the write was committed at index %d, but its result has no list", res.Index)
 	}
 	out.index = res.Index
-	out.result.List = s.wireList(s.opts.Backend.View(), res.List)
+	out.result.List = wireList(s.opts.Backend.View(), res.List)
 	return s.awaitList(ctx, out, res.List.Name, wait)
 }
 
@@ -414,7 +414,7 @@ func (s *Server) patchList(ctx context.Context, in *patchListInput) (*patchListO
 	}
 	set := was.Patch(add.set, remove.set)
 	out := &listWrite{result: s.listResult(v, was, set), index: v.Index()}
-	out.result.List, out.result.Merged = s.wireList(v, l), add.merged+remove.merged
+	out.result.List, out.result.Merged = wireList(v, l), add.merged+remove.merged
 	out.result.Skipped, out.result.Problems = add.Bad+remove.Bad, skipped
 	if in.DryRun {
 		out.dry(v, in.Name, set, in.Force)

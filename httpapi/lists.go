@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
@@ -21,12 +20,6 @@ const (
 	maxListPatchBytes  = 8 << 20
 	defaultSourceBytes = 32 << 20
 )
-
-// SourceStatus is how the loading of a list went.
-type SourceStatus struct {
-	CheckedAt time.Time
-	Error     string // of the last time, "" if it was loaded
-}
 
 func listRoutes() []route {
 	get := func(path, id, summary string) huma.Operation {
@@ -57,7 +50,7 @@ func listRoutes() []route {
 	}
 }
 
-func (s *Server) wireList(v *fsm.View, l *fsm.List) wire.List {
+func wireList(v *fsm.View, l *fsm.List) wire.List {
 	out := wire.List{
 		Name: l.Name, Owner: l.Owner, Note: l.Note, Origin: l.Origin, Size: l.Size, Hash: l.Hash,
 		LoadedAt: l.LoadedAt, Actor: l.Actor, Revision: l.Revision, Blocks: []string{},
@@ -71,12 +64,28 @@ func (s *Server) wireList(v *fsm.View, l *fsm.List) wire.List {
 		return out
 	}
 	out.Source = &wire.ListSource{URL: l.Source.Shown(), Interval: l.Source.Interval.String(), MaxBytes: l.Source.MaxBytes}
-	if s.opts.ListSource != nil {
-		if st, ok := s.opts.ListSource(l.Name); ok {
-			out.Source.CheckedAt, out.Source.LastError = st.CheckedAt, st.Error
+	return out
+}
+
+// loaded adds to lists how it went to load them, which only the leader knows. If it can't be asked, that stays
+// unknown.
+func (s *Server) loaded(ctx context.Context, lists []wire.List) {
+	leader := s.opts.Backend.Status().Leader
+	if leader == "" || !slices.ContainsFunc(lists, func(l wire.List) bool { return l.Source != nil }) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opts.AskTimeout)
+	defer cancel()
+	r, err := s.opts.Backend.Ask(ctx, leader, fsm.Query{Sources: true})
+	if err != nil {
+		s.log.Debug("the leader did not say how the loading of lists went", "leader", leader, "err", err)
+		return
+	}
+	for _, l := range lists {
+		if st, ok := r.Sources[l.Name]; ok && l.Source != nil {
+			l.Source.CheckedAt, l.Source.LastError = st.CheckedAt, st.Error
 		}
 	}
-	return out
 }
 
 type listListsInput struct {
@@ -100,11 +109,13 @@ func (s *Server) listLists(ctx context.Context, in *listListsInput) (*listListsO
 	}
 	p := page[wire.List]{kind: "list", limit: in.Limit}
 	for l := range v.Lists(after) {
-		if !p.add(l.Name, func() wire.List { return s.wireList(v, l) }) {
+		if !p.add(l.Name, func() wire.List { return wireList(v, l) }) {
 			break
 		}
 	}
-	return &listListsOutput{ReadHeaders: h, Body: p.wire()}, nil
+	out := &listListsOutput{ReadHeaders: h, Body: p.wire()}
+	s.loaded(ctx, out.Body.Items)
+	return out, nil
 }
 
 // ListInput is what every route of one list takes.
@@ -142,7 +153,9 @@ func (s *Server) getList(ctx context.Context, in *getListInput) (*getListOutput,
 	if err != nil {
 		return nil, err
 	}
-	return &getListOutput{ReadHeaders: h, ETag: etag(l.Revision), Body: s.wireList(v, l)}, nil
+	one := []wire.List{wireList(v, l)}
+	s.loaded(ctx, one)
+	return &getListOutput{ReadHeaders: h, ETag: etag(l.Revision), Body: one[0]}, nil
 }
 
 type listEntriesInput struct {
@@ -274,6 +287,6 @@ func (s *Server) setListSource(ctx context.Context, w WriteInput, m MatchInput, 
 	}
 	return &listOutput{
 		WriteHeaders: WriteHeaders{ETag: etag(res.List.Revision), Index: res.Index, Replayed: replayed(res)},
-		Body:         s.wireList(s.opts.Backend.View(), res.List),
+		Body:         wireList(s.opts.Backend.View(), res.List),
 	}, nil
 }

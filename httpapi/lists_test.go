@@ -236,10 +236,6 @@ func TestALargeListIsUploaded(t *testing.T) {
 func TestAListHasASource(t *testing.T) {
 	f := newFleet(t)
 	s := newServer(t, f)
-	at := time.Now().UTC().Truncate(time.Second)
-	s.opts.ListSource = func(name string) (SourceStatus, bool) {
-		return SourceStatus{CheckedAt: at, Error: "404 Not Found"}, name == "drop"
-	}
 	path := "/v1/lists/drop/source"
 	for body, location := range map[string]string{
 		`{"url":"ftp://x/y","interval":"1h"}`:   "body.url",
@@ -252,7 +248,7 @@ func TestAListHasASource(t *testing.T) {
 		}
 	}
 	l := decode[wire.List](t, s.do(t, request{method: "PUT", path: path, body: `{"url":"https://u:secret@lists.example/drop.txt?key=secret","interval":"1d"}`}), 200)
-	if l.Source == nil || l.Source.URL != "https://u:xxxxx@lists.example/drop.txt?xxxxx" || l.Source.Interval != "24h0m0s" || l.Source.MaxBytes != 32<<20 || l.Source.LastError != "404 Not Found" || !l.Source.CheckedAt.Equal(at) {
+	if l.Source == nil || l.Source.URL != "https://u:xxxxx@lists.example/drop.txt?xxxxx" || l.Source.Interval != "24h0m0s" || l.Source.MaxBytes != 32<<20 {
 		t.Errorf("source %+v", l.Source)
 	}
 	if b, err := json.Marshal(l); err != nil || strings.Contains(string(b), "secret") {
@@ -301,4 +297,32 @@ func TestAHeldListIsWidenedByForce(t *testing.T) {
 	decode[wire.ListResult](t, s.do(t, patch("?force=true", adminToken)), 200)
 	decode[wire.ListResult](t, s.do(t, put("", "192.0.2.0/24", operatorToken)), 200)
 	decode[wire.ListResult](t, s.do(t, put("?force=true", "198.18.0.0/15", adminToken)), 200)
+}
+
+// TestAnyNodeTellsHowListsAreLoaded: the leader is asked; without it everything else is shown.
+func TestAnyNodeTellsHowListsAreLoaded(t *testing.T) {
+	f := newFleet(t, "n2")
+	s := newServer(t, f)
+	at := time.Now().UTC().Truncate(time.Second)
+	f.Standing.Leader = "n2"
+	f.Peers["n2"].Sources = map[string]fsm.SourceStatus{"drop": {CheckedAt: at, Error: "404 Not Found"}, "gone": {CheckedAt: at}}
+	f.Apply(fsm.DescribeList{Name: "plain"})
+	get := func() (one, other wire.List) {
+		t.Helper()
+		page := decode[wire.Page[wire.List]](t, s.do(t, request{method: "GET", path: "/v1/lists"}), 200)
+		return decode[wire.List](t, s.do(t, request{method: "GET", path: "/v1/lists/drop"}), 200), page.Items[0]
+	}
+	decode[wire.List](t, s.do(t, request{method: "PUT", path: "/v1/lists/drop/source", body: `{"url":"https://lists.example/drop.txt","interval":"1d"}`}), 200)
+	if one, other := get(); one.Source.LastError != "404 Not Found" || !one.Source.CheckedAt.Equal(at) || other.Source.LastError != one.Source.LastError {
+		t.Errorf("one says %+v, all say %+v", one.Source, other.Source)
+	}
+	f.Peers["n2"].Down = true
+	if one, other := get(); one.Source == nil || !one.Source.CheckedAt.IsZero() || other.Source == nil {
+		t.Errorf("without the leader one says %+v, all say %+v", one.Source, other.Source)
+	}
+	asked := f.Peers["n2"].Asked
+	decode[wire.List](t, s.do(t, request{method: "GET", path: "/v1/lists/plain"}), 200)
+	if f.Peers["n2"].Asked != asked {
+		t.Error("the leader was asked about a list without a source")
+	}
 }

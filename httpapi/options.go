@@ -35,15 +35,13 @@ type Token struct {
 
 // Options configure a Server. Backend is required; zero limits take the defaults named.
 type Options struct {
-	Backend Backend
-	Audit   Audit   // what the state keeps of it, if nil
-	Tokens  []Token // none: no caller over TCP is admitted
-	// ListSource says how the loading of a list went; false on a node that does not load it. It may be nil.
-	ListSource func(name string) (SourceStatus, bool)
-	Registry   *prometheus.Registry // of /metrics; a new one if nil
-	Logger     *slog.Logger         // discards if nil
-	Version    string               // of the build
-	Now        func() time.Time     // time.Now if nil
+	Backend  Backend
+	Audit    Audit                // what the state keeps of it, if nil
+	Tokens   []Token              // none: no caller over TCP is admitted
+	Registry *prometheus.Registry // of /metrics; a new one if nil
+	Logger   *slog.Logger         // discards if nil
+	Version  string               // of the build
+	Now      func() time.Time     // time.Now if nil
 
 	MaxBodyBytes       int64         // 1 MiB
 	MaxBulkBytes       int64         // of a bulk request, 64 MiB

@@ -67,7 +67,7 @@ func (s *Server) outcome(v *fsm.View, op fsm.Op, res fsm.Result, fields func() s
 		out.Account = &a
 	}
 	if res.List != nil {
-		l := s.wireList(v, res.List)
+		l := wireList(v, res.List)
 		out.List = &l
 	}
 	if res.Settings != nil {

@@ -101,7 +101,7 @@ func (g *Globals) printOneList(l *client.List) error {
 	if s := l.Source; s != nil {
 		g.printf("  source   %s every %s, at most %s\n", cell(s.URL), interval(s.Interval), size(s.MaxBytes))
 		if s.CheckedAt.IsZero() {
-			g.printf("  checked  not known on this node; ask the leader, which palisade status names\n")
+			g.printf("  checked  not yet, as far as this node knows (the leader loads lists)\n")
 		} else {
 			g.printf("  checked  %s\n", local(s.CheckedAt))
 		}

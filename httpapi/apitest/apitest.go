@@ -51,8 +51,9 @@ type Member struct {
 	Problems []fsm.Problem     // that it tells
 	Ahead    *time.Duration    // its clock, if that is known
 	Explains *fsm.Explanation  // of any packet
-	FailOnce error             // of the next call
-	Asked    int               // calls so far
+	Sources  map[string]fsm.SourceStatus
+	FailOnce error // of the next call
+	Asked    int   // calls so far
 	LastAsk  fsm.Query
 }
 
@@ -144,6 +145,10 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 	}
 	if m.Stuck != 0 {
 		r.Enforced = min(r.Enforced, m.Stuck)
+	}
+	r.EnforcedBlocks = r.Enforced
+	if q.Sources {
+		r.Sources = m.Sources
 	}
 	if r.Enforced < q.WaitIndex {
 		return r, false, nil

@@ -22,9 +22,9 @@ type ListSource struct {
 	URL      string `json:"url" example:"https://lists.example/drop.txt"`
 	Interval string `json:"interval" example:"1h0m0s"`
 	MaxBytes uint64 `json:"max_bytes" doc:"Of the text, unpacked"`
-	// Only the leader knows the following.
-	CheckedAt time.Time `json:"checked_at,omitzero" doc:"When it was last asked for; only the leader knows"`
-	LastError string    `json:"last_error,omitempty" doc:"Why it could not be loaded the last time; only the leader knows. The old content stays"`
+	// The leader is asked for the following.
+	CheckedAt time.Time `json:"checked_at,omitzero" doc:"When the leader last asked for it; missing if it has not yet, or if it is not reached"`
+	LastError string    `json:"last_error,omitempty" doc:"Why it could not be loaded the last time, or what was left out. The content is the last good one"`
 }
 
 // ListSourceRequest sets where a list is loaded from.

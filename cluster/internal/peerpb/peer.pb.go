@@ -512,6 +512,7 @@ type AskRequest struct {
 	Blocks        []string               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
 	AuditFrom     uint64                 `protobuf:"varint,3,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`
 	Explain       *Packet                `protobuf:"bytes,4,opt,name=explain,proto3" json:"explain,omitempty"` // absent if nothing is to be explained
+	Sources       bool                   `protobuf:"varint,5,opt,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +573,13 @@ func (x *AskRequest) GetExplain() *Packet {
 		return x.Explain
 	}
 	return nil
+}
+
+func (x *AskRequest) GetSources() bool {
+	if x != nil {
+		return x.Sources
+	}
+	return false
 }
 
 type Packet struct {
@@ -651,20 +659,22 @@ func (x *Packet) GetDstPort() uint32 {
 }
 
 type AskResponse struct {
-	state           protoimpl.MessageState  `protogen:"open.v1"`
-	Node            string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	AtUnixNano      int64                   `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
-	Applied         uint64                  `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
-	Enforced        uint64                  `protobuf:"varint,4,opt,name=enforced,proto3" json:"enforced,omitempty"`
-	Hash            string                  `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
-	Version         string                  `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
-	Problem         string                  `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
-	Blocks          map[string]*BlockReport `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Audit           [][]byte                `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
-	Warning         string                  `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
-	Explained       *Explanation            `protobuf:"bytes,11,opt,name=explained,proto3" json:"explained,omitempty"`
-	Problems        []*Problem              `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
-	ClockOffsetNano *int64                  `protobuf:"varint,21,opt,name=clock_offset_nano,json=clockOffsetNano,proto3,oneof" json:"clock_offset_nano,omitempty"`
+	state           protoimpl.MessageState   `protogen:"open.v1"`
+	Node            string                   `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	AtUnixNano      int64                    `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
+	Applied         uint64                   `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
+	Enforced        uint64                   `protobuf:"varint,4,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	Hash            string                   `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	Version         string                   `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	Problem         string                   `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	Blocks          map[string]*BlockReport  `protobuf:"bytes,8,rep,name=blocks,proto3" json:"blocks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Audit           [][]byte                 `protobuf:"bytes,9,rep,name=audit,proto3" json:"audit,omitempty"`
+	Warning         string                   `protobuf:"bytes,10,opt,name=warning,proto3" json:"warning,omitempty"`
+	Explained       *Explanation             `protobuf:"bytes,11,opt,name=explained,proto3" json:"explained,omitempty"`
+	EnforcedBlocks  uint64                   `protobuf:"varint,12,opt,name=enforced_blocks,json=enforcedBlocks,proto3" json:"enforced_blocks,omitempty"`
+	Sources         map[string]*SourceStatus `protobuf:"bytes,13,rep,name=sources,proto3" json:"sources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by list
+	Problems        []*Problem               `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
+	ClockOffsetNano *int64                   `protobuf:"varint,21,opt,name=clock_offset_nano,json=clockOffsetNano,proto3,oneof" json:"clock_offset_nano,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -776,6 +786,20 @@ func (x *AskResponse) GetExplained() *Explanation {
 	return nil
 }
 
+func (x *AskResponse) GetEnforcedBlocks() uint64 {
+	if x != nil {
+		return x.EnforcedBlocks
+	}
+	return 0
+}
+
+func (x *AskResponse) GetSources() map[string]*SourceStatus {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
 func (x *AskResponse) GetProblems() []*Problem {
 	if x != nil {
 		return x.Problems
@@ -858,6 +882,58 @@ func (x *Problem) GetText() string {
 	return ""
 }
 
+type SourceStatus struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	CheckedAtUnixNano int64                  `protobuf:"varint,1,opt,name=checked_at_unix_nano,json=checkedAtUnixNano,proto3" json:"checked_at_unix_nano,omitempty"`
+	Error             string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *SourceStatus) Reset() {
+	*x = SourceStatus{}
+	mi := &file_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceStatus) ProtoMessage() {}
+
+func (x *SourceStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
+func (*SourceStatus) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
+	if x != nil {
+		return x.CheckedAtUnixNano
+	}
+	return 0
+}
+
+func (x *SourceStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type Explanation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       string                 `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
@@ -870,7 +946,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +958,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +971,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -943,7 +1019,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1031,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1044,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -1047,7 +1123,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1135,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1148,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -1125,7 +1201,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1213,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1226,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Sighting) GetVm() string {
@@ -1207,7 +1283,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1295,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1308,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -1290,7 +1366,7 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_INVALID\x10\x04\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x96\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xb0\x01\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
@@ -1298,13 +1374,14 @@ const file_peer_proto_rawDesc = "" +
 	"\x06blocks\x18\x02 \x03(\tR\x06blocks\x12\x1d\n" +
 	"\n" +
 	"audit_from\x18\x03 \x01(\x04R\tauditFrom\x122\n" +
-	"\aexplain\x18\x04 \x01(\v2\x18.palisade.peer.v1.PacketR\aexplain\"~\n" +
+	"\aexplain\x18\x04 \x01(\v2\x18.palisade.peer.v1.PacketR\aexplain\x12\x18\n" +
+	"\asources\x18\x05 \x01(\bR\asources\"~\n" +
 	"\x06Packet\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\fR\x03src\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\fR\x03dst\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x19\n" +
 	"\bsrc_port\x18\x04 \x01(\rR\asrcPort\x12\x19\n" +
-	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xc9\x04\n" +
+	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\x94\x06\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -1318,18 +1395,26 @@ const file_peer_proto_rawDesc = "" +
 	"\x05audit\x18\t \x03(\fR\x05audit\x12\x18\n" +
 	"\awarning\x18\n" +
 	" \x01(\tR\awarning\x12;\n" +
-	"\texplained\x18\v \x01(\v2\x1d.palisade.peer.v1.ExplanationR\texplained\x125\n" +
+	"\texplained\x18\v \x01(\v2\x1d.palisade.peer.v1.ExplanationR\texplained\x12'\n" +
+	"\x0fenforced_blocks\x18\f \x01(\x04R\x0eenforcedBlocks\x12D\n" +
+	"\asources\x18\r \x03(\v2*.palisade.peer.v1.AskResponse.SourcesEntryR\asources\x125\n" +
 	"\bproblems\x18\x14 \x03(\v2\x19.palisade.peer.v1.ProblemR\bproblems\x12/\n" +
 	"\x11clock_offset_nano\x18\x15 \x01(\x03H\x00R\x0fclockOffsetNano\x88\x01\x01\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01B\x14\n" +
+	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\x1aZ\n" +
+	"\fSourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x124\n" +
+	"\x05value\x18\x02 \x01(\v2\x1e.palisade.peer.v1.SourceStatusR\x05value:\x028\x01B\x14\n" +
 	"\x12_clock_offset_nano\"u\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1a\n" +
 	"\bseverity\x18\x02 \x01(\tR\bseverity\x12&\n" +
 	"\x0fsince_unix_nano\x18\x03 \x01(\x03R\rsinceUnixNano\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"\x88\x01\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"U\n" +
+	"\fSourceStatus\x12/\n" +
+	"\x14checked_at_unix_nano\x18\x01 \x01(\x03R\x11checkedAtUnixNano\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x88\x01\n" +
 	"\vExplanation\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\tR\averdict\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x125\n" +
@@ -1383,7 +1468,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_peer_proto_goTypes = []any{
 	(Standing)(0),             // 0: palisade.peer.v1.Standing
 	(Outcome_Kind)(0),         // 1: palisade.peer.v1.Outcome.Kind
@@ -1398,28 +1483,32 @@ var file_peer_proto_goTypes = []any{
 	(*Packet)(nil),            // 10: palisade.peer.v1.Packet
 	(*AskResponse)(nil),       // 11: palisade.peer.v1.AskResponse
 	(*Problem)(nil),           // 12: palisade.peer.v1.Problem
-	(*Explanation)(nil),       // 13: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 14: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 15: palisade.peer.v1.BlockReport
-	(*Sighting)(nil),          // 16: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 17: palisade.peer.v1.NodeMeta
-	nil,                       // 18: palisade.peer.v1.AskResponse.BlocksEntry
+	(*SourceStatus)(nil),      // 13: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 14: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 15: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 16: palisade.peer.v1.BlockReport
+	(*Sighting)(nil),          // 17: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 18: palisade.peer.v1.NodeMeta
+	nil,                       // 19: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 20: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	0,  // 0: palisade.peer.v1.HelloResponse.standing:type_name -> palisade.peer.v1.Standing
 	6,  // 1: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
 	1,  // 2: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
 	10, // 3: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	18, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	13, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	12, // 6: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	14, // 7: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	15, // 8: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	19, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	14, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	20, // 6: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	12, // 7: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	15, // 8: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	16, // 9: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	13, // 10: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -1434,7 +1523,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
