@@ -169,6 +169,14 @@ func TestAnAnnouncementTurnsBridges(t *testing.T) {
 	} {
 		run(append([]string{"ip", "-n", ns}, strings.Fields(line)...)...)
 	}
+	deadline := time.Now().Add(10 * time.Second)
+	for _, port := range []string{"up0", "up1", "tap0", "tap1"} {
+		for !strings.Contains(run("bridge", "-n", ns, "link", "show", "dev", port), "state forwarding") {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s does not forward", port)
+			}
+		}
+	}
 	// Both have seen it elsewhere.
 	run("bridge", "-n", ns, "fdb", "replace", guest, "dev", "up0", "master", "dynamic")
 	run("bridge", "-n", ns, "fdb", "replace", guest, "dev", "tap1", "master", "dynamic")
@@ -183,12 +191,10 @@ func TestAnAnnouncementTurnsBridges(t *testing.T) {
 	if a, b := where("br0"), where("br1"); a != "up0" || b != "tap1" {
 		t.Fatalf("before: %q and %q", a, b)
 	}
-	deadline := time.Now().Add(10 * time.Second)
 	for where("br0") != "tap0" || where("br1") != "up1" {
 		if time.Now().After(deadline) {
 			t.Fatalf("br0 has the guest behind %q, br1 behind %q; want tap0 and up1", where("br0"), where("br1"))
 		}
-		// Again and again: ports take a moment until they forward.
 		if err := within(ns, func() error { return announce("tap0", guestMAC) }); err != nil {
 			t.Fatal(err)
 		}
