@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/httpapi/client"
+	"github.com/palisade/palisade/httpapi/wire"
 )
 
 // BlockCmd groups what is done with blocks.
@@ -175,39 +176,99 @@ func (c *BlockLsCmd) Run(ctx context.Context, g *Globals) error {
 		t := c.target(c.Target)
 		f.VM, f.Prefix, f.Account, f.List = t.VM, t.Prefix, t.Account, t.List
 	}
-	head := []string{"ID", "TARGET", "WHAT", "REASON", "STATE", "SINCE", "UNTIL", "BY", "NODES", "DROPPED"}
-	return printList(g, api.Blocks(ctx, f), head, func(b client.Block) []string {
+	blocks := wire.Page[client.Block]{Items: []client.Block{}}
+	for b, err := range api.Blocks(ctx, f) {
+		if err != nil {
+			return err
+		}
+		blocks.Items = append(blocks.Items, b)
+	}
+	if g.JSON() {
+		return g.PrintJSON(blocks)
+	}
+	return g.printBlocks(blocks.Items, c.State, time.Now())
+}
+
+// tableWidth is how wide the table of blocks is at most.
+const tableWidth = 100
+
+// printBlocks prints a table that fits on a terminal; show has what was left out.
+func (g *Globals) printBlocks(blocks []client.Block, state string, now time.Time) error {
+	when := cmp.Or(map[string]string{"pending": "STARTS", "lifted": "LIFTED", "ended": "ENDED"}[state], "SINCE")
+	rows := [][]string{{"ID", "TARGET", "WHAT", "REASON", when, "UNTIL", "NODES", "DROPPED"}}
+	unless := false
+	for i := range blocks {
+		b := &blocks[i]
 		dropped := "" // of a list nothing is counted
 		if b.Counters != nil && b.Target.List == "" {
 			dropped = strconv.FormatUint(b.Counters.Packets, 10)
 		}
-		return []string{b.ID, targetText(&b), what(&b), b.Reason, b.State, since(&b), until(&b), b.Actor,
-			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), dropped}
-	})
+		end := ""
+		if at, confirm := ends(b); !at.IsZero() {
+			if end = brief(at, now); confirm {
+				end, unless = end+" *", true
+			}
+		}
+		rows = append(rows, []string{b.ID, targetText(b), what(b), b.Reason, since(b, now), end,
+			fmt.Sprintf("%d/%d", len(b.Receipts), len(b.Receipts)+len(b.Unconfirmed)), dropped})
+	}
+	if state == "all" {
+		rows[0] = append(rows[0], "STATE")
+		for i := range blocks {
+			rows[i+1] = append(rows[i+1], blocks[i].State)
+		}
+	}
+	for _, row := range rows[1:] {
+		for i := range row {
+			row[i] = cell(row[i])
+		}
+	}
+	fit(rows, tableWidth, map[int]int{1: 14, 2: 7, 3: 7})
+	t := newTable(g.Stdout, rows[0]...)
+	for _, row := range rows[1:] {
+		t.row(row...)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if unless {
+		g.printf("* unless it is confirmed before\n")
+	}
+	return nil
 }
 
 // since is when the block came to its state; of a pending block when it will start.
-func since(b *client.Block) string {
+func since(b *client.Block, now time.Time) string {
 	switch b.State {
 	case "pending":
-		return "from " + local(b.StartsAt)
+		return brief(b.StartsAt, now)
 	case "active":
-		return local(b.Since)
+		return brief(b.Since, now)
 	}
-	return local(b.LiftedAt)
+	return brief(b.LiftedAt, now)
 }
 
-// until is when the block ends by itself next.
-func until(b *client.Block) string {
+// ends is when the block ends by itself next, zero if it does not, and whether that is unless it is confirmed.
+func ends(b *client.Block) (at time.Time, unlessConfirmed bool) {
 	switch {
 	case b.State == "lifted" || b.State == "ended":
-		return ""
+		return time.Time{}, false
 	case !b.ConfirmBy.IsZero() && (b.EndsAt.IsZero() || b.ConfirmBy.Before(b.EndsAt)):
-		return local(b.ConfirmBy) + " unless confirmed"
-	case b.EndsAt.IsZero():
-		return ""
+		return b.ConfirmBy, true
 	}
-	return local(b.EndsAt)
+	return b.EndsAt, false
+}
+
+// until is when the block ends by itself next, for a sentence.
+func until(b *client.Block) string {
+	switch at, unlessConfirmed := ends(b); {
+	case at.IsZero():
+		return ""
+	case unlessConfirmed:
+		return local(at) + " unless confirmed"
+	default:
+		return local(at)
+	}
 }
 
 // due is what will happen to the block by itself, behind other words.

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/palisade/palisade/httpapi/client"
 )
@@ -28,6 +29,49 @@ func cell(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// ellipsized cuts a text to a number of characters.
+func ellipsized(s string, most int) string {
+	if utf8.RuneCountInString(s) <= most {
+		return s
+	}
+	return string([]rune(s)[:max(most-1, 0)]) + "…"
+}
+
+// fit cuts the cells of some columns, those that are widest, until the rows with their heads have at most width
+// characters, as far as each keeps its least.
+func fit(rows [][]string, width int, least map[int]int) {
+	if len(rows) == 0 {
+		return
+	}
+	widths := make([]int, len(rows[0]))
+	total := 2 * (len(widths) - 1)
+	for _, row := range rows {
+		for i, s := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(s))
+		}
+	}
+	for _, w := range widths {
+		total += w
+	}
+	for ; total > width; total-- {
+		widest := -1
+		for i, n := range least {
+			if widths[i] > n && (widest < 0 || widths[i] > widths[widest] || widths[i] == widths[widest] && i < widest) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			break
+		}
+		widths[widest]--
+	}
+	for _, row := range rows {
+		for i := range least {
+			row[i] = ellipsized(row[i], widths[i])
+		}
+	}
 }
 
 type table struct{ w *tabwriter.Writer }
@@ -56,6 +100,18 @@ func local(t time.Time) string {
 		return "never"
 	}
 	return t.Local().Format(localLayout)
+}
+
+// brief writes a time for a table: without the year if it is this one, and without seconds.
+func brief(t, now time.Time) string {
+	switch t, now := t.Local(), now.Local(); {
+	case t.IsZero():
+		return ""
+	case t.Year() == now.Year():
+		return t.Format("01-02 15:04")
+	default:
+		return t.Format("2006-01-02")
+	}
 }
 
 // optional is local for a time that may not be set.

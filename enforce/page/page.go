@@ -51,12 +51,14 @@ const (
 
 // Server answers visitors. It keeps no connection open after an answer.
 type Server struct {
-	opts     Options
-	http     *http.Server
-	proxy    http.Handler
-	slots    *slots
-	document *template.Template
-	policy   string
+	opts  Options
+	http  *http.Server
+	proxy http.Handler
+
+	complaints complaints
+	slots      *slots
+	document   *template.Template
+	policy     string
 }
 
 // New returns a server that does not listen yet.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -190,10 +191,41 @@ func TestThePageStandsInForAServer(t *testing.T) {
 	}
 	defer mute.Close()
 	for name, to := range map[string]netip.AddrPort{"down": down, "mute": netip.MustParseAddrPort(mute.Addr().String())} {
-		address := serve(t, Options{Lookup: always(Hold{To: to, Title: "stands in"}), Timeout: 2 * time.Second})
-		if res, body := ask(t, address, get("/")); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "stands in") {
-			t.Errorf("%s: %d %s", name, res.StatusCode, body)
+		var logged strings.Builder
+		address := serve(t, Options{Lookup: always(Hold{To: to, Title: "stands in"}), Timeout: 2 * time.Second, Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+		for range 3 {
+			if res, body := ask(t, address, get("/")); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "stands in") {
+				t.Errorf("%s: %d %s", name, res.StatusCode, body)
+			}
 		}
+		if n := strings.Count(logged.String(), "level=WARN"); n != 1 {
+			t.Errorf("%s: three visitors made %d warnings", name, n)
+		}
+	}
+}
+
+func TestComplaints(t *testing.T) {
+	var c complaints
+	now := time.Now()
+	one, other := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("192.0.2.2:80")
+	for i, want := range []struct {
+		to   netip.AddrPort
+		at   time.Duration
+		due  bool
+		more int
+	}{
+		{one, 0, true, 0}, {one, time.Second, false, 0}, {other, time.Second, true, 0}, {one, complainEvery - 1, false, 0},
+		{one, complainEvery, true, 2}, {one, complainEvery + 1, false, 0}, {one, 3 * complainEvery, true, 1},
+	} {
+		if due, more := c.due(want.to, now.Add(want.at)); due != want.due || more != want.more {
+			t.Errorf("%d: %v and %d more, want %v and %d", i, due, more, want.due, want.more)
+		}
+	}
+	for i := range 3 * maxComplaints {
+		c.due(netip.AddrPortFrom(one.Addr(), uint16(i)), now)
+	}
+	if len(c.last) > maxComplaints {
+		t.Errorf("%d servers are remembered", len(c.last))
 	}
 }
 

@@ -79,7 +79,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, hold Hold) bool
 	out.Body = http.MaxBytesReader(w, r.Body, s.opts.MaxBody)
 	s.proxy.ServeHTTP(w, out)
 	if f.failed != nil && r.Context().Err() == nil {
-		s.opts.Logger.Warn("the server of a redirect does not answer; visitors get the page", "to", hold.To, "err", f.failed)
+		if due, more := s.complaints.due(hold.To, time.Now()); due {
+			s.opts.Logger.Warn("the server of a redirect does not answer; visitors get the page", "to", hold.To, "err", f.failed, "visitors_since_the_last_warning", more)
+		}
 	}
 	return f.failed == nil
 }
