@@ -28,7 +28,9 @@ const (
 	// gossipLate is memberlist's score (0 to 8): above it this node is too late to answer most probes.
 	gossipLate     = 3
 	gossipPatience = 30 * time.Second
-	silentPatience = 5 * time.Second // a peer that restarts is back by then
+	// certificateMost: certificates last for 90 days and are renewed after 60.
+	certificateMost = 15 * 24 * time.Hour
+	silentPatience  = 5 * time.Second // a peer that restarts is back by then
 )
 
 // vitals are what the checks look at. None of the functions blocks.
@@ -45,6 +47,7 @@ type vitals struct {
 	missing func() []fsm.Kind               // kinds of blocks that the kernel lacks
 	audit   func() string                   // why it is not written
 	page    func() string                   // why it is not served
+	expiry  func() time.Time                // when its certificate ends; zero if it has none
 	boot    func() string                   // why the rules for the next boot are not saved
 	aside   func() string                   // the store that was set aside
 	sources func() (failing int, of string) // lists that could not be loaded, and an example
@@ -131,6 +134,7 @@ func (v *vitals) checks(l *lags) []check {
 		{"page_failing", fsm.Warning, 0, "Free the port that redirect.port names.", func(time.Time) string { return v.page() }},
 		{"boot_ruleset_failing", fsm.Warning, 0, "After a reboot this node would start with older rules. Look at the disk of data_dir.", func(time.Time) string { return v.boot() }},
 		{"store_set_aside", fsm.Warning, 0, "The node has rejoined by itself. Look at what it says and at the disk, then remove it.", func(time.Time) string { return v.aside() }},
+		{"certificate_expiring", fsm.Critical, 0, "Then no peer talks to this node, though its kernel goes on enforcing. It should have been renewed long ago: look at its log for why the leader refuses.", v.certificateExpiring},
 		{"list_source_failing", fsm.Warning, 0, "The list stays as it is. See palisade list show.", v.listSources},
 	}
 }
@@ -258,6 +262,17 @@ func (v *vitals) peersSilent(time.Time) string {
 		silent, more = silent[:most], fmt.Sprintf(" and %d more", n)
 	}
 	return "not heard of by gossip: " + strings.Join(silent, ", ") + more
+}
+
+func (v *vitals) certificateExpiring(now time.Time) string {
+	switch end := v.expiry(); {
+	case end.IsZero() || end.Sub(now) >= certificateMost:
+		return ""
+	case end.Before(now):
+		return "this node's certificate ended on " + end.UTC().Format(time.RFC3339)
+	default:
+		return "this node's certificate ends on " + end.UTC().Format(time.RFC3339)
+	}
 }
 
 func (v *vitals) listSources(time.Time) string {

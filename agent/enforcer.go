@@ -48,6 +48,7 @@ type enforcer struct {
 	lists    *listEnforcer   // told what local is; may be nil
 	metrics  enforcerMetrics
 	drift    *drift
+	drops    *drops
 	clock    func() time.Time // the fleet's, to which stamps are compared
 	interval time.Duration    // of looks at the kernel
 
@@ -109,7 +110,8 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 		},
 		drift: newDrift(reg, "blocks"), clock: time.Now, interval: time.Second,
 	}
-	reg.MustRegister(e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency, e.metrics.commit)
+	e.drops = newDrops(store.View, e)
+	reg.MustRegister(e.drops, e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency, e.metrics.commit)
 	return e
 }
 
@@ -246,7 +248,7 @@ func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
 		switch ev.Type {
 		case fsm.EventBlockLifted, fsm.EventBlockEnded:
 			if lifts++; lifts <= maxKeptCounters {
-				e.keepCounters(ctx, ev.Block.ID)
+				e.keepCounters(ctx, ev.Block)
 			}
 		case fsm.EventBlockForgotten:
 			delete(e.final, ev.Block.ID)
@@ -275,12 +277,20 @@ func (e *enforcer) prune(view *fsm.View) {
 }
 
 // keepCounters remembers what a block dropped before its elements leave the kernel.
-func (e *enforcer) keepCounters(ctx context.Context, id string) {
-	if els := e.compiler.ElementsOf(id); len(els) > 0 {
+func (e *enforcer) keepCounters(ctx context.Context, b *fsm.Block) {
+	if els := e.compiler.ElementsOf(b.ID); len(els) > 0 {
 		if c, err := e.sum(ctx, els); err == nil {
-			e.final[id] = c
+			e.final[b.ID] = c
+			e.drops.ended(b, c)
 		}
 	}
+}
+
+// elementsOf are the elements that are held for a block.
+func (e *enforcer) elementsOf(id string) []enforce.Element {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.compiler.ElementsOf(id)
 }
 
 func (e *enforcer) sum(ctx context.Context, els []enforce.Element) (enforce.Counter, error) {

@@ -17,7 +17,7 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer) *watchd
 		applied: func() uint64 { return r.store.View().Index() },
 		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift},
 		missing: func() []fsm.Kind { return r.enforcer.Local().Missing },
-		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, boot: r.saver.Warning,
+		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, expiry: r.certificateEnd, boot: r.saver.Warning,
 		aside: func() string { return asideWarning(r.cluster.Status().Aside) },
 	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -28,7 +28,23 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer) *watchd
 		}
 		return math.NaN()
 	}))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "palisade_certificate_expiry_timestamp_seconds", Help: "When this node's certificate ends, in seconds since 1970; NaN while it has none.",
+	}, func() float64 {
+		if end := r.certificateEnd(); !end.IsZero() {
+			return float64(end.Unix())
+		}
+		return math.NaN()
+	}))
 	return newWatchdog(log, reg, v.checks(newLags(reg)), r.clock.refresh)
+}
+
+// certificateEnd is when this node's newest certificate ends, zero if it has none.
+func (r *rooms) certificateEnd() time.Time {
+	if n, ok := r.store.View().Node(r.auditor.node); ok {
+		return n.NotAfter
+	}
+	return time.Time{}
 }
 
 // fleetTime is the time by the voters' clocks, as far as it is known.

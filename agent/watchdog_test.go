@@ -52,7 +52,8 @@ func newPatient(t *testing.T) *patient {
 		applied: func() uint64 { return p.index }, blocks: func() (uint64, string) { return p.kernel, p.problem }, lists: func() (uint64, string) { return p.lists, "" },
 		drifts: []*drift{newDrift(p.reg, "blocks")}, missing: func() []fsm.Kind { return nil },
 		audit: func() string { return "" }, page: func() string { return "" }, sources: func() (int, string) { return 0, "" },
-		boot: func() string { return "" }, aside: func() string { return "" },
+		expiry: func() time.Time { return time.Now().Add(certificateMost) },
+		boot:   func() string { return "" }, aside: func() string { return "" },
 	}
 	p.dog = newWatchdog(slog.New(slog.NewTextHandler(&p.log, nil)), p.reg, p.checks(newLags(p.reg)), func(context.Context) {})
 	return p
@@ -123,6 +124,7 @@ func TestEachProblemBeginsAndEnds(t *testing.T) {
 		"page_failing":         {ill: func(p *patient) { p.page = func() string { return "the page: taken" } }, says: "taken"},
 		"boot_ruleset_failing": {ill: func(p *patient) { p.boot = func() string { return "no room" } }, says: "no room"},
 		"store_set_aside":      {ill: func(p *patient) { p.aside = func() string { return "a store was set aside" } }, says: "aside"},
+		"certificate_expiring": {ill: func(p *patient) { p.expiry = func() time.Time { return time.Now().Add(certificateMost - time.Second) } }, says: "ends on 2000-01-16"},
 		"list_source_failing":  {ill: func(p *patient) { p.sources = func() (int, string) { return 2, "drop" } }, says: "2 lists"},
 	}
 	v := &vitals{}
