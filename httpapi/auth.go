@@ -29,6 +29,9 @@ type caller struct {
 	actor string // "token:NAME", "unix:UID", "" if nobody was asked for
 	scope Scope
 	from  string // "local" on the Unix socket, else the address; for the audit
+	// What admitted the caller, if it is in the state.
+	token   *fsm.Token
+	session *fsm.Session
 }
 
 // allows says whether a caller with the scope may use a route that needs another.
@@ -92,7 +95,10 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 	}
 	h := r.Header.Get("Authorization")
 	if h == "" {
-		return caller{}, problem(wire.CodeUnauthorized, "send the header Authorization: Bearer TOKEN")
+		if c, err := r.Cookie(sessionCookie); err == nil {
+			return s.identifySession(r, c.Value)
+		}
+		return caller{}, problem(wire.CodeUnauthorized, "send the header Authorization: Bearer TOKEN, or log in")
 	}
 	scheme, token, _ := strings.Cut(h, " ")
 	token = strings.TrimSpace(token)
@@ -104,7 +110,7 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 		if t.Expired(s.clock()) {
 			return caller{}, problem(wire.CodeUnauthorized, "the token %s has expired at %s", t.Name, t.ExpiresAt.Format(time.RFC3339))
 		}
-		return caller{actor: "token:" + t.Name, scope: t.Scope, from: remote(r)}, nil
+		return caller{actor: "token:" + t.Name, scope: t.Scope, from: remote(r), token: t}, nil
 	}
 	found := -1
 	for i := range s.opts.Tokens { // all of them, so that the time says nothing
@@ -140,11 +146,19 @@ func identifyPeer(p peer) (caller, *wire.Problem) {
 // authorize admits a request to a route or says why not.
 func (s *Server) authorize(r *http.Request, rt *route) (caller, *wire.Problem) {
 	if rt.scope == scopeOpen {
-		return caller{}, nil
+		if changes(r) && rt.add != nil { // a login
+			return caller{from: remote(r)}, sameOrigin(r)
+		}
+		return caller{from: remote(r)}, nil
 	}
 	c, p := s.identify(r)
 	if p != nil {
 		return caller{}, p
+	}
+	if c.session != nil && changes(r) {
+		if p := sameOrigin(r); p != nil {
+			return caller{}, p
+		}
 	}
 	if !rt.admits(c.scope) {
 		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, rt.scope)

@@ -56,6 +56,7 @@ type request struct {
 	method, path, body string
 	token              string // adminToken if empty, none if "-"
 	header             map[string]string
+	from               string // address of the caller
 }
 
 func (s *Server) do(t testing.TB, q request) *http.Response {
@@ -74,6 +75,9 @@ func (s *Server) do(t testing.TB, q request) *http.Response {
 	case "-":
 	default:
 		r.Header.Set("Authorization", "Bearer "+q.token)
+	}
+	if q.from != "" {
+		r.RemoteAddr = q.from
 	}
 	for k, v := range q.header {
 		r.Header.Set(k, v)

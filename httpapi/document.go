@@ -21,7 +21,7 @@ func (rt route) describe(op *huma.Operation, schemas huma.Registry) {
 	codes := slices.Clone(rt.codes)
 	if rt.scope != scopeOpen {
 		codes = append(codes, wire.CodeUnauthorized, wire.CodeForbidden)
-		op.Security = []map[string][]string{{"token": {}}}
+		op.Security = []map[string][]string{{"token": {}}, {"session": {}}}
 		op.Description = strings.TrimSpace(op.Description + "\n\nScope: " + rt.scopeText() + ".")
 	}
 	codes = append(codes, wire.CodeInvalid, wire.CodeInternal)
@@ -69,7 +69,10 @@ func document(o *huma.OpenAPI) ([]byte, error) {
 		"Errors are RFC 9457 problems with a stable code."
 	o.Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {
 		Type: "http", Scheme: "bearer",
-		Description: "A token from the node's config. Callers on the Unix socket need none.",
+		Description: "An API token. Callers on the Unix socket need none.",
+	}, "session": {
+		Type: "apiKey", In: "cookie", Name: sessionCookie,
+		Description: "Set by a login. With it, whatever is no GET needs the header " + csrfHeader + ": 1.",
 	}}
 	// huma registers its own error model, which no answer uses.
 	delete(o.Components.Schemas.Map(), "ErrorModel")

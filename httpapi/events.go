@@ -107,6 +107,9 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 		beat, done := context.WithTimeout(ctx, s.opts.Heartbeat)
 		v, events, err := watcher.Next(beat)
 		done()
+		if !s.stillValid(callerOf(ctx)) {
+			return
+		}
 		switch {
 		case err == nil:
 			err = s.sendEvents(&out, v, visible(events, callerOf(ctx).scope))

@@ -13,6 +13,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	refused  prometheus.Counter
+	logins   *prometheus.CounterVec
 }
 
 func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
@@ -30,9 +31,13 @@ func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
 			Name: "palisade_http_connections_refused_total",
 			Help: "TCP connections closed because too many were open.",
 		}),
+		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "palisade_http_logins_total",
+			Help: "Logins, by outcome: done, refused (wrong), limited (tried too often), busy (too many at once).",
+		}, []string{"outcome"}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.requests, m.seconds, m.refused,
+		m.requests, m.seconds, m.refused, m.logins,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "palisade_http_streams",
 			Help: "Open event streams.",

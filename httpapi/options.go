@@ -57,6 +57,8 @@ type Options struct {
 	AskTimeout         time.Duration // for receipts and counters in reads, 300 ms
 	Heartbeat          time.Duration // of event streams, 15 s
 	StreamWriteTimeout time.Duration // of one write to an event stream, 10 s
+	SessionIdle        time.Duration // ends a session that was not used for so long, 1 h
+	SessionLifetime    time.Duration // of a session, however it is used, 12 h
 	ShutdownTimeout    time.Duration // for requests in flight when Serve's context ends, 5 s
 }
 
@@ -87,6 +89,8 @@ func (o *Options) setDefaults() {
 	def(&o.AskTimeout, 300*time.Millisecond)
 	def(&o.Heartbeat, 15*time.Second)
 	def(&o.StreamWriteTimeout, 10*time.Second)
+	def(&o.SessionIdle, time.Hour)
+	def(&o.SessionLifetime, 12*time.Hour)
 	def(&o.ShutdownTimeout, 5*time.Second)
 }
 

@@ -33,6 +33,12 @@ func kindOf(code wire.Code) (status int, title string) {
 		return http.StatusBadRequest, "The body is not JSON"
 	case wire.CodeUnauthorized:
 		return http.StatusUnauthorized, "A valid token is needed"
+	case wire.CodeLoginRefused:
+		return http.StatusUnauthorized, "The login was refused"
+	case wire.CodeCrossOrigin:
+		return http.StatusForbidden, "The request may come from another site"
+	case wire.CodeTooManyLogins:
+		return http.StatusTooManyRequests, "Too many logins"
 	case wire.CodeForbidden:
 		return http.StatusForbidden, "The caller may not do this"
 	case wire.CodeNotFound:
@@ -249,6 +255,8 @@ func (s *Server) rewriteErrors(ctx huma.Context, _ string, v any) (any, error) {
 func invalidProblem(op *huma.Operation, errs []*huma.ErrorDetail) *wire.Problem {
 	const most = 20
 	p := problem(wire.CodeInvalid, "the request is not valid")
+	rt, _ := op.Metadata[routeKey].(route)
+	secret := rt.secret
 	var text []string
 	for _, e := range errs[:min(len(errs), most)] {
 		f := wire.FieldError{Location: e.Location, Message: e.Message, Value: e.Value}
@@ -264,7 +272,9 @@ func invalidProblem(op *huma.Operation, errs []*huma.ErrorDetail) *wire.Problem 
 		case "unknown query parameter":
 			f.Message = "unknown query parameter; known are: " + knownQuery(op)
 		}
-		f.Value = echo(f.Value)
+		if f.Value = echo(f.Value); secret {
+			f.Value = nil
+		}
 		p.Errors = append(p.Errors, f)
 		text = append(text, f.Location+": "+f.Message)
 	}

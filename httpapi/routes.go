@@ -20,6 +20,8 @@ type route struct {
 	scope Scope
 	// billing routes are also for callers with that scope; what they may do there is up to permit and billed.
 	billing bool
+	// secret routes take what no problem may repeat.
+	secret bool
 	// codes are the problems that are particular to the route, for the document; what every route of
 	// its kind can answer is added.
 	codes []wire.Code
@@ -49,7 +51,7 @@ func routes() []route {
 	named := []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}
 	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
 	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
-	return append(slices.Concat(listRoutes(), tokenRoutes()), []route{
+	return append(slices.Concat(listRoutes(), tokenRoutes(), loginRoutes(), sessionRoutes(), userRoutes()), []route{
 		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, billing: true, codes: named, add: do((*Server).listBlocks)},
 		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator, billing: true,
 			codes: adding, add: do((*Server).addBlock)},

@@ -17,6 +17,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/palisade/palisade/httpapi/login"
 )
 
 // Server answers the /v1 API. It is safe for concurrent use.
@@ -30,6 +32,11 @@ type Server struct {
 	metrics *metrics
 	scrape  http.Handler
 	memory  memory
+
+	passwords *login.Passwords
+	limiter   *login.Limiter
+	refusals  *refusals
+	uses      uses
 
 	streams atomic.Int64
 	conns   atomic.Int64
@@ -54,6 +61,7 @@ func New(o Options) (*Server, error) {
 	if s.metrics, err = newMetrics(o.Registry, s); err != nil {
 		return nil, fmt.Errorf("httpapi: register metrics: %w", err)
 	}
+	s.passwords, s.limiter, s.refusals = login.NewPasswords(), login.NewLimiter(o.Now), newRefusals()
 	s.scrape = promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{})
 	s.mux = chi.NewMux()
 	s.mux.NotFound(s.plain(s.notFound))
@@ -97,6 +105,7 @@ func (s *Server) Serve(ctx context.Context, tcp []net.Listener, unixSocket net.L
 	}
 	failed := make(chan error, len(lns))
 	var wg sync.WaitGroup
+	wg.Go(func() { s.tellRefusals(base) })
 	for _, ln := range lns {
 		wg.Go(func() { failed <- srv.Serve(ln) })
 	}

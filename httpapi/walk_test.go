@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/login"
 	"github.com/palisade/palisade/httpapi/wire"
 )
 
@@ -33,6 +35,8 @@ func mayUse() map[string]string {
 		"list-guards": read, "add-guard": "a", "remove-guard": "a", "remove-vm-guard": "a",
 		"get-settings": read, "put-settings": "a",
 		"list-audit": "a", "export-audit": "a", "verify-audit": "a",
+		"login": "aobvm-", "logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
+		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
 		"list-tokens": "a", "create-token": "a", "delete-token": "a",
 		"metrics": "aovm",
 		"openapi": "aobvm-", "healthz": "aobvm-", "readyz": "aobvm-",
@@ -41,9 +45,11 @@ func mayUse() map[string]string {
 
 // credential is what a request shows.
 type credential struct {
-	name  string
-	class string // as in mayUse; "-" for what admits nobody
-	token string // "-": none
+	name   string
+	class  string // as in mayUse; "-" for what admits nobody
+	token  string // "-": none
+	cookie string // of a session
+	bare   bool   // without the header against forged requests
 }
 
 // swap is a backend that can be replaced under a server, which is costly to make.
@@ -73,21 +79,44 @@ func walked(t *testing.T) (f *fleet, who []credential) {
 	f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}, Reason: fsm.ReasonUnpaid})
 	f.Apply(fsm.DescribeList{Name: "feed"})
 	f.Apply(fsm.CreateToken{Name: "feed", Scope: ScopeViewer, Hash: [32]byte{1}})
+	f.Apply(fsm.PutUser{Name: "feed", Scope: ScopeViewer, Password: walkPassword()})
 	token := func(name string, scope Scope, end time.Time) string {
 		text := name + "-of-the-walk"
 		f.Apply(fsm.CreateToken{Name: name, Scope: scope, Hash: sha256.Sum256([]byte(text)), ExpiresAt: end})
 		return text
 	}
-	who = []credential{{"nobody", "-", "-"}, {"a wrong token", "-", "no-such-token-0123"}}
+	who = []credential{{name: "nobody", class: "-", token: "-"}, {name: "a wrong token", class: "-", token: "no-such-token-0123"}}
 	for _, scope := range fsm.Scopes() {
-		who = append(who, credential{"scope " + string(scope), string(scope)[:1], token(string(scope), scope, time.Time{})})
+		who = append(who, credential{name: "scope " + string(scope), class: string(scope)[:1], token: token(string(scope), scope, time.Time{})})
 	}
-	who = append(who, credential{"a deleted token", "-", token("deleted", ScopeAdmin, time.Time{})})
+	session := func(name string, scope Scope) string {
+		text := name + "-of-the-walk"
+		u := f.Apply(fsm.PutUser{Name: name, Scope: scope, Password: walkPassword()}).User
+		f.Apply(fsm.CreateSession{ID: name, Hash: sha256.Sum256([]byte(text)), User: name, UserRevision: u.Revision, ExpiresAt: time.Now().AddDate(0, 0, 1), Idle: 12 * time.Hour})
+		return text
+	}
+	for _, scope := range fsm.Scopes() {
+		secret := session("user-"+string(scope), scope)
+		who = append(who, credential{name: "a session of scope " + string(scope), class: string(scope)[:1], token: "-", cookie: secret},
+			credential{name: "a forged request, scope " + string(scope), class: string(scope)[:1], token: "-", cookie: secret, bare: true})
+	}
+	who = append(who, credential{name: "a session that was ended", class: "-", token: "-", cookie: session("gone", ScopeAdmin)})
+	f.Apply(fsm.EndSessions{ID: "gone"})
+	who = append(who, credential{name: "a session of a changed user", class: "-", token: "-", cookie: session("changed", ScopeAdmin)})
+	f.Apply(fsm.PutUser{Name: "changed", Scope: ScopeOperator})
+	who = append(who, credential{name: "the secret of a session as a token", class: "-", token: "user-admin-of-the-walk"},
+		credential{name: "a token in a cookie", class: "-", token: "-", cookie: "admin-of-the-walk"})
+	who = append(who, credential{name: "a deleted token", class: "-", token: token("deleted", ScopeAdmin, time.Time{})})
 	f.Apply(fsm.DeleteToken{Name: "deleted"})
-	who = append(who, credential{"an expired token", "-", token("expired", ScopeAdmin, time.Now().Add(time.Minute))})
-	f.Later(time.Hour)
+	who = append(who, credential{name: "an expired token", class: "-", token: token("expired", ScopeAdmin, time.Now().Add(time.Minute))})
+	f.Later(time.Hour) // sessions of the walk go on for longer
 	f.Apply(fsm.PutAccount{ID: "alice", Note: "the time is stamped"})
 	return f, who
+}
+
+// walkPassword is the hash of "a password of the walk", made once.
+func walkPassword() string {
+	return "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHRzYWx0$Q+tIyJCYIphOyna2YclveOtS2cfWnBUmWM8li1Sg3JY"
 }
 
 // walkSample is sample with what the scope billing may send too.
@@ -98,6 +127,14 @@ func walkSample(rt route) request {
 		q.body = `{"target":{"vm":"vm-1"},"reason":"unpaid"}`
 	case "bulk-blocks":
 		q.body = `{"add":{"target":{"account":"alice"},"reason":"unpaid"}}`
+	case "login":
+		q.body = `{"user":"user-viewer","password":"a password of the walk"}`
+	case "change-password":
+		q.body = `{"old":"a password of the walk","new":"another one of the walk"}`
+	case "end-session":
+		q.path = "/v1/sessions/user-viewer"
+	case "put-user":
+		q.body = `{"scope":"viewer"}`
 	case "lift-reason":
 		q.path = "/v1/blocks?vm=vm-1&reason=unpaid"
 	}
@@ -129,10 +166,24 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 					b = f.Follow()
 				}
 				backend.Backend, shutBackend.Backend = b, b
+				open.limiter = login.NewLimiter(time.Now) // each is the first to try
 				q := walkSample(rt)
 				q.token = c.token
 				if rt.op.OperationID == "patch-block" {
 					q.header = map[string]string{"If-Match": `"5"`}
+				}
+				if c.cookie != "" {
+					q.header = maps.Clone(q.header)
+					if q.header == nil {
+						q.header = map[string]string{}
+					}
+					q.header["Cookie"] = sessionCookie + "=" + c.cookie
+				}
+				if !c.bare {
+					if q.header == nil {
+						q.header = map[string]string{}
+					}
+					q.header[csrfHeader] = "1"
 				}
 				if rt.stream {
 					s = shut
@@ -148,6 +199,9 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 				}
 				if strings.Contains(allowed, "-") {
 					want = "admitted"
+				}
+				if c.bare && rt.op.Method != http.MethodGet {
+					want = "forbidden"
 				}
 				check := fmt.Sprintf("%s: %s %s with %s", node, q.method, q.path, c.name)
 				wasAnswered(t, check, res, want, c.token, rt.stream)
@@ -177,6 +231,8 @@ func wasAnswered(t *testing.T, check string, res *http.Response, want, secret st
 		}
 	case res.StatusCode == http.StatusForbidden:
 		got = "forbidden"
+	case strings.Contains(check, "/v1/sessions/") && res.StatusCode == http.StatusNotFound, res.StatusCode == http.StatusConflict &&
+		(strings.Contains(check, "/v1/logout") || strings.Contains(check, "/v1/password")): // who has no session of its own
 	case res.StatusCode/100 != 2 && !stream:
 		t.Errorf("%s: %d %s", check, res.StatusCode, body)
 	}
@@ -194,13 +250,17 @@ func TestTheTableIsNotGenerous(t *testing.T) {
 	for _, rt := range routes() {
 		allowed := mayUse()[rt.op.OperationID]
 		if rt.op.Method != http.MethodGet && strings.ContainsAny(allowed, "vm-") {
-			t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
+			switch rt.op.OperationID {
+			case "login", "logout", "change-password", "end-session": // of the caller alone
+			default:
+				t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
+			}
 		}
 		protects := strings.HasPrefix(rt.op.Path, "/v1/guards") || rt.op.Path == "/v1/settings" || strings.HasSuffix(rt.op.Path, "/source")
 		if rt.op.Method != http.MethodGet && protects && allowed != "a" {
 			t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
 		}
-		for _, prefix := range []string{"/v1/tokens", "/v1/audit"} {
+		for _, prefix := range []string{"/v1/tokens", "/v1/audit", "/v1/users"} {
 			if strings.HasPrefix(rt.op.Path, prefix) && allowed != "a" {
 				t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
 			}

@@ -103,6 +103,22 @@ func (*TokenCreateCmd) Help() string {
 }
 
 // Help implements kong.HelpProvider.
+func (*UserAddCmd) Help() string {
+	return `Examples:
+
+    palisade user add ann --scope operator
+    palisade user add bob --scope viewer --password-file -`
+}
+
+// Help implements kong.HelpProvider.
+func (*SessionRmCmd) Help() string {
+	return `Examples:
+
+    palisade session rm sk3v7q2m5xw4zr6a
+    palisade session rm --user ann`
+}
+
+// Help implements kong.HelpProvider.
 func (*ExplainCmd) Help() string {
 	return `Examples:
 

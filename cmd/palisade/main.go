@@ -49,6 +49,8 @@ type cli struct {
 	Guard    GuardCmd    `cmd:"" help:"Show and set what can never be blocked."`
 	Settings SettingsCmd `cmd:"" help:"Show and set the fleet's settings."`
 	Token    TokenCmd    `cmd:"" help:"Show, create and delete API tokens."`
+	User     UserCmd     `cmd:"" help:"Show, create, change and delete the users that log in with a password."`
+	Session  SessionCmd  `cmd:"" help:"Show and end logins."`
 	Node     NodeCmd     `cmd:"" help:"Show the nodes of the fleet."`
 	Explain  ExplainCmd  `cmd:"" help:"Say what happens to a packet and why, or what holds a VM."`
 	Audit    AuditCmd    `cmd:"" help:"Show, export and verify the record of every change."`

@@ -59,6 +59,9 @@ type (
 	Token           = wire.Token
 	NewToken        = wire.NewToken
 	TokenRequest    = wire.TokenRequest
+	User            = wire.User
+	UserRequest     = wire.UserRequest
+	Session         = wire.Session
 	// Problem is the error of every answer that is not a success.
 	Problem = wire.Problem //nolint:errname // RFC 9457 calls it a problem
 )

@@ -11,6 +11,9 @@ const (
 	CodeUnsupported    Code = "unsupported"           // 422 a value that a newer version knows
 	CodeMalformedJSON  Code = "malformed_json"        // 400
 	CodeUnauthorized   Code = "unauthorized"          // 401 no token, or an unknown one
+	CodeLoginRefused   Code = "login_refused"         // 401 the user name or the password is wrong
+	CodeCrossOrigin    Code = "cross_origin"          // 403 authorized by a cookie, and maybe sent by another site
+	CodeTooManyLogins  Code = "too_many_logins"       // 429 try again later
 	CodeForbidden      Code = "forbidden"             // 403 the token's scope does not allow it
 	CodeNotFound       Code = "not_found"             // 404 what the URL names does not exist
 	CodeVMNotFound     Code = "vm_not_found"          // 404 a VM named inside the request does not exist
