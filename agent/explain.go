@@ -16,7 +16,12 @@ func (a *Agent) explain(ctx context.Context, r *rooms, view *fsm.View, p fsm.Pac
 	for i := range e.Holds[:min(len(e.Holds), maxExplainedCounters)] {
 		h := &e.Holds[i]
 		b, ok := view.Block(h.Block)
-		if !ok || b.Target.List != "" { // lists are not counted
+		if !ok {
+			continue
+		}
+		if b.Target.List != "" {
+			receipt := r.lists.Receipt(view, b)
+			h.Packets, h.Bytes = receipt.Packets, receipt.Bytes
 			continue
 		}
 		receipt, err := r.enforcer.Receipt(context.WithoutCancel(ctx), b)

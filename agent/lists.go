@@ -22,6 +22,7 @@ type listKernel interface {
 	Bring(ctx context.Context, c nft.ListChange) error
 	Release(ctx context.Context, guards []netip.Prefix) error
 	Check(ctx context.Context) error
+	Hits(ctx context.Context) ([]nft.Hit, error)
 }
 
 var _ listKernel = (*nft.Lists)(nil)
@@ -43,6 +44,7 @@ type listEnforcer struct {
 	local    *enforce.Local
 	startAt  time.Time // when the kernel first matched the state
 	since    map[string]receipt
+	dropped  map[string]enforce.Counter // by block
 }
 
 type listMetrics struct {
@@ -67,7 +69,7 @@ func newListMetrics(reg prometheus.Registerer) listMetrics {
 func newListEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k listKernel, caughtUp <-chan struct{}) *listEnforcer {
 	return &listEnforcer{
 		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second, drift: newDrift(reg, "lists"),
-		localCh: make(chan struct{}, 1), standing: newStanding(), since: map[string]receipt{},
+		localCh: make(chan struct{}, 1), standing: newStanding(), since: map[string]receipt{}, dropped: map[string]enforce.Counter{},
 	}
 }
 
@@ -90,6 +92,7 @@ func (e *listEnforcer) SetLocal(l enforce.Local) {
 type listWork struct {
 	view     *fsm.View
 	lists    *enforce.Lists // compiled; nil if they have to be again
+	brought  *enforce.Lists // what the kernel was brought to last; nil at the start
 	events   []fsm.Event    // of blocks on lists, since the last receipt
 	dirty    bool           // the kernel may differ from lists
 	floor    uint64         // the log index that the kernel stood for at the start
@@ -126,6 +129,7 @@ func (e *listEnforcer) Run(ctx context.Context) error {
 			caughtUp, w.caughtUp, w.dirty = nil, true, true
 		case <-look.C:
 			e.look(ctx, &w)
+			e.count(ctx, &w)
 		case <-retry.C:
 		}
 		if err := e.step(ctx, &w); err != nil {
@@ -213,11 +217,12 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 		if w.lists == nil {
 			w.lists = enforce.CompileLists(w.view, *local)
 		}
+		e.count(ctx, w) // for the blocks that go now
 		index := max(w.view.Index(), w.floor)
 		if err := e.kernel.Bring(ctx, nft.ListChange{Lists: w.lists, Index: index, Remove: w.caughtUp && !behind}); err != nil {
 			return err
 		}
-		w.dirty = false
+		w.dirty, w.brought = false, w.lists
 		e.drift.undone()
 		took := time.Since(begin)
 		e.metrics.latency.Observe(took.Seconds())
@@ -247,6 +252,32 @@ func (e *listEnforcer) look(ctx context.Context, w *listWork) {
 	}
 }
 
+// count adds up what the kernel has dropped, for each block that names the address.
+func (e *listEnforcer) count(ctx context.Context, w *listWork) {
+	if w.brought == nil || w.brought.Empty() {
+		return
+	}
+	hits, err := e.kernel.Hits(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.log.Warn("can't read what lists dropped", "err", err)
+		}
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, h := range hits {
+		d := fsm.In
+		if h.Source {
+			d = fsm.Out
+		}
+		for id := range w.brought.Holding(h.Address, d) {
+			c := e.dropped[id]
+			e.dropped[id] = enforce.Counter{Packets: c.Packets + h.Packets, Bytes: c.Bytes + h.Bytes}
+		}
+	}
+}
+
 // record gives the receipts: the kernel holds the lists of the view.
 func (e *listEnforcer) record(w *listWork, problem string) {
 	now := time.Now()
@@ -259,6 +290,7 @@ func (e *listEnforcer) record(w *listWork, problem string) {
 	for _, ev := range w.events {
 		if ev.Type == fsm.EventBlockForgotten {
 			delete(e.since, ev.Block.ID)
+			delete(e.dropped, ev.Block.ID)
 			continue
 		}
 		e.since[ev.Block.ID] = receipt{index: index, at: now}
@@ -285,7 +317,8 @@ func (e *listEnforcer) Receipt(v *fsm.View, b *fsm.Block) fsm.BlockReport {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := fsm.BlockReport{Enforced: !e.startAt.IsZero() && e.enforced >= index, Index: e.enforced, At: e.startAt}
+	c := e.dropped[b.ID]
+	r := fsm.BlockReport{Enforced: !e.startAt.IsZero() && e.enforced >= index, Index: e.enforced, At: e.startAt, Packets: c.Packets, Bytes: c.Bytes}
 	if known, ok := e.since[b.ID]; ok {
 		r.At = known.at
 	}

@@ -26,6 +26,15 @@ type fakeListKernel struct {
 	fail     error
 	tampered error
 	gate     chan struct{} // if not nil, Bring waits until it is closed
+	hits     []nft.Hit     // the next answer of Hits
+}
+
+func (k *fakeListKernel) Hits(context.Context) ([]nft.Hit, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	hits := k.hits
+	k.hits = nil
+	return hits, nil
 }
 
 func (k *fakeListKernel) Index(context.Context) (uint64, error) { return k.index, nil }
@@ -260,4 +269,37 @@ func TestListsAreTriedAgainAndRepaired(t *testing.T) {
 	}
 	b.kernel.set(func() { b.kernel.tampered = errors.New("flushed") })
 	b.eventually("the lists are brought back", func() bool { return len(b.kernel.calls()) > n })
+}
+
+// TestWhatListsDropIsCounted for each block that names the address, in its direction, also what was dropped just
+// before the block was lifted.
+func TestWhatListsDropIsCounted(t *testing.T) {
+	b := newListBench(t, 0)
+	close(b.caughtUp)
+	b.lists.interval = time.Hour
+	b.run()
+	b.guard()
+	b.put("one", "192.0.2.0/24")
+	b.put("two", "192.0.2.7/32", "2001:db8::/32")
+	out := b.apply(fsm.AddBlock{Target: fsm.Target{List: "one"}, Direction: fsm.Out}).Block
+	both := b.apply(fsm.AddBlock{Target: fsm.Target{List: "two"}, Force: true}).Block
+	b.enforced(b.index)
+	hit := func(a string, source bool, packets uint64) nft.Hit {
+		return nft.Hit{Address: netip.MustParseAddr(a), Source: source, Packets: packets, Bytes: 100 * packets}
+	}
+	b.kernel.set(func() {
+		b.kernel.hits = []nft.Hit{
+			hit("192.0.2.7", true, 1), hit("192.0.2.7", false, 10), hit("192.0.2.8", true, 100), hit("2001:db8::1", true, 1000), hit("198.51.100.1", true, 1e6),
+		}
+	})
+	b.apply(fsm.LiftBlock{ID: out.ID})
+	b.enforced(b.index)
+	for _, want := range []struct {
+		b       *fsm.Block
+		packets uint64
+	}{{out, 101}, {both, 1011}} {
+		if got := b.lists.Receipt(b.store.View(), want.b); got.Packets != want.packets || got.Bytes != 100*want.packets {
+			t.Errorf("block %s dropped %d packets of %d bytes, want %d", want.b.ID, got.Packets, got.Bytes, want.packets)
+		}
+	}
 }

@@ -26,7 +26,15 @@ type ListElement struct {
 type Lists struct {
 	index  uint64
 	held   []heldList // by direction and name
+	holds  []listHold // by id of the block
 	guards *guards
+}
+
+// listHold is one block on a list.
+type listHold struct {
+	id        string
+	direction fsm.Direction
+	set       fsm.PrefixSet
 }
 
 // heldList is one list in the direction in which it is held; in both if it is held in each.
@@ -44,6 +52,7 @@ func CompileLists(v *fsm.View, l Local) *Lists {
 		if !ok || !l.inForce(b) {
 			continue
 		}
+		c.holds = append(c.holds, listHold{b.ID, b.Direction, set})
 		i := slices.IndexFunc(c.held, func(h heldList) bool { return h.name == b.Target.List })
 		switch {
 		case i < 0:
@@ -82,6 +91,21 @@ func (c *Lists) Hash() [sha256.Size]byte {
 		}
 	}
 	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// Holding walks the ids of the blocks because of which packets from an address (d is Out), or to it (In), are dropped,
+// guards left aside.
+func (c *Lists) Holding(a netip.Addr, d fsm.Direction) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, h := range c.holds {
+			if h.direction != fsm.Both && h.direction != d {
+				continue
+			}
+			if _, ok := h.set.Covering(netip.PrefixFrom(a, a.BitLen())); ok && !yield(h.id) {
+				return
+			}
+		}
+	}
 }
 
 // names says whether a list that is held names some of p.

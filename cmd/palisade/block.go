@@ -199,8 +199,8 @@ func (g *Globals) printBlocks(blocks []client.Block, state string, now time.Time
 	unless := false
 	for i := range blocks {
 		b := &blocks[i]
-		dropped := "" // of a list nothing is counted
-		if b.Counters != nil && b.Target.List == "" {
+		dropped := ""
+		if b.Counters != nil {
 			dropped = strconv.FormatUint(b.Counters.Packets, 10)
 		}
 		end := ""

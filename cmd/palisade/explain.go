@@ -101,9 +101,5 @@ func heldRow(h client.ExplainedHold) []string {
 	case h.Started:
 		by += " (started here, without quorum)"
 	}
-	dropped := "" // of a list nothing is counted
-	if h.Target.List == "" {
-		dropped = strconv.FormatUint(h.Counters.Packets, 10)
-	}
-	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), dropped}
+	return []string{h.Block, h.Kind, h.Direction, by, h.Reason, local(h.Since), strconv.FormatUint(h.Counters.Packets, 10)}
 }

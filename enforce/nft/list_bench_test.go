@@ -36,17 +36,7 @@ func BenchmarkListPacket(b *testing.B) {
 				continue
 			}
 			b.Run(fmt.Sprintf("%d_%s", n, d), func(b *testing.B) {
-				host, from, to := newNetNS(b), newNetNS(b), newNetNS(b)
-				host.runInput(fmt.Sprintf(`link add br0 type bridge mcast_snooping 0
-link set br0 up
-link add vnet1 type veth peer name eth0 address 52:54:00:00:00:02 netns %s
-link add vnet2 type veth peer name eth0 address 52:54:00:00:00:03 netns %s
-link set vnet1 master br0 up
-link set vnet2 master br0 up
-`, from.path(), to.path()), "ip", "-batch", "-")
-				from.run("ip", "link", "set", "eth0", "up")
-				to.run("ip", "link", "set", "eth0", "up")
-				to.run("ip", "addr", "add", "10.7.0.5/24", "dev", "eth0")
+				host, from := benchBridge(b)
 				if n > 0 {
 					s := newListState(b)
 					s.put("feed", sparsePrefixes(n))
@@ -60,6 +50,39 @@ link set vnet2 master br0 up
 			})
 		}
 	}
+}
+
+// benchBridge is a bridge with two guests; the frames of sendFrames come from one and go to the other.
+func benchBridge(b *testing.B) (host, from netNS) {
+	b.Helper()
+	host, from, to := newNetNS(b), newNetNS(b), newNetNS(b)
+	host.runInput(fmt.Sprintf(`link add br0 type bridge mcast_snooping 0
+link set br0 up
+link add vnet1 type veth peer name eth0 address 52:54:00:00:00:02 netns %s
+link add vnet2 type veth peer name eth0 address 52:54:00:00:00:03 netns %s
+link set vnet1 master br0 up
+link set vnet2 master br0 up
+`, from.path(), to.path()), "ip", "-batch", "-")
+	from.run("ip", "link", "set", "eth0", "up")
+	to.run("ip", "link", "set", "eth0", "up")
+	to.run("ip", "addr", "add", "10.7.0.5/24", "dev", "eth0")
+	return host, from
+}
+
+// BenchmarkListHit is a frame that a list drops, from one of 4,096 addresses, each counted by itself.
+func BenchmarkListHit(b *testing.B) {
+	host, from := benchBridge(b)
+	s := newListState(b)
+	var list []netip.Prefix
+	for i := range 100 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(50 + i)}), 8))
+	}
+	s.put("feed", list)
+	s.hold("feed", fsm.Out)
+	if err := openLists(b, host).Bring(b.Context(), s.change()); err != nil {
+		b.Fatal(err)
+	}
+	sendFrames(b, from)
 }
 
 // sendFrames sends b.N datagrams from many addresses as frames, and reports the best time of ten parts: other

@@ -266,10 +266,19 @@ func (k *Lists) prepare(ctx context.Context) error {
 	for _, f := range []family{bridge, inet} {
 		w.addTable(f)
 	}
+	if len(k.discard)+len(k.badHits) > 0 {
+		w.flushRules()
+	}
 	for _, c := range k.discard {
 		w.dropListChain(c)
 	}
+	for _, s := range k.badHits {
+		w.deleteSet(s.family, s.name)
+	}
 	for _, c := range listChains() {
+		if c.hit {
+			w.addHitSet(c)
+		}
 		w.addListChain(c)
 	}
 	if k.badMark {
@@ -282,7 +291,7 @@ func (k *Lists) prepare(ctx context.Context) error {
 	}
 	w.flush()
 	if w.err == nil {
-		k.exists, k.ready, k.badMark, k.discard, k.rules = true, true, false, nil, rules
+		k.exists, k.ready, k.badMark, k.discard, k.badHits, k.rules = true, true, false, nil, nil, rules
 	}
 	return w.err
 }

@@ -35,12 +35,14 @@ type Lists struct {
 	legacy []listSet         // sets in force whose content is not known
 	newest map[listBase]int  // generation
 	marker listMarker
-	// ready says that tables, chains and the marker's set are there and right; badMark and discard, that the
-	// set or a chain is there and is not.
+	// ready says that tables, chains and the sets of the marker and of hits are there and right; badMark, discard and
+	// badHits, that a set or a chain is there and is not.
 	exists  bool // one of the tables does
 	ready   bool
 	badMark bool
 	discard []listChain
+	badHits []setName
+	counted map[hitKey][2]uint64 // what Hits has returned
 	junk    []setName
 	rules   []listSet // that the rules look into; nil if they are not known
 }
@@ -236,6 +238,7 @@ func (k *Lists) known(ctx context.Context, want *enforce.Lists) error {
 	}
 	k.generation, k.newest, k.marker = generation, in.newest, in.marker
 	k.exists, k.ready, k.badMark, k.discard, k.junk = in.exists, in.exists && in.sound, in.badMarker, in.discard, in.junk
+	k.badHits = in.badHits
 	k.live, k.stale, k.legacy, k.rules = make(map[listBase]*liveSet), make(map[listBase]bool), in.used, nil
 	k.have = &enforce.Lists{}
 	if in.ruled {

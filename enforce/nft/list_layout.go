@@ -74,6 +74,7 @@ type listChain struct {
 	matches  []match
 	look     match // of a chain that is called
 	kind     kind  // likewise: IPv4 or IPv6
+	hit      bool  // of a chain that a look calls: it counts and drops
 }
 
 // listChains are those of the main tables that look at addresses, for the same reasons, after the chains that
@@ -83,7 +84,10 @@ func listChains() []listChain {
 	for _, f := range []family{bridge, inet} {
 		for _, m := range []match{source, dest} {
 			for _, k := range []kind{kind4, kind6} {
-				all = append(all, listChain{family: f, name: lookName(m, k), look: m, kind: k})
+				all = append(all,
+					listChain{family: f, name: hitChain(m, k), look: m, kind: k, hit: true},
+					listChain{family: f, name: lookName(m, k), look: m, kind: k},
+				)
 			}
 		}
 	}
@@ -137,6 +141,12 @@ func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 		}
 		return rules, err
 	}
+	if c.hit {
+		for _, rule := range c.hitRules() {
+			put(rule...)
+		}
+		return rules, err
+	}
 	var mine []listSet // longest first
 	for _, s := range sets {
 		if s.base.base.kind == c.kind && s.base.looks(c.look) {
@@ -147,17 +157,18 @@ func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 		return nil, nil
 	}
 	// Nearly every packet is in none of the sets: one rule loads its address once, shortens it from length to
-	// length, and sends it back. What comes past that rule is dropped.
+	// length, and sends it back. What comes past that rule is counted and dropped.
+	found := &expr.Verdict{Kind: expr.VerdictGoto, Chain: hitChain(c.look, c.kind)}
 	last := mine[max(0, len(mine)-setsInRule):]
 	for _, s := range mine[:len(mine)-len(last)] {
-		put(slices.Concat([]expr.Any{c.address()}, s.find(false), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})...)
+		put(slices.Concat([]expr.Any{c.address()}, s.find(false), []expr.Any{found})...)
 	}
 	none := []expr.Any{c.address()}
 	for _, s := range last {
 		none = append(none, s.find(true)...)
 	}
 	put(append(none, &expr.Verdict{Kind: expr.VerdictReturn})...)
-	put(&expr.Verdict{Kind: expr.VerdictDrop})
+	put(found)
 	return rules, err
 }
 

@@ -30,7 +30,8 @@ type listFindings struct {
 	marker  listMarker
 	// badMarker says that the marker's set is of another type.
 	badMarker bool
-	ruled     bool // the rules are those of the sets in use
+	badHits   []setName // likewise those of hits
+	ruled     bool      // the rules are those of the sets in use
 }
 
 // readLists looks at the tables of lists.
@@ -56,6 +57,18 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 		case s.hook != c.hook || s.prio != c.priority || (s.sort != "") != (c.look == 0) || c.look == 0 && s.policy != policyAccept:
 			in.sound = false
 			in.discard = append(in.discard, c)
+		}
+	}
+	for _, c := range listChains() {
+		if !c.hit {
+			continue
+		}
+		name := hitSet(c.look, c.kind)
+		if s := r[c.family].sets[name]; s == nil || !c.isHitSet(s) {
+			in.sound = false
+			if s != nil {
+				in.badHits = append(in.badHits, setName{c.family, name})
+			}
 		}
 	}
 	in.findSets(r)

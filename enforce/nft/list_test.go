@@ -56,7 +56,7 @@ func (s *listState) put(name string, list []netip.Prefix) {
 		s.do(fsm.AddListChunk{Upload: id, Sequence: seq, Prefixes: part})
 		seq++
 	}
-	if r := s.do(fsm.CommitList{Upload: id}); r.Err != nil {
+	if r := s.do(fsm.CommitList{Upload: id, Force: true}); r.Err != nil {
 		s.t.Fatal(r.Err)
 	}
 }
@@ -353,6 +353,105 @@ func TestListPackets(t *testing.T) {
 		for _, id := range ids {
 			s.do(fsm.LiftBlock{ID: id})
 		}
+	}
+}
+
+// TestListHits: what was dropped is counted by address, once on its way through the node, in the direction in which
+// it was dropped, and nothing else is; and what another program makes of the sets is put right.
+func TestListHits(t *testing.T) {
+	b := newTestbed(t)
+	k := openLists(t, b.host.ns)
+	s := newListState(t)
+	s.put("feed", []netip.Prefix{netip.MustParsePrefix("10.7.0.0/29"), netip.MustParsePrefix("fd07::/125")})
+	s.hold("feed", fsm.Out)
+	guards := []netip.Prefix{netip.PrefixFrom(b.innocent.v4, 32), netip.PrefixFrom(b.innocent.v6, 128), netip.MustParsePrefix("10.7.0.1/32"), netip.MustParsePrefix("fd07::1/128")}
+	bring(t, k, s.change(guards...))
+	sum := map[netip.Addr]uint64{}
+	read := func() {
+		t.Helper()
+		hits, err := k.Hits(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hits {
+			if !h.Source || h.Bytes < 28*h.Packets {
+				t.Errorf("%+v", h)
+			}
+			sum[h.Address] += h.Packets
+		}
+	}
+	blocked := func(f *flow) bool { return f.from == b.blocked }
+	for round := 1; round <= 3; round++ {
+		want := map[netip.Addr]uint64{}
+		for _, f := range b.everyPath() {
+			f.send(20)
+			if blocked(f) && f.v6 {
+				want[b.blocked.v6] += 20
+			} else if blocked(f) {
+				want[b.blocked.v4] += 20
+			}
+		}
+		clear(sum)
+		for addr, n := range want {
+			waitFor(t, fmt.Sprintf("round %d: %d packets from %s are counted", round, n, addr), func() bool { read(); return sum[addr] >= n })
+		}
+		if read(); sum[b.blocked.v4] != want[b.blocked.v4] || len(want) != 2 {
+			t.Errorf("counted %v, want %v", sum, want)
+		}
+		for addr := range sum {
+			if addr != b.blocked.v4 && addr != b.blocked.v6 {
+				t.Errorf("%d packets of %s, which is not dropped", sum[addr], addr)
+			}
+		}
+		// Another program empties the sets, or makes others of them.
+		b.host.ns.run("nft", "flush", "set", "bridge", "palisade_lists", "hits_source_4")
+		read()
+		if round == 2 {
+			b.host.ns.runInput("flush chain inet palisade_lists hit_source_6\ndelete set inet palisade_lists hits_source_6\nadd set inet palisade_lists hits_source_6 { type ipv4_addr; }\n", "nft", "-f", "-")
+			if err := k.Check(t.Context()); err == nil {
+				t.Fatal("nobody noticed")
+			}
+			bring(t, k, s.change(guards...))
+		}
+	}
+}
+
+// TestMoreHitsThanAreCounted: beyond the size of the sets, packets are dropped all the same.
+func TestMoreHitsThanAreCounted(t *testing.T) {
+	b := newTestbed(t)
+	k := openLists(t, b.host.ns)
+	s := newListState(t)
+	s.put("feed", []netip.Prefix{netip.MustParsePrefix("50.0.0.0/8"), netip.PrefixFrom(b.blocked.v4, 32)})
+	s.hold("feed", fsm.Out)
+	bring(t, k, s.change())
+	var socket int
+	b.blocked.ns.do(func() (err error) { socket, err = packetSocket("eth0"); return err })
+	defer func() { _ = unix.Close(socket) }()
+	for i := range hitsSize + 1000 {
+		packet := ip4(0, make([]byte, 26))
+		copy(packet[12:], []byte{50, 0, byte(i >> 8), byte(i)})
+		if _, err := unix.Write(socket, frame(0, packet, 0x0800)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flows := b.everyPath()
+	for _, f := range flows {
+		f.send(20)
+	}
+	for _, f := range flows {
+		if f.from == b.blocked && !f.v6 {
+			continue
+		}
+		waitFor(t, "all of "+f.String()+" arrived", func() bool { return f.lost() == 0 })
+	}
+	for _, f := range flows {
+		if f.from == b.blocked && !f.v6 && f.to.received(f.id) > 0 {
+			t.Errorf("%v leaked", f)
+		}
+	}
+	hits, err := k.Hits(t.Context())
+	if err != nil || len(hits) < hitsSize/2 || len(hits) > hitsSize+16 {
+		t.Errorf("%d addresses are counted, %v", len(hits), err)
 	}
 }
 

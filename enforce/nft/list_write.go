@@ -126,6 +126,14 @@ func (w *listWriter) addListChain(c listChain) {
 	w.batch.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, w.table, c.name), a)
 }
 
+// flushRules removes the rules of both tables, in the transaction that brings them back, so that what they refer to can
+// be created anew.
+func (w *listWriter) flushRules() {
+	for _, f := range []family{bridge, inet} {
+		w.batch.add(unix.NFT_MSG_DELRULE, 0, f, fmt.Sprintf("flush table %s %s", f, w.table), appendString(nil, unix.NFTA_RULE_TABLE, w.table))
+	}
+}
+
 func (w *listWriter) dropListChain(c listChain) {
 	a := appendString(nil, unix.NFTA_CHAIN_TABLE, w.table)
 	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)

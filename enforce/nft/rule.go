@@ -334,6 +334,8 @@ func exprNamed(name string) expr.Any {
 		return &expr.Reject{}
 	case "redir":
 		return &expr.Redir{}
+	case "dynset":
+		return &expr.Dynset{}
 	}
 	return nil
 }

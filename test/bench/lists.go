@@ -73,7 +73,7 @@ func (b *bench) lists(ctx context.Context) error {
 	urgent := make(chan []time.Duration, 1)
 	done := make(chan struct{})
 	go func() { urgent <- b.urgent(ctx, done) }()
-	r, err := api.PutList(ctx, "bench", body, client.ListPut{Wait: true, Timeout: time.Minute})
+	r, err := api.PutList(ctx, "bench", body, client.ListPut{Force: true, Wait: true, Timeout: time.Minute})
 	took := time.Since(body.at)
 	close(done)
 	waits := <-urgent
