@@ -125,7 +125,7 @@ func (a *applier) beginEpoch(op *BeginEpoch) (*Fleet, *Error) {
 		}
 	}
 	f.Epoch = op.Epoch
-	f.Since = Epoch{At: fromNanos(a.time), Node: op.Node, How: op.How, Settled: f.Since.Settled}
+	f.Since = Epoch{At: fromNanos(a.time), Node: op.Node, Index: a.index, How: op.How, Settled: f.Since.Settled}
 	a.lastBlock += EpochBlockGap
 	event := EventFleetRecovered
 	if op.How == EpochRestored {

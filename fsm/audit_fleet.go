@@ -29,6 +29,7 @@ func (j *auditJSON) fleet(k string, f *Fleet) {
 	j.time("epoch_at", f.Since.At)
 	j.text("epoch_node", f.Since.Node)
 	j.text("epoch_how", string(f.Since.How))
+	j.number("epoch_index", f.Since.Index)
 	j.number("epoch_settled", f.Since.Settled)
 	j.open("cas", '[')
 	for _, c := range f.CAs {

@@ -181,7 +181,7 @@ func encodeFleet(f *Fleet) *fsmpb.Fleet {
 	return &fsmpb.Fleet{
 		Id: f.ID, Epoch: f.Epoch, Cas: encodeList(f.CAs, encodeCA), GossipKeys: encodeList(f.GossipKeys, encodeGossipKey),
 		FormedAt: toNanos(f.FormedAt), Revision: f.Revision,
-		EpochAt: toNanos(f.Since.At), EpochNode: f.Since.Node, EpochHow: string(f.Since.How), EpochSettled: f.Since.Settled,
+		EpochAt: toNanos(f.Since.At), EpochNode: f.Since.Node, EpochHow: string(f.Since.How), EpochSettled: f.Since.Settled, EpochIndex: f.Since.Index,
 	}
 }
 
@@ -195,7 +195,7 @@ func (d *decoder) fleet(m *fsmpb.Fleet) *Fleet {
 		ID: m.Id, Epoch: m.Epoch, CAs: decodeList(m.Cas, d.ca), GossipKeys: decodeList(m.GossipKeys, d.gossipKey),
 		FormedAt: decodeTime(m.FormedAt), Revision: m.Revision,
 		Since: Epoch{
-			At: decodeTime(m.EpochAt), Node: intern(m.EpochNode), How: known(d, "way to an epoch", m.EpochHow, epochHows, true), Settled: m.EpochSettled,
+			At: decodeTime(m.EpochAt), Node: intern(m.EpochNode), How: known(d, "way to an epoch", m.EpochHow, epochHows, true), Settled: m.EpochSettled, Index: m.EpochIndex,
 		},
 	}
 }

@@ -260,7 +260,7 @@ func (m *fleetModel) begin(op BeginEpoch) Code {
 			f.GossipKeys[i].Index = m.index
 		}
 	}
-	f.Epoch, f.Since, f.Revision = op.Epoch, Epoch{At: m.time, Node: op.Node, How: op.How, Settled: f.Since.Settled}, m.index
+	f.Epoch, f.Since, f.Revision = op.Epoch, Epoch{At: m.time, Node: op.Node, Index: m.index, How: op.How, Settled: f.Since.Settled}, m.index
 	m.fleet = &f
 	if op.Admit != nil {
 		m.admit(*op.Admit, m.index)

@@ -3950,6 +3950,7 @@ type Fleet struct {
 	EpochNode     string                 `protobuf:"bytes,11,opt,name=epoch_node,json=epochNode,proto3" json:"epoch_node,omitempty"`
 	EpochHow      string                 `protobuf:"bytes,12,opt,name=epoch_how,json=epochHow,proto3" json:"epoch_how,omitempty"`
 	EpochSettled  uint64                 `protobuf:"varint,13,opt,name=epoch_settled,json=epochSettled,proto3" json:"epoch_settled,omitempty"`
+	EpochIndex    uint64                 `protobuf:"varint,14,opt,name=epoch_index,json=epochIndex,proto3" json:"epoch_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4050,6 +4051,13 @@ func (x *Fleet) GetEpochHow() string {
 func (x *Fleet) GetEpochSettled() uint64 {
 	if x != nil {
 		return x.EpochSettled
+	}
+	return 0
+}
+
+func (x *Fleet) GetEpochIndex() uint64 {
+	if x != nil {
+		return x.EpochIndex
 	}
 	return 0
 }
@@ -7476,7 +7484,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\fRefusedLogin\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\x04R\x05count\"\xc6\x02\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xe7\x02\n" +
 	"\x05Fleet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12%\n" +
@@ -7490,7 +7498,9 @@ const file_fsm_proto_rawDesc = "" +
 	"\n" +
 	"epoch_node\x18\v \x01(\tR\tepochNode\x12\x1b\n" +
 	"\tepoch_how\x18\f \x01(\tR\bepochHow\x12#\n" +
-	"\repoch_settled\x18\r \x01(\x04R\fepochSettled\"\x97\x01\n" +
+	"\repoch_settled\x18\r \x01(\x04R\fepochSettled\x12\x1f\n" +
+	"\vepoch_index\x18\x0e \x01(\x04R\n" +
+	"epochIndex\"\x97\x01\n" +
 	"\x02CA\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x14\n" +
