@@ -184,14 +184,15 @@ type pending struct {
 	events   []fsm.Event              // since the last receipt
 	want     map[enforce.Element]bool // true: to add, false: to remove
 	leftover map[enforce.Element]struct{}
-	floor    uint64 // the log index that the kernel stood for when it was adopted
+	floor    uint64   // the log index that the kernel stood for when it was adopted
+	over     heldOver // of the leftovers, until the epoch is settled
 	caughtUp bool
 	stamps   []time.Time // of the entries that came after catching up, since the last receipt
 }
 
 func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) error {
 	var (
-		p        = pending{want: map[enforce.Element]bool{}, leftover: held.Elements, floor: held.Index}
+		p        = pending{want: map[enforce.Element]bool{}, over: heldOver{}, leftover: held.Elements, floor: held.Index}
 		retry    = time.NewTimer(0)
 		wait     = retryKernelMin
 		caughtUp = e.caughtUp
@@ -323,10 +324,31 @@ func (e *enforcer) compare(p *pending) {
 			delete(p.leftover, el)
 		}
 	}
-	for el := range p.leftover {
+	rest := slices.Collect(maps.Keys(p.leftover))
+	if _, keep := unsettled(p.view, p.floor); keep {
+		rest = p.over.keep(p.leftover)
+	}
+	for _, el := range rest {
 		p.want[el] = false
 	}
 	p.leftover = nil
+}
+
+// settle moves what was held over to what is to be removed, once that is allowed. What the state has come to want is its own.
+func (p *pending) settle() (*fsm.Fleet, bool) {
+	for el, add := range p.want {
+		if add {
+			delete(p.over, el)
+		}
+	}
+	f, keep := unsettled(p.view, p.floor)
+	if !keep {
+		for el := range p.over {
+			p.want[el] = false
+		}
+		clear(p.over)
+	}
+	return f, len(p.over) > 0
 }
 
 // push brings what is pending to the kernel and records the receipt. Removals stay pending until the
@@ -335,11 +357,15 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	if p.leftover != nil {
 		e.compare(p)
 	}
+	fleet, over := p.settle()
 	behind := p.view.Index() < p.floor
 	e.mu.Lock()
 	guards := e.local.Guards
 	e.mu.Unlock()
 	d := enforce.Delta{Index: max(p.view.Index(), p.floor)}
+	if over {
+		d.Index = p.floor // the next start must see from when it is
+	}
 	kept := 0
 	for el, add := range p.want {
 		switch {
@@ -367,6 +393,9 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	problem := ""
 	if behind && kept > 0 {
 		problem = fmt.Sprintf("the kernel holds %d elements of log index %d, which this fleet (at %d) does not know; they are kept", kept, p.floor, p.view.Index())
+	}
+	if over {
+		problem = p.over.problem(fleet)
 	}
 	e.record(p, problem)
 	now := e.clock()

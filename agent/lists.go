@@ -174,7 +174,7 @@ func (w *listWork) take(b batch) {
 		case ev.Block != nil && ev.Block.Target.List != "":
 			w.events = append(w.events, ev)
 			changed = true
-		case ev.List != nil, ev.Node != nil, ev.Guard != nil:
+		case ev.List != nil, ev.Node != nil, ev.Guard != nil, ev.Fleet != nil:
 			changed = true
 		case ev.VM != nil && !changed:
 			for g := range b.view.Guards() {
@@ -212,6 +212,7 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 		return nil // the kernel knows better
 	}
 	behind := w.view.Index() < w.floor
+	fleet, over := unsettled(w.view, w.floor)
 	if w.dirty {
 		begin := time.Now()
 		if w.lists == nil {
@@ -219,7 +220,10 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 		}
 		e.count(ctx, w) // for the blocks that go now
 		index := max(w.view.Index(), w.floor)
-		if err := e.kernel.Bring(ctx, nft.ListChange{Lists: w.lists, Index: index, Remove: w.caughtUp && !behind}); err != nil {
+		if over {
+			index = w.floor // the next start must see from when it is
+		}
+		if err := e.kernel.Bring(ctx, nft.ListChange{Lists: w.lists, Index: index, Remove: w.caughtUp && !behind && !over}); err != nil {
 			return err
 		}
 		w.dirty, w.brought = false, w.lists
@@ -234,6 +238,9 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 		problem := ""
 		if behind && !w.lists.Empty() {
 			problem = fmt.Sprintf("the kernel holds lists of log index %d, which this fleet (at %d) does not know; they are kept", w.floor, w.view.Index())
+		}
+		if over {
+			problem = fmt.Sprintf("the kernel may hold lists from before epoch %d that the state does not; they stay until \"palisade settle\" lets them go", fleet.Epoch)
 		}
 		e.record(w, problem)
 	}
