@@ -116,7 +116,7 @@ func newBulkDecoder(op *huma.Operation, schemas huma.Registry) *bulkDecoder {
 // element decodes one line.
 func (d *bulkDecoder) element(c *caller, line []byte) (fsm.Op, func() sent, *wire.Problem) {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(line, &fields); err != nil || fields == nil {
+	if err := unmarshalJSON(line, &fields); err != nil || fields == nil {
 		return nil, nil, problem(wire.CodeMalformedJSON, "the line is not one JSON object")
 	}
 	verb, body := "add", line // without a verb

@@ -77,6 +77,11 @@ func (s *Server) guarded(rt *route, rm *routeMetrics, next http.HandlerFunc) htt
 			writeProblem(rec, p)
 			return
 		}
+		if e := r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+			// A small body could become a large one, past every limit.
+			writeProblem(rec, problem(wire.CodeMediaType, "Content-Encoding %q is not supported; send the body as it is", echo(e)))
+			return
+		}
 		if !utf8.ValidString(r.URL.Path) {
 			// What the path names goes into commands, which hold only text.
 			writeProblem(rec, fieldProblem("path", nil, "the path is not valid UTF-8"))

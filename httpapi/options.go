@@ -48,6 +48,7 @@ type Options struct {
 	MaxListBytes       int64         // of a list that is put in place, 128 MiB
 	MaxHeaderBytes     int           // 16 KiB
 	MaxConns           int           // open TCP connections, 1024; the Unix socket is not counted
+	MaxConnsPerSource  int           // of them, from one address or IPv6 /64 network, 256
 	MaxStreams         int           // event streams, 256
 	ReadHeaderTimeout  time.Duration // 5 s
 	ReadTimeout        time.Duration // of a whole request, 10 s
@@ -80,6 +81,7 @@ func (o *Options) setDefaults() {
 	def(&o.MaxListBytes, fsm.MaxListBytes)
 	def(&o.MaxHeaderBytes, 16<<10)
 	def(&o.MaxConns, 1024)
+	def(&o.MaxConnsPerSource, 256)
 	def(&o.MaxStreams, 256)
 	def(&o.ReadHeaderTimeout, 5*time.Second)
 	def(&o.ReadTimeout, 10*time.Second)

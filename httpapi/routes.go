@@ -133,8 +133,8 @@ func (s *Server) humaConfig() huma.Config {
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Transformers = []huma.Transformer{s.rewriteErrors}
 	cfg.Formats = map[string]huma.Format{
-		"application/json":         {Marshal: marshalJSON, Unmarshal: json.Unmarshal},
-		"json":                     {Unmarshal: json.Unmarshal}, // of application/merge-patch+json
+		"application/json":         {Marshal: marshalJSON, Unmarshal: unmarshalJSON},
+		"json":                     {Unmarshal: unmarshalJSON}, // of application/merge-patch+json
 		"application/problem+json": {Marshal: marshalJSON},
 	}
 	return cfg

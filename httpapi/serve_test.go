@@ -269,7 +269,7 @@ func TestTooMuch(t *testing.T) {
 	for _, c := range open {
 		_ = c.Close()
 	}
-	waitFor(t, "the connections to be given back", func() bool { return s.conns.Load() == 0 })
+	waitFor(t, "the connections to be given back", func() bool { return s.conns.count() == 0 })
 	decode[struct{}](t, s.get(t, "/healthz"), 200)
 }
 

@@ -21,6 +21,9 @@ import (
 	"github.com/palisade/palisade/httpapi/login"
 )
 
+// maxConcurrentStreams bounds the requests under way in one HTTP/2 connection.
+const maxConcurrentStreams = 128
+
 // Server answers the /v1 API. It is safe for concurrent use.
 type Server struct {
 	opts    Options
@@ -39,7 +42,7 @@ type Server struct {
 	uses      uses
 
 	streams atomic.Int64
-	conns   atomic.Int64
+	conns   *conns
 	// closing is closed when Serve's context ends: streams and waits end then.
 	closing chan struct{}
 	once    sync.Once
@@ -53,7 +56,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	o.setDefaults()
-	s := &Server{opts: o, log: o.Logger, now: o.Now, closing: make(chan struct{})}
+	s := &Server{opts: o, log: o.Logger, now: o.Now, conns: newConns(o.MaxConns, o.MaxConnsPerSource), closing: make(chan struct{})}
 	for _, t := range o.Tokens {
 		s.actors = append(s.actors, "token:"+t.Name)
 	}
@@ -94,6 +97,7 @@ func (s *Server) Serve(ctx context.Context, tcp []net.Listener, unixSocket net.L
 		WriteTimeout:      s.opts.WriteTimeout + maxWait,
 		IdleTimeout:       s.opts.IdleTimeout,
 		MaxHeaderBytes:    s.opts.MaxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxConcurrentStreams},
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext:       connContext,
 		ConnState:         s.countConn,
@@ -133,21 +137,3 @@ func (s *Server) Serve(ctx context.Context, tcp []net.Listener, unixSocket net.L
 
 // shut ends streams and waits.
 func (s *Server) shut() { s.once.Do(func() { close(s.closing) }) }
-
-// countConn keeps strangers from using up the process's file descriptors, which raft and the kernel
-// driver need too. The Unix socket is not counted: the local administrator can always get in.
-func (s *Server) countConn(c net.Conn, st http.ConnState) {
-	if c.LocalAddr().Network() == "unix" {
-		return
-	}
-	switch st {
-	case http.StateNew:
-		if s.conns.Add(1) > int64(s.opts.MaxConns) {
-			s.metrics.refused.Inc()
-			_ = c.Close()
-		}
-	case http.StateClosed, http.StateHijacked:
-		s.conns.Add(-1)
-	case http.StateActive, http.StateIdle: // counted since it was new
-	}
-}
