@@ -89,7 +89,7 @@ func TestTheWatchdogIsFedByWhoIsAlive(t *testing.T) {
 		m.until("WATCHDOG=1")
 	}
 	s.set(func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() }) // a loop that hangs
-	for m.next(limit) != "" {                                                              // what was on its way
+	for m.next(limit) != "" {                                                               // what was on its way
 	}
 	if said := m.next(2 * limit); said != "" {
 		t.Errorf("while a loop hangs, it says %q", said)

@@ -5,6 +5,7 @@
 #   build.sh [ARCH...]     amd64 and arm64 by default
 #
 # VERSION, if set, is that of the build; else it comes from git. BINARY, if set, is packed instead of a new build.
+# DIST is where the files go.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -24,7 +25,8 @@ export SOURCE_DATE_EPOCH
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p dist
+dist=$(realpath -m "${DIST:-dist}")
+mkdir -p "$dist"
 (cd "$here/tools" && go build -o "$work/nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm && go build -o "$work/sbom" ./sbom)
 
 build() { # ARCH FILE
@@ -43,8 +45,8 @@ for ARCH in "${@:-amd64 arm64}"; do
 		sed -e "s|\${ARCH}|$ARCH|; s|\${DEB_VERSION}|$DEB_VERSION|; s|\${MTIME}|$MTIME|; s|\${ROOT}|$ROOT|" "$here/nfpm.yaml" > "$work/nfpm.yaml"
 		(cd "$here" && "$work/nfpm" package --config "$work/nfpm.yaml" --packager deb --target "$work/$ARCH.deb") > "$work/nfpm.log" 2>&1 || { cat "$work/nfpm.log" >&2; exit 1; }
 		name=palisade_${DEB_VERSION}_$ARCH
-		mv "$work/$ARCH.deb" "dist/$name.deb"
-		cp "$ROOT/sbom.cdx.json" "dist/$name.cdx.json"
-		(cd dist && sha256sum "$name.deb")
+		mv "$work/$ARCH.deb" "$dist/$name.deb"
+		cp "$ROOT/sbom.cdx.json" "$dist/$name.cdx.json"
+		(cd "$dist" && sha256sum "$name.deb")
 	done
 done

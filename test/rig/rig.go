@@ -4,6 +4,7 @@ package rig
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,10 +60,10 @@ type Rig struct {
 	Clients map[string]*client.Client
 }
 
-// Up brings up a fleet; Dir and Binary of the options are set here. If it fails half way, the rig is
+// Up brings up a fleet; Dir of the options is set here, and Binary unless it is given. If it fails half way, the rig is
 // given as well, to look at and to take down.
 func Up(b Binaries, o fleet.Options) (*Rig, error) {
-	o.Dir, o.Binary = filepath.Join(b.Dir, o.Prefix), b.Palisade
+	o.Dir, o.Binary = filepath.Join(b.Dir, o.Prefix), cmp.Or(o.Binary, b.Palisade)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	f, err := fleet.Up(ctx, o)
