@@ -22,6 +22,7 @@ import (
 	"github.com/palisade/palisade/enforce/nft"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi"
+	"github.com/palisade/palisade/internal/logs"
 	"github.com/palisade/palisade/inventory"
 	"github.com/palisade/palisade/inventory/libvirt"
 	"github.com/palisade/palisade/inventory/static"
@@ -32,15 +33,16 @@ type Agent struct {
 	cfg     Config
 	version string
 	log     *slog.Logger
+	recent  func() []byte // the newest lines of the log
 }
 
 // New checks what can be checked without starting anything. version is that of the build.
-func New(cfg Config, version string, log *slog.Logger) (*Agent, error) {
+func New(cfg Config, version string, to *logs.Log) (*Agent, error) {
 	cfg.setDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Agent{cfg: cfg, version: version, log: log.With("node", cfg.Node.ID)}, nil
+	return &Agent{cfg: cfg, version: version, log: to.Logger().With("node", cfg.Node.ID), recent: to.Recent}, nil
 }
 
 // rooms are the parts of a running agent.
@@ -241,8 +243,9 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
 	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg)
+	bundle := &bundler{cfg: a.cfg, version: a.version, rooms: r, reg: reg, recent: a.recent, scrub: logs.NewScrubber(), now: time.Now}
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

@@ -28,3 +28,12 @@ func (c *Cluster) Health() Health {
 	}
 	return h
 }
+
+// Facts is what raft tells of itself, for people: indexes, terms, the configuration. Its keys are raft's own.
+func (c *Cluster) Facts() map[string]string {
+	r := c.running.Load()
+	if r == nil {
+		return map[string]string{"state": "raft does not run"}
+	}
+	return r.raft.Stats()
+}

@@ -403,3 +403,19 @@ func BenchmarkAudit(b *testing.B) {
 		a.recordEvent(&e)
 	}
 }
+
+// TestTheAuditHasNoSecretOfAFeed: a password and a key in a source's URL are in no record, accepted or refused.
+func TestTheAuditHasNoSecretOfAFeed(t *testing.T) {
+	s := NewStore()
+	log := newLog(s)
+	src := ListSource{URL: "https://ann:canary-1@lists.example/drop.txt?key=canary-2", Interval: MinListInterval, MaxBytes: 1 << 20}
+	log.ok(t, DescribeList{Name: "feed", Source: &src})
+	refused := src
+	refused.Interval = 1
+	log.refused(t, DescribeList{Name: "feed", Source: &refused}, CodeInvalid, "source.interval")
+	log.ok(t, DescribeList{Name: "feed", Source: &ListSource{}})
+	lines, _ := s.View().AuditSince(0)
+	if text := string(bytes.Join(lines, []byte("\n"))); strings.Contains(text, "canary") || !strings.Contains(text, "lists.example/drop.txt") {
+		t.Errorf("the audit has\n%s", text)
+	}
+}

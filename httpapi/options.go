@@ -1,9 +1,11 @@
 package httpapi
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"time"
@@ -35,13 +37,15 @@ type Token struct {
 
 // Options configure a Server. Backend is required; zero limits take the defaults named.
 type Options struct {
-	Backend  Backend
-	Audit    Audit                // what the state keeps of it, if nil
-	Tokens   []Token              // none: no caller over TCP is admitted
-	Registry *prometheus.Registry // of /metrics; a new one if nil
-	Logger   *slog.Logger         // discards if nil
-	Version  string               // of the build
-	Now      func() time.Time     // time.Now if nil
+	Backend Backend
+	Audit   Audit   // what the state keeps of it, if nil
+	Tokens  []Token // none: no caller over TCP is admitted
+	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
+	DebugBundle func(ctx context.Context, w io.Writer) error
+	Registry    *prometheus.Registry // of /metrics; a new one if nil
+	Logger      *slog.Logger         // discards if nil
+	Version     string               // of the build
+	Now         func() time.Time     // time.Now if nil
 
 	MaxBodyBytes       int64         // 1 MiB
 	MaxBulkBytes       int64         // of a bulk request, 64 MiB

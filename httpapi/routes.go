@@ -105,6 +105,7 @@ func routes() []route {
 		{op: get("/openapi.json", "openapi", "This document"), scope: scopeOpen, add: (*Server).addOpenAPI},
 		{op: get("/healthz", "healthz", "Says that the process is alive"), scope: scopeOpen, add: do((*Server).healthz)},
 		{op: get("/readyz", "readyz", "Says that this node has quorum contact, is caught up and enforces"), scope: scopeOpen, codes: []wire.Code{wire.CodeNotReady}, add: do((*Server).readyz)},
+		{op: get("/v1/debug/bundle", "debug-bundle", "Make a bundle for finding out what is wrong"), scope: ScopeAdmin, stream: true, add: (*Server).addDebugBundle},
 		{op: get("/metrics", "metrics", "Prometheus metrics"), scope: ScopeMetrics, add: (*Server).addMetrics},
 	}...)
 }

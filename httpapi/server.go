@@ -45,8 +45,10 @@ type Server struct {
 	conns   *conns
 	// closing is closed when Serve's context ends: streams and waits end then.
 	closing chan struct{}
-	once    sync.Once
-	asks    sync.WaitGroup // calls to members that outlive the request that made them
+	// bundling holds one token while a debug bundle is made.
+	bundling chan struct{}
+	once     sync.Once
+	asks     sync.WaitGroup // calls to members that outlive the request that made them
 }
 
 // New wires a server; it starts nothing. It fails on bad options or a registry that already has the
@@ -56,7 +58,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	o.setDefaults()
-	s := &Server{opts: o, log: o.Logger, now: o.Now, conns: newConns(o.MaxConns, o.MaxConnsPerSource), closing: make(chan struct{})}
+	s := &Server{opts: o, log: o.Logger, now: o.Now, conns: newConns(o.MaxConns, o.MaxConnsPerSource), closing: make(chan struct{}), bundling: make(chan struct{}, 1)}
 	for _, t := range o.Tokens {
 		s.actors = append(s.actors, "token:"+t.Name)
 	}

@@ -34,7 +34,7 @@ func mayUse() map[string]string {
 		"put-list-source": "a", "delete-list-source": "a",
 		"list-guards": read, "add-guard": "a", "remove-guard": "a", "remove-vm-guard": "a",
 		"get-settings": read, "put-settings": "a",
-		"list-audit": "a", "export-audit": "a", "verify-audit": "a",
+		"list-audit": "a", "export-audit": "a", "verify-audit": "a", "debug-bundle": "a",
 		"login": "aobvm-", "logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
 		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
 		"list-tokens": "a", "create-token": "a", "delete-token": "a",

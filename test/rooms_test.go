@@ -17,8 +17,8 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet"},
-		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog"},
+		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/logs"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog", "internal/logs"},
 		"fsm":                {},
 		"pki":                {},
 		"audit":              {"fsm"},
@@ -38,6 +38,7 @@ func mayImport() map[string][]string {
 		"internal/probe":     {},
 		"internal":           {},
 		"internal/hclogslog": {},
+		"internal/logs":      {},
 		"test":               {"*"},
 	}
 }

@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
+	"os"
 
 	"github.com/palisade/palisade/agent"
+	"github.com/palisade/palisade/internal/logs"
 )
 
 // AgentCmd runs the agent until it is told to stop.
@@ -22,7 +23,7 @@ func (c *AgentCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(g.Stderr, cfg.Log.Level, cfg.Log.Format)
+	log, err := newLog(g.Stderr, cfg.Log.Level, cfg.Log.Format)
 	if err != nil {
 		return err
 	}
@@ -37,16 +38,14 @@ func (c *AgentCmd) Run(ctx context.Context, g *Globals) error {
 	return a.Run(ctx)
 }
 
-// newLogger writes in the form that the config names.
-func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
+// newLog writes in the form that the config names; to the journal, if systemd has connected w to it, with priorities.
+func newLog(w io.Writer, level, format string) (*logs.Log, error) {
+	o := logs.Options{Writer: w, JSON: format == "json"}
+	if err := o.Level.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log.level: %w", err)
 	}
-	o.Level = l
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, &o)), nil
+	if f, ok := w.(*os.File); ok {
+		o.Journal = logs.ToJournal(f, os.Getenv("JOURNAL_STREAM"))
 	}
-	return slog.New(slog.NewTextHandler(w, &o)), nil
+	return logs.New(o), nil
 }

@@ -33,10 +33,11 @@ type bootOutput struct {
 func (c *BootCmd) Run(ctx context.Context, g *Globals) error {
 	cfg, bad := agent.BootConfig(c.Config)
 	level, format := cfg.Log.Level, cfg.Log.Format
-	log, err := newLogger(g.Stderr, level, format)
+	to, err := newLog(g.Stderr, level, format)
 	if err != nil {
 		return err
 	}
+	log := to.Logger()
 	if bad != nil {
 		log.Error("the config file can't be read as it is; the ruleset is looked for all the same", "data_dir", cfg.DataDir, "err", bad)
 	}

@@ -56,6 +56,7 @@ type cli struct {
 	Audit    AuditCmd    `cmd:"" help:"Show, export and verify the record of every change."`
 	Events   EventCmd    `cmd:"" help:"Follow all changes as they happen."`
 	Status   StatCmd     `cmd:"" help:"Show this node's standing and its picture of the fleet."`
+	Debug    DebugCmd    `cmd:"" help:"Find out what is wrong with a node."`
 
 	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 

@@ -58,7 +58,17 @@ func (c *Client) VerifyAudit(ctx context.Context) (AuditCheck, error) {
 // not tried again: an error says that w has not got all of them.
 func (c *Client) ExportAudit(ctx context.Context, first, last uint64, w io.Writer) error {
 	q := url.Values{"from": {strconv.FormatUint(first, 10)}, "to": {strconv.FormatUint(last, 10)}}
-	res, err := c.send(ctx, call{method: http.MethodGet, path: "/v1/audit/export", query: q}, nil)
+	return c.download(ctx, "/v1/audit/export", q, w)
+}
+
+// DebugBundle writes a node's debug bundle, a gzipped tar, to w. An error says that w has not got all of it.
+func (c *Client) DebugBundle(ctx context.Context, w io.Writer) error {
+	return c.download(ctx, "/v1/debug/bundle", nil, w)
+}
+
+// download copies an answer that is no JSON to w. It is not tried again.
+func (c *Client) download(ctx context.Context, path string, q url.Values, w io.Writer) error {
+	res, err := c.send(ctx, call{method: http.MethodGet, path: path, query: q}, nil)
 	if err != nil {
 		return err
 	}
@@ -71,7 +81,7 @@ func (c *Client) ExportAudit(ctx context.Context, first, last uint64, w io.Write
 		return problemOf(res, b)
 	}
 	if _, err := io.Copy(w, res.Body); err != nil {
-		return fmt.Errorf("the export was cut off: %w", err)
+		return fmt.Errorf("the answer was cut off: %w", err)
 	}
 	return nil
 }
