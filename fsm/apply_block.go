@@ -115,7 +115,7 @@ func (a *applier) blockTarget(t Target) (Target, *Error) {
 		}
 		if g, ok := a.guards.get(vmGuardKey(vm.ID)); ok {
 			return Target{}, &Error{CodeGuardConflict, "target.vm",
-				fmt.Sprintf("VM %s can never be blocked (guard: %s)", vm.ID, oneLine(g.Note))}
+				fmt.Sprintf("VM %s can never be blocked (%s)", vm.ID, oneLine(whoGuards(g.Note)))}
 		}
 		return Target{VM: vm.ID}, nil
 	case t.Account != "":

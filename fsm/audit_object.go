@@ -62,6 +62,13 @@ func (j *auditJSON) block(k string, b *Block) {
 	j.close('}')
 }
 
+// end closes an object that says who changed it last.
+func (j *auditJSON) end(actor string, revision uint64) {
+	j.text("actor", actor)
+	j.number("revision", revision)
+	j.close('}')
+}
+
 func (j *auditJSON) addBlock(k string, op *AddBlock) {
 	j.open(k, '{')
 	j.treatment(&Block{
@@ -170,9 +177,7 @@ func (j *auditJSON) guard(k string, g *Guard) {
 	j.prefix("prefix", g.Prefix)
 	j.text("vm", g.VM)
 	j.text("note", g.Note)
-	j.text("actor", g.Actor)
-	j.number("revision", g.Revision)
-	j.close('}')
+	j.end(g.Actor, g.Revision)
 }
 
 func (j *auditJSON) account(k string, acc *Account) {
@@ -183,9 +188,7 @@ func (j *auditJSON) account(k string, acc *Account) {
 	j.text("id", acc.ID)
 	j.time("do_not_block_until", acc.DoNotBlockUntil)
 	j.text("note", acc.Note)
-	j.text("actor", acc.Actor)
-	j.number("revision", acc.Revision)
-	j.close('}')
+	j.end(acc.Actor, acc.Revision)
 }
 
 func (j *auditJSON) settings(k string, s *Settings) {
@@ -222,7 +225,5 @@ func (j *auditJSON) list(k string, l *List) {
 	j.number("size", uint64(max(l.Size, 0)))
 	j.text("hash", l.Hash)
 	j.time("loaded_at", l.LoadedAt)
-	j.text("actor", l.Actor)
-	j.number("revision", l.Revision)
-	j.close('}')
+	j.end(l.Actor, l.Revision)
 }

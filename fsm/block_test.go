@@ -226,3 +226,16 @@ func running(id, node string, epoch uint64, addrs ...string) ObserveVM {
 	}
 	return op
 }
+
+// TestAGuardWithoutANote is not quoted as one with an empty one.
+func TestAGuardWithoutANote(t *testing.T) {
+	log := newLog(NewStore())
+	log.ok(t, DeclareVM{ID: "v1"})
+	log.ok(t, PutGuard{VM: "v1"})
+	log.ok(t, PutGuard{Prefix: prefix("203.0.113.0/24")})
+	for _, target := range []Target{{VM: "v1"}, {Prefix: prefix("203.0.113.7/32")}} {
+		if r := log.do(t, AddBlock{Target: target}); r.Err == nil || !strings.HasSuffix(r.Err.Detail, "can never be blocked (guard)") {
+			t.Errorf("%s: %v", target, r.Err)
+		}
+	}
+}

@@ -11,7 +11,7 @@ import (
 // GuardedPrefix is a prefix that can't be blocked and why.
 type GuardedPrefix struct {
 	Prefix netip.Prefix
-	Why    string // "address of node n1", "gateway of node n1", "loopback", "guard: NOTE"
+	Why    string // "address of node n1", "gateway of node n1", "loopback", "guard: NOTE", "guard"
 }
 
 // BuiltinGuards are guarded on every fleet: they name no single machine, so a block on them would hit
@@ -75,7 +75,7 @@ func (g *guardSet) build(s *state) {
 	}
 	for w := range s.guards.all() {
 		if w.VM == "" {
-			g.list = append(g.list, GuardedPrefix{w.Prefix, "guard: " + w.Note})
+			g.list = append(g.list, GuardedPrefix{w.Prefix, whoGuards(w.Note)})
 		} else {
 			g.vms[w.VM] = w.Note
 		}
@@ -136,6 +136,14 @@ func (g *guardIndex) refuse(field string, p netip.Prefix) *Error {
 	}
 	return &Error{CodeGuardConflict, field,
 		fmt.Sprintf("%s overlaps %s, which can never be blocked (%s)", p, hit.Prefix, oneLine(hit.Why))}
+}
+
+// whoGuards says that an operator did, with the note, if there is one.
+func whoGuards(note string) string {
+	if note == "" {
+		return "guard"
+	}
+	return "guard: " + note
 }
 
 // GuardedPrefixes returns every prefix that can't be blocked, with who says so: built-in, of the

@@ -40,15 +40,14 @@ func (s *Server) addBlock(ctx context.Context, in *addBlockInput) (*blockOutput,
 
 type patchBlockInput struct {
 	WriteInput
-	WaitInput
-	MatchInput
+	ChangeInput
 	ID   string `path:"id" maxLength:"64" example:"b17"`
 	Body wire.BlockPatch
 }
 
 // patchBlock insists on If-Match: who moves a time must know which time it is.
 func (s *Server) patchBlock(ctx context.Context, in *patchBlockInput) (*blockOutput, error) {
-	wait, err := in.wait()
+	wait, rev, err := in.change()
 	if err != nil {
 		return nil, err
 	}
@@ -56,10 +55,6 @@ func (s *Server) patchBlock(ctx context.Context, in *patchBlockInput) (*blockOut
 		p := problem(wire.CodePrecondition, "header.If-Match: is missing; send the ETag of the block as you read it, so that nobody else's change is lost")
 		p.Errors = []wire.FieldError{{Location: "header.If-Match", Message: `is missing; for example "17", with its quotes`}}
 		return nil, p
-	}
-	rev, err := in.revision()
-	if err != nil {
-		return nil, err
 	}
 	op, p := patchOp(in.ID, rev, &in.Body)
 	if p != nil {
@@ -76,8 +71,7 @@ func (s *Server) patchBlock(ctx context.Context, in *patchBlockInput) (*blockOut
 
 type oneBlockInput struct {
 	WriteInput
-	WaitInput
-	MatchInput
+	ChangeInput
 	ID string `path:"id" maxLength:"64" example:"b17"`
 }
 
@@ -91,11 +85,7 @@ func (s *Server) confirmBlock(ctx context.Context, in *oneBlockInput) (*blockOut
 
 // changeBlock makes a write that has no body.
 func (s *Server) changeBlock(ctx context.Context, in *oneBlockInput, op func(revision uint64) fsm.Op) (*blockOutput, error) {
-	wait, err := in.wait()
-	if err != nil {
-		return nil, err
-	}
-	rev, err := in.revision()
+	wait, rev, err := in.change()
 	if err != nil {
 		return nil, err
 	}

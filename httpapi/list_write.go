@@ -30,8 +30,7 @@ const (
 )
 
 type putListInput struct {
-	MatchInput
-	WaitInput
+	ChangeInput
 	ListInput
 	DryRun      bool `query:"dry_run" doc:"true: change nothing and answer with what would happen"`
 	SkipInvalid bool `query:"skip_invalid" doc:"true: leave out what is no address or CIDR and say so; else nothing is applied"`
@@ -109,11 +108,7 @@ type listWrite struct {
 }
 
 func (s *Server) replaceList(ctx context.Context, body io.Reader, in *putListInput) (*listWrite, error) {
-	rev, err := in.revision()
-	if err != nil {
-		return nil, err
-	}
-	wait, err := in.wait()
+	wait, rev, err := in.change()
 	if err != nil {
 		return nil, err
 	}
@@ -377,8 +372,7 @@ func (s *Server) awaitList(ctx context.Context, out *listWrite, name string, wai
 
 type patchListInput struct {
 	WriteInput
-	MatchInput
-	WaitInput
+	ChangeInput
 	ListInput
 	ForceInput
 	SkipInvalid bool `query:"skip_invalid" doc:"true: leave out what is no address or CIDR and say so; else nothing is applied"`
@@ -392,11 +386,7 @@ type patchListOutput struct {
 }
 
 func (s *Server) patchList(ctx context.Context, in *patchListInput) (*patchListOutput, error) {
-	rev, err := in.revision()
-	if err != nil {
-		return nil, err
-	}
-	wait, err := in.wait()
+	wait, rev, err := in.change()
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,21 @@ type WaitInput struct {
 	Timeout string `query:"timeout" maxLength:"32" default:"5s" doc:"How long to wait, 100ms to 60s"`
 }
 
+// ChangeInput is what a change of one object takes.
+type ChangeInput struct {
+	WaitInput
+	MatchInput
+}
+
+// change returns how long to wait for it to be in force, and the revision that it is meant for, 0 for any.
+func (in *ChangeInput) change() (wait time.Duration, revision uint64, err error) {
+	if wait, err = in.wait(); err != nil {
+		return 0, 0, err
+	}
+	revision, err = in.revision()
+	return wait, revision, err
+}
+
 // WriteHeaders tell of a write.
 type WriteHeaders struct {
 	ETag     string `header:"ETag" doc:"Revision of the object, for If-Match"`

@@ -207,7 +207,7 @@ func (l *lab) stream(t *testing.T, node string, after uint64, n int) (out []sse)
 func TestTheCommandLine(t *testing.T) {
 	l := sharedLab(t)
 	n := l.Nodes()[2]
-	b, err := built()
+	b, err := shared.Binaries()
 	if err != nil {
 		t.Fatal(err)
 	}

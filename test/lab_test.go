@@ -7,12 +7,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,29 +22,13 @@ import (
 // lab is a fleet under test.
 type lab struct{ *rig.Rig }
 
-// built are the binaries, built once for all tests of a run.
-var built = sync.OnceValues(rig.Build)
+// shared is the fleet that most tests use: three nodes, two bridged guests each, one routed guest each, and a
+// host that nobody manages.
+var shared = rig.NewShared(func() fleet.Options {
+	return fleet.Options{Prefix: "paltest", RoutedGuests: 3, Unmanaged: true}
+})
 
-// shared is the fleet that most tests use, one after the other. Each leaves it whole.
-var shared struct {
-	once sync.Once
-	lab  *lab
-	err  error
-}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if shared.lab != nil {
-		if err := shared.lab.Down(context.Background()); err != nil {
-			fmt.Fprintln(os.Stderr, "the shared fleet did not go down:", err)
-			code = max(code, 1)
-		}
-	}
-	if b, _ := built(); b.Dir != "" {
-		_ = os.RemoveAll(b.Dir)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 
 // newLab brings up a fleet of its own for one test.
 func newLab(t *testing.T, o fleet.Options) *lab {
@@ -68,28 +50,14 @@ func newLab(t *testing.T, o fleet.Options) *lab {
 	return l
 }
 
-// sharedLab returns the shared fleet: three nodes, two bridged guests each, one routed guest each, and a
-// host that nobody manages. It is ready and blocks nothing.
+// sharedLab returns the shared fleet, ready and blocking nothing.
 func sharedLab(t *testing.T) *lab {
 	t.Helper()
-	shared.once.Do(func() {
-		shared.lab, shared.err = bringUp(fleet.Options{Prefix: "paltest", RoutedGuests: 3, Unmanaged: true})
-	})
-	if shared.err != nil {
-		t.Fatal(shared.err)
-	}
-	l := shared.lab
-	t.Cleanup(func() {
-		if t.Failed() {
-			l.ShowLogs(t)
-		}
-		l.heal(t)
-	})
-	return l
+	return &lab{shared.Get(t, func(r *rig.Rig) { (&lab{r}).heal(t) })}
 }
 
 func bringUp(o fleet.Options) (*lab, error) {
-	b, err := built()
+	b, err := shared.Binaries()
 	if err != nil {
 		return nil, err
 	}

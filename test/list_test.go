@@ -61,6 +61,13 @@ func TestAListCutsItsPrefixesOnEveryNode(t *testing.T) {
 		_ = api.DeleteList(t.Context(), "feed", client.Write{})
 	})
 	silent(f, out4)
+	l.Eventually(t, "what the list dropped is counted", func() error {
+		b, err := api.Block(t.Context(), hold.Block.ID)
+		if err == nil && (b.Counters == nil || b.Counters.Packets == 0) {
+			err = errors.New("nothing is")
+		}
+		return err
+	})
 	f.Passing(in4) // only what comes from the list is dropped
 	f.Passing(in6)
 

@@ -39,7 +39,7 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 	in := listFindings{sound: true, ruled: true, sizes: make(map[string]uint32), newest: make(map[listBase]int)}
 	r := make(ruleset)
 	for _, f := range []family{bridge, inet} {
-		t, err := w.readListTable(ctx, f, table)
+		t, err := w.readBareTable(ctx, f, table)
 		if err != nil {
 			return in, fmt.Errorf("read table %s %s: %w", f, table, err)
 		}
@@ -91,27 +91,6 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 		in.ruled = in.ruled && s != nil && slices.EqualFunc(want, s.rules, bytes.Equal)
 	}
 	return in, nil
-}
-
-// readListTable reads a table without the elements of its sets.
-func (w *wire) readListTable(ctx context.Context, f family, table string) (*tableState, error) {
-	t := &tableState{chains: make(map[string]*chainState), sets: make(map[string]*setState)}
-	answer, found, err := w.ask(ctx, unix.NFT_MSG_GETTABLE, f, appendString(nil, unix.NFTA_TABLE_NAME, table))
-	if err != nil || !found {
-		return t, err
-	}
-	t.exists = true
-	for typ, v := range attrs(answer) {
-		if typ == unix.NFTA_TABLE_FLAGS {
-			t.flags = attrUint32(v)
-		}
-	}
-	for _, read := range []func(context.Context, family, string, *tableState) error{w.readChains, w.readRules, w.readSets} {
-		if err := read(ctx, f, table, t); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
 }
 
 // findSets sorts the sets out: those that rules of both tables can look into, and the rest.

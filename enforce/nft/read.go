@@ -69,7 +69,8 @@ func (w *wire) readParts(ctx context.Context, table string, elements func(set st
 	}
 }
 
-func (w *wire) readTable(ctx context.Context, f family, table string, elements func(set string) bool) (*tableState, error) {
+// readBareTable reads a table without the elements of its sets.
+func (w *wire) readBareTable(ctx context.Context, f family, table string) (*tableState, error) {
 	t := &tableState{chains: make(map[string]*chainState), sets: make(map[string]*setState)}
 	answer, found, err := w.ask(ctx, unix.NFT_MSG_GETTABLE, f, appendString(nil, unix.NFTA_TABLE_NAME, table))
 	if err != nil || !found {
@@ -85,6 +86,14 @@ func (w *wire) readTable(ctx context.Context, f family, table string, elements f
 		if err := read(ctx, f, table, t); err != nil {
 			return nil, err
 		}
+	}
+	return t, nil
+}
+
+func (w *wire) readTable(ctx context.Context, f family, table string, elements func(set string) bool) (*tableState, error) {
+	t, err := w.readBareTable(ctx, f, table)
+	if err != nil {
+		return nil, err
 	}
 	for name, s := range t.sets {
 		if _, _, ours := parseName(name); !ours && name != markerSet || !elements(name) {

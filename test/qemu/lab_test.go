@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,64 +20,26 @@ import (
 	"github.com/palisade/palisade/test/rig"
 )
 
-var built = sync.OnceValues(rig.Build)
-
 // shared is the fleet of all tests, which run one after the other: three nodes, guest1 to guest3 on
 // node-1 to node-3, and a host on node-1's bridge that nobody manages.
-var shared struct {
-	once sync.Once
-	lab  *lab
-	err  error
-}
+var shared = rig.NewShared(func() fleet.Options {
+	began := time.Now()
+	return fleet.Options{
+		Prefix: "palqemu", Guests: fleet.GuestsQEMU, GuestsPerNode: 1, Unmanaged: true,
+		Progress: func(line string) { fmt.Printf("%5.1fs  %s\n", time.Since(began).Seconds(), line) },
+	}
+})
 
 // lab is the fleet under test.
 type lab struct{ *rig.Rig }
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if shared.lab != nil {
-		if err := shared.lab.Down(context.Background()); err != nil {
-			fmt.Fprintln(os.Stderr, "the fleet did not go down:", err)
-			code = max(code, 1)
-		}
-	}
-	if b, _ := built(); b.Dir != "" {
-		_ = os.RemoveAll(b.Dir)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 
 // sharedLab returns the fleet. Every test leaves it whole and blocking nothing; its guests may be
 // elsewhere.
 func sharedLab(t *testing.T) *lab {
 	t.Helper()
-	shared.once.Do(func() {
-		b, err := built()
-		if err != nil {
-			shared.err = err
-			return
-		}
-		began := time.Now()
-		r, err := rig.Up(b, fleet.Options{
-			Prefix: "palqemu", Guests: fleet.GuestsQEMU, GuestsPerNode: 1, Unmanaged: true,
-			Progress: func(line string) { fmt.Printf("%5.1fs  %s\n", time.Since(began).Seconds(), line) },
-		})
-		if r != nil {
-			shared.lab = &lab{r}
-		}
-		shared.err = err
-	})
-	if shared.err != nil {
-		t.Fatal(shared.err)
-	}
-	l := shared.lab
-	t.Cleanup(func() {
-		if t.Failed() {
-			l.ShowLogs(t)
-		}
-		l.heal(t)
-	})
-	return l
+	return &lab{shared.Get(t, func(r *rig.Rig) { (&lab{r}).heal(t) })}
 }
 
 // heal starts every libvirtd that is down and lifts every block.
