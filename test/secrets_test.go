@@ -200,7 +200,7 @@ func unpack(t *testing.T, path string) map[string][]byte {
 // cli runs the command line against a node's agent.
 func (l *lab) cli(t *testing.T, n fleet.Node, args ...string) ([]byte, error) {
 	t.Helper()
-	b, err := built()
+	b, err := shared.Binaries()
 	if err != nil {
 		t.Fatal(err)
 	}

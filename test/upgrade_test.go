@@ -22,7 +22,7 @@ import (
 // nextBuild is a build of the release to come: it reads one command format more, and writes settings in it.
 func nextBuild(t *testing.T) string {
 	t.Helper()
-	b, err := built()
+	b, err := shared.Binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestAnUpgradeFromThePreviousRelease(t *testing.T) {
 		return
 	}
 	l := newLab(t, fleet.Options{GuestsPerNode: 2, Binary: previous})
-	b, err := built()
+	b, err := shared.Binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
