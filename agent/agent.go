@@ -243,9 +243,13 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
 	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg)
+	provider, err := newOIDC(a.cfg.API.OIDC)
+	if err != nil {
+		return r, held, err
+	}
 	bundle := &bundler{cfg: a.cfg, version: a.version, rooms: r, reg: reg, recent: a.recent, scrub: logs.NewScrubber(), now: time.Now}
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), Registry: reg,
+		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), OIDC: provider, Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

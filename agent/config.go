@@ -68,6 +68,7 @@ type APIConfig struct {
 	TLSKey  string        `toml:"tls_key"`
 	Socket  string        `toml:"socket"` // path of the root-only Unix socket
 	Tokens  []TokenConfig `toml:"tokens"`
+	OIDC    OIDCConfig    `toml:"oidc"`
 }
 
 // TokenConfig admits the holder of a bearer token. Only its hash is stored.
@@ -278,6 +279,7 @@ func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 			bad("api.listen", "%s is not loopback and there is no tls_cert; tokens would travel in clear text", host)
 		}
 	}
+	a.OIDC.validate(bad)
 	for i, t := range a.Tokens {
 		key := fmt.Sprintf("api.tokens[%d]", i)
 		if t.Name == "" {

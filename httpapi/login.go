@@ -111,7 +111,7 @@ func (s *Server) checkPassword(ctx context.Context, name, password, device strin
 		s.refusals.note(refusedName(user), from)
 		s.metrics.logins.WithLabelValues("limited").Inc()
 		p := problem(wire.CodeTooManyLogins, "too many logins were tried from here; try again in %s", wait.Round(time.Second))
-		return nil, false, huma.ErrorWithHeaders(p, http.Header{"Retry-After": {strconv.Itoa(int(wait/time.Second) + 1)}})
+		return nil, false, huma.ErrorWithHeaders(p, http.Header{"Retry-After": {retryAfter(wait)}})
 	}
 	ok, err := s.passwords.Verify(ctx, hash, password, known)
 	switch {
@@ -130,6 +130,9 @@ func (s *Server) checkPassword(ctx context.Context, name, password, device strin
 	s.limiter.Return(limits)
 	return user, known, nil
 }
+
+// retryAfter is a time to wait in whole seconds, rounded up.
+func retryAfter(wait time.Duration) string { return strconv.Itoa(int(wait/time.Second) + 1) }
 
 // refusedName is what the audit says of who was tried. A name that does not exist is left out: it may be a password.
 func refusedName(user *fsm.User) string {

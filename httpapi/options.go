@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi/login"
 )
 
 // Scope is what a caller may do.
@@ -42,6 +43,7 @@ type Options struct {
 	Tokens  []Token // none: no caller over TCP is admitted
 	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
 	DebugBundle func(ctx context.Context, w io.Writer) error
+	OIDC        *login.OIDC          // logs users in by an identity provider, if not nil
 	Registry    *prometheus.Registry // of /metrics; a new one if nil
 	Logger      *slog.Logger         // discards if nil
 	Version     string               // of the build

@@ -73,6 +73,8 @@ func kindOf(code wire.Code) (status int, title string) {
 		return http.StatusUnsupportedMediaType, "The media type is not supported"
 	case wire.CodeInternal:
 		return http.StatusInternalServerError, "Internal error"
+	case wire.CodeProvider:
+		return http.StatusBadGateway, "The identity provider can't be asked"
 	case wire.CodeNoQuorum:
 		return http.StatusServiceUnavailable, "No quorum"
 	case wire.CodeNotReady:

@@ -35,7 +35,8 @@ func mayUse() map[string]string {
 		"list-guards": read, "add-guard": "a", "remove-guard": "a", "remove-vm-guard": "a",
 		"get-settings": read, "put-settings": "a",
 		"list-audit": "a", "export-audit": "a", "verify-audit": "a", "debug-bundle": "a",
-		"login": "aobvm-", "logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
+		"login": "aobvm-", "login-oidc": "aobvm-", "login-oidc-callback": "aobvm-",
+		"logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
 		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
 		"list-tokens": "a", "create-token": "a", "delete-token": "a",
 		"metrics": "aovm",
@@ -231,6 +232,7 @@ func wasAnswered(t *testing.T, check string, res *http.Response, want, secret st
 		}
 	case res.StatusCode == http.StatusForbidden:
 		got = "forbidden"
+	case strings.Contains(check, "/v1/login/oidc") && res.StatusCode == http.StatusNotFound: // none is configured
 	case strings.Contains(check, "/v1/sessions/") && res.StatusCode == http.StatusNotFound, res.StatusCode == http.StatusConflict &&
 		(strings.Contains(check, "/v1/logout") || strings.Contains(check, "/v1/password")): // who has no session of its own
 	case res.StatusCode/100 != 2 && !stream:

@@ -18,7 +18,7 @@ const module = "github.com/palisade/palisade/"
 func mayImport() map[string][]string {
 	return map[string][]string{
 		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/logs"},
-		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "internal/hclogslog", "internal/logs"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "internal/hclogslog", "internal/logs"},
 		"fsm":                {},
 		"pki":                {},
 		"audit":              {"fsm"},
@@ -53,6 +53,8 @@ func adapts() map[string][]string {
 		"libvirt.org/go/libvirtxml":          {"inventory/libvirt"},
 		"github.com/danielgtaylor/huma":      {"httpapi"},
 		"github.com/go-chi/chi":              {"httpapi"},
+		"github.com/coreos/go-oidc":          {"httpapi/login"},
+		"golang.org/x/oauth2":                {"httpapi/login"},
 		"github.com/alecthomas/kong":         {"cmd/palisade"},
 		"github.com/coreos/go-systemd":       {"agent"},
 		"github.com/vishvananda/netlink":     {"agent", "deploy/fleet", "enforce/nft"},

@@ -41,6 +41,43 @@ func examples(t *testing.T, path string) map[string]string {
 	return out
 }
 
+// The worked examples of access are run as they stand in the guide.
+func TestExamplesOfAccess(t *testing.T) {
+	want := map[string]struct {
+		says  string
+		check func(v *fsm.View) bool
+	}{
+		"A billing system": {"b1", func(v *fsm.View) bool {
+			b, _ := v.Block("b1")
+			return b.State == fsm.BlockLifted && b.Actor == "token:billing"
+		}},
+		"Prometheus":      {"", func(v *fsm.View) bool { k, ok := v.Token("prometheus"); return ok && k.Scope == fsm.ScopeMetrics }},
+		"A person leaves": {"ann", func(v *fsm.View) bool { _, known := v.User("ann"); return !known }},
+	}
+	scripts := examples(t, "../../docs/access.md")
+	for heading, script := range scripts {
+		t.Run(heading, func(t *testing.T) {
+			f := apitest.New(t)
+			f.RunVM("101", "shop", "n1", "192.0.2.7")
+			f.Apply(fsm.DeclareVM{ID: "101", Owner: "acct-42"})
+			socket, url := listen(t, f)
+			cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "PALISADE_SOCKET="+socket, "URL="+url)
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), want[heading].says) || strings.Contains(string(out), "plt_") || strings.Contains(string(out), "horse") {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if w, ok := want[heading]; !ok || !w.check(f.View()) {
+				t.Errorf("it left something else, or nobody says what")
+			}
+		})
+	}
+	if len(scripts) != len(want) {
+		t.Errorf("%d examples, want %d", len(scripts), len(want))
+	}
+}
+
 // The worked examples are run as they stand in the guide; none may fail, and each must leave what it says.
 func TestExamplesOfTheBlacklist(t *testing.T) {
 	states := func(f *apitest.Fleet) string {

@@ -14,16 +14,12 @@ import (
 	"github.com/palisade/palisade/httpapi/wire"
 )
 
-// tokenEnv holds the token of the API; a token is never given on the command line, where others on
-// the machine could read it.
-const tokenEnv = "PALISADE_TOKEN"
-
 // Globals are the flags of every command, and where it prints.
 type Globals struct {
 	Output    string        `short:"o" enum:"text,json" default:"text" group:"Of every command:" help:"Form of the output: text or json."`
 	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" group:"Of every command:" help:"Unix socket of the agent (default ${default})."`
 	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" group:"Of every command:" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
-	TokenFile string        `placeholder:"FILE" group:"Of every command:" help:"File with the token for --server; else the environment variable PALISADE_TOKEN."`
+	TokenFile string        `env:"PALISADE_TOKEN_FILE" placeholder:"FILE" group:"Of every command:" help:"File with the token for --server. A token is never an argument: others on the machine could read it."`
 	CAFile    string        `name:"ca-file" placeholder:"FILE" group:"Of every command:" help:"Certificates (PEM) that verify --server; else those of the system."`
 	RetryFor  time.Duration `default:"5s" group:"Of every command:" help:"How long to try again while there is no quorum or no connection."`
 
@@ -69,10 +65,7 @@ func (g *Globals) Client() (*client.Client, error) {
 
 func (g *Globals) token() (string, error) {
 	if g.TokenFile == "" {
-		if t := os.Getenv(tokenEnv); t != "" {
-			return t, nil
-		}
-		return "", usagef("--server needs a token: give --token-file or set %s", tokenEnv)
+		return "", usagef("--server needs a token: give --token-file or set PALISADE_TOKEN_FILE")
 	}
 	b, err := os.ReadFile(g.TokenFile)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -51,6 +52,11 @@ func setup(t *testing.T, e *testscript.Env) error {
 	e.Setenv("PALISADE_SOCKET", socket)
 	e.Setenv("URL", url)
 	e.Setenv("TOKEN", scriptToken)
+	for name, text := range map[string]string{"admin": scriptToken, "operator": "operator-" + scriptToken, "viewer": "viewer-" + scriptToken, "wrong": "wrong"} {
+		if err := os.WriteFile(filepath.Join(e.WorkDir, name+".token"), []byte(text+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
 	e.Setenv("TZ", "UTC")
 	return nil
 }

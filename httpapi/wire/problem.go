@@ -30,12 +30,13 @@ const (
 	CodeTooLarge       Code = "body_too_large"        // 413
 	CodePrecondition   Code = "precondition_required" // 428 If-Match is missing
 	CodeMediaType      Code = "unsupported_media_type"
-	CodeInternal       Code = "internal"         // 500 a fault of the server; nothing was changed
-	CodeNoQuorum       Code = "no_quorum"        // 503 nothing was changed; try again later
-	CodeNotReady       Code = "not_ready"        // 503 of /readyz
-	CodeTooManyStreams Code = "too_many_streams" // 503 the limit of event streams is reached
-	CodeShuttingDown   Code = "shutting_down"    // 503
-	CodeUnknownOutcome Code = "outcome_unknown"  // 504 a retry with the same Idempotency-Key is safe
+	CodeInternal       Code = "internal"          // 500 a fault of the server; nothing was changed
+	CodeProvider       Code = "identity_provider" // 502 it can't be asked now
+	CodeNoQuorum       Code = "no_quorum"         // 503 nothing was changed; try again later
+	CodeNotReady       Code = "not_ready"         // 503 of /readyz
+	CodeTooManyStreams Code = "too_many_streams"  // 503 the limit of event streams is reached
+	CodeShuttingDown   Code = "shutting_down"     // 503
+	CodeUnknownOutcome Code = "outcome_unknown"   // 504 a retry with the same Idempotency-Key is safe
 )
 
 // FieldError is what is wrong with one field of a request.
