@@ -155,7 +155,7 @@ func TestMajorityOfDamagedStores(t *testing.T) {
 	for _, n := range f.nodes {
 		n.crash()
 		if n != whole {
-			change(t, filepath.Join(n.dir(), logFile), func(b []byte) []byte { return b[:len(b)/3] })
+			change(t, filepath.Join(n.dir(), logFile), func(b []byte) []byte { return b[:4096] })
 		}
 	}
 	f.start()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,8 +22,10 @@ import (
 type Cluster struct {
 	id         string
 	version    string
-	peers      map[string]Peer
-	order      []string // ids, sorted
+	identity   *Identity // nil in tests without a network
+	dir        *directory
+	keyring    *keyring // nil without gossip, or without an identity
+	lifetime   time.Duration
 	timing     Timing
 	store      *fsm.Store
 	knownIndex uint64
@@ -39,9 +40,9 @@ type Cluster struct {
 	world     world
 	seams     seams
 
-	rpc     peers
+	rpc     calls
 	gossip  gossiper // nil without gossip
-	forward map[string]*forwarder
+	forward *forwarders
 
 	started  time.Time
 	ready    chan struct{}
@@ -50,6 +51,7 @@ type Cluster struct {
 	ran      atomic.Bool
 	opened   atomic.Pointer[disk]
 	running  atomic.Pointer[running]
+	hint     atomic.Pointer[string] // who leads, by another member's word
 	aside    atomic.Pointer[[]fsm.SetAside]
 	inflight *tally
 	convoy   *convoy
@@ -87,38 +89,36 @@ func New(o Options) (*Cluster, error) {
 
 func newCluster(o Options, w world) (*Cluster, error) {
 	c := &Cluster{
-		id: o.ID, version: o.Version, peers: map[string]Peer{}, timing: o.Timing.withDefaults(),
+		id: o.ID, version: o.Version, identity: o.Identity, lifetime: o.Lifetime, timing: o.Timing.withDefaults(),
 		store: o.Store, knownIndex: o.KnownIndex, clock: o.Clock, answer: o.Answer, onFatal: o.Fatal,
 		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
 		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
-		forward: map[string]*forwarder{}, started: time.Now(),
+		started: time.Now(),
 	}
 	if c.clock == nil {
 		c.clock = func(context.Context) (time.Time, error) { return time.Now().UTC(), nil }
 	}
-	for _, p := range o.Peers {
-		if p.Name == "" {
-			p.Name = p.ID
-		}
-		c.peers[p.ID] = p
-		c.order = append(c.order, p.ID)
+	var err error
+	if c.dir, err = o.directory(); err != nil {
+		return nil, err
 	}
-	slices.Sort(c.order)
-	c.ears = newEars(c.peers)
+	if c.identity != nil && o.GossipBind != "" {
+		if c.keyring, err = loadKeyring(c.identity.file(keyringFile)); err != nil {
+			return nil, err
+		}
+	}
+	c.ears = newEars(c.dir)
 	c.sightings = newSightings(o.ID, o.OnSighting)
 	c.callCtx, c.endCalls = context.WithCancel(context.Background())
-	var err error
 	if c.metrics, err = newMetrics(c, o.Registry); err != nil {
 		return nil, err
 	}
 	if err := w.connect(c); err != nil {
 		return nil, err
 	}
-	for id := range c.peers {
-		if id != c.id {
-			c.forward[id] = &forwarder{peer: id, peers: c.rpc, ctx: c.callCtx, running: &c.calls}
-		}
-	}
+	c.forward = &forwarders{dir: c.dir, known: map[string]*forwarder{}, make: func(id string) *forwarder {
+		return &forwarder{peer: id, propose: c.rpc.propose, ctx: c.callCtx, running: &c.calls}
+	}}
 	return c, nil
 }
 

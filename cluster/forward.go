@@ -24,7 +24,7 @@ const (
 // forwarder sends this node's proposals to one peer.
 type forwarder struct {
 	peer    string
-	peers   peers
+	propose func(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error)
 	ctx     context.Context //nolint:containedctx // of the cluster: a call outlives the proposal that began it
 	running *sync.WaitGroup
 
@@ -38,6 +38,42 @@ type forwarded struct {
 	deadline time.Time
 	sent     bool // guarded by forwarder.mu
 	done     chan outcome
+}
+
+// forwarders keep one for each member that has led.
+type forwarders struct {
+	dir   *directory
+	make  func(id string) *forwarder
+	mu    sync.Mutex
+	known map[string]*forwarder
+}
+
+// to returns the forwarder to a member, nil for who is none.
+func (f *forwarders) to(id string) *forwarder {
+	_, ok := f.dir.peer(id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[id]
+	switch {
+	case !ok:
+		delete(f.known, id) // what it has under way ends by itself
+		return nil
+	case known == nil:
+		known = f.make(id)
+		f.known[id] = known
+	}
+	return known
+}
+
+// tidy gives up those to who is no member any more.
+func (f *forwarders) tidy() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id := range f.known {
+		if _, ok := f.dir.peer(id); !ok {
+			delete(f.known, id)
+		}
+	}
 }
 
 // do forwards one encoded command and waits for its outcome.
@@ -107,7 +143,7 @@ func (f *forwarder) send(bundle []*forwarded) {
 	}
 	ctx, cancel := context.WithDeadline(f.ctx, last)
 	defer cancel()
-	resp, err := f.peers.propose(ctx, f.peer, req)
+	resp, err := f.propose(ctx, f.peer, req)
 	if err == nil && len(resp.GetOutcomes()) != len(bundle) {
 		err = fmt.Errorf("%d outcomes for %d commands", len(resp.GetOutcomes()), len(bundle))
 	}

@@ -20,7 +20,6 @@ import (
 
 // slowLeader answers every proposal after a while, and counts.
 type slowLeader struct {
-	peers
 	mu    sync.Mutex
 	calls int
 	most  int
@@ -52,8 +51,8 @@ func (s *slowLeader) propose(ctx context.Context, _ string, req *peerpb.ProposeR
 	return resp, nil
 }
 
-func newForwarder(p peers) *forwarder {
-	return &forwarder{peer: "n9", peers: p, ctx: context.Background(), running: &sync.WaitGroup{}}
+func newForwarder(s *slowLeader) *forwarder {
+	return &forwarder{peer: "n9", propose: s.propose, ctx: context.Background(), running: &sync.WaitGroup{}}
 }
 
 func TestConcurrentProposalsShareCalls(t *testing.T) {
@@ -138,7 +137,7 @@ func TestUnsentIsKnown(t *testing.T) {
 	f := realFleet(t, 3).start().ready()
 	l, n := f.leader(), f.follower()
 	n.propose(declare("vm", "one")) // the connection is open
-	addr := n.c.peers[l.id].Address
+	addr := n.c.dir.now().all[l.id].Address
 	l.crash()
 	f.await("the port to be closed", func() bool {
 		c, err := net.Dial("tcp", addr)

@@ -44,6 +44,8 @@ type gossiper interface {
 // gossip is memberlist, encrypted.
 type gossip struct {
 	opts  *Options
+	dir   *directory
+	keys  *keyring
 	heard func(id string)
 	onMsg func(msg []byte) (news bool)
 	log   *slog.Logger
@@ -63,8 +65,10 @@ var (
 	_ memberlist.ConflictDelegate = (*gossip)(nil)
 )
 
-func newGossip(opts *Options, heard func(string), onMsg func([]byte) bool) *gossip {
-	return &gossip{opts: opts, heard: heard, onMsg: onMsg, log: opts.Logger.With("part", "gossip"), up: map[string]*memberlist.Node{}}
+func newGossip(opts *Options, dir *directory, keys *keyring, heard func(string), onMsg func([]byte) bool) *gossip {
+	return &gossip{
+		opts: opts, dir: dir, keys: keys, heard: heard, onMsg: onMsg, log: opts.Logger.With("part", "gossip"), up: map[string]*memberlist.Node{},
+	}
 }
 
 // config tunes for a LAN: a dead peer is noticed in three to five seconds.
@@ -77,16 +81,14 @@ func (g *gossip) config() (*memberlist.Config, error) {
 	conf.Name = g.opts.ID
 	conf.BindAddr, conf.BindPort = bind.Addr().String(), int(bind.Port())
 	conf.AdvertisePort = conf.BindPort
-	for _, p := range g.opts.Peers {
-		if p.ID == g.opts.ID && p.GossipAddress != "" {
-			adv, err := netip.ParseAddrPort(p.GossipAddress)
-			if err != nil {
-				return nil, err
-			}
-			conf.AdvertiseAddr, conf.AdvertisePort = adv.Addr().String(), int(adv.Port())
+	if p, _ := g.dir.peer(g.opts.ID); p.Gossip != "" {
+		adv, err := netip.ParseAddrPort(p.Gossip)
+		if err != nil {
+			return nil, err
 		}
+		conf.AdvertiseAddr, conf.AdvertisePort = adv.Addr().String(), int(adv.Port())
 	}
-	conf.SecretKey = g.opts.GossipKey
+	conf.Keyring = g.keys.ring
 	conf.GossipVerifyIncoming, conf.GossipVerifyOutgoing = true, true
 	conf.ProbeInterval, conf.ProbeTimeout = 700*time.Millisecond, 350*time.Millisecond
 	conf.SuspicionMult = 3
@@ -118,6 +120,9 @@ func (g *gossip) logger() *log.Logger {
 func head(msg string) string { return msg[:min(len(msg), 24)] }
 
 func (g *gossip) run(ctx context.Context) error {
+	if !g.keys.await(ctx) {
+		return nil
+	}
 	conf, err := g.config()
 	if err != nil {
 		return fmt.Errorf("gossip: %w", err)
@@ -125,7 +130,7 @@ func (g *gossip) run(ctx context.Context) error {
 	queue := &memberlist.TransmitLimitedQueue{RetransmitMult: conf.RetransmitMult}
 	g.mu.Lock()
 	g.queue = queue
-	queue.NumNodes = func() int { return len(g.opts.Peers) }
+	queue.NumNodes = func() int { return len(g.dir.now().active) }
 	g.mu.Unlock()
 	ml, err := memberlist.Create(conf)
 	if err != nil {
@@ -142,9 +147,11 @@ func (g *gossip) run(ctx context.Context) error {
 	tick := time.NewTicker(rejoinEvery)
 	defer tick.Stop()
 	for {
-		g.rejoin(ctx, ml)
+		list := g.dir.now()
+		g.rejoin(ctx, ml, list)
 		select {
 		case <-tick.C:
+		case <-list.superseded:
 		case <-ctx.Done():
 			if !errors.Is(context.Cause(ctx), errAbrupt) {
 				_ = ml.Leave(200 * time.Millisecond) // nobody may be left to hear it
@@ -155,13 +162,13 @@ func (g *gossip) run(ctx context.Context) error {
 }
 
 // rejoin calls peers that are not seen.
-func (g *gossip) rejoin(ctx context.Context, ml *memberlist.Memberlist) {
-	for _, p := range g.opts.Peers {
+func (g *gossip) rejoin(ctx context.Context, ml *memberlist.Memberlist, list *listing) {
+	for _, id := range list.others(g.opts.ID) {
 		if ctx.Err() != nil {
 			return
 		}
-		if p.ID != g.opts.ID && p.GossipAddress != "" && !g.alive(p.ID) {
-			_, _ = ml.Join([]string{p.ID + "/" + p.GossipAddress}) // tried again soon
+		if p := list.all[id]; p.Gossip != "" && !g.alive(id) {
+			_, _ = ml.Join([]string{id + "/" + p.Gossip}) // tried again soon
 		}
 	}
 }
@@ -188,7 +195,7 @@ func (g *gossip) announce(msg []byte) {
 	ml, queue := g.ml, g.queue
 	nodes := make([]*memberlist.Node, 0, len(g.up))
 	for id, n := range g.up {
-		if id != g.opts.ID {
+		if _, member := g.dir.peer(id); member && id != g.opts.ID {
 			nodes = append(nodes, n)
 		}
 	}
@@ -214,11 +221,6 @@ func (broadcast) Finished()                             {}
 // NodeMeta says who this node is.
 func (g *gossip) NodeMeta(limit int) []byte {
 	meta := &peerpb.NodeMeta{Id: g.opts.ID, Version: g.opts.Version}
-	for _, p := range g.opts.Peers {
-		if p.ID == g.opts.ID {
-			meta.Address = p.Address
-		}
-	}
 	b, err := proto.Marshal(meta)
 	if err != nil || len(b) > limit {
 		return nil
@@ -252,14 +254,13 @@ func (g *gossip) LocalState(bool) []byte { return nil }
 // MergeRemoteState ignores what a peer sends along with its view of the members.
 func (g *gossip) MergeRemoteState([]byte, bool) {}
 
-// NotifyAlive refuses nodes that are not in the list of peers.
+// NotifyAlive refuses nodes that this node does not know as members, or knows as retired: to have the gossip
+// key is not enough. One that has just been admitted is called once the state knows it, see rejoin.
 func (g *gossip) NotifyAlive(n *memberlist.Node) error {
-	for _, p := range g.opts.Peers {
-		if p.ID == n.Name {
-			return nil
-		}
+	if _, ok := g.dir.peer(n.Name); !ok {
+		return fmt.Errorf("node %q is no member of the fleet", n.Name)
 	}
-	return fmt.Errorf("node %q is not in the list of peers", n.Name)
+	return nil
 }
 
 // NotifyJoin notes that a peer is alive.
@@ -276,12 +277,7 @@ func (g *gossip) NotifyJoin(n *memberlist.Node) {
 	if err := proto.Unmarshal(n.Meta, meta); err != nil {
 		g.log.Warn("a peer's description can't be read", "peer", n.Name, "err", err)
 	}
-	g.log.Info("peer is alive", "peer", n.Name, "gossip", n.Address(), "address", meta.GetAddress(), "version", meta.GetVersion())
-	for _, p := range g.opts.Peers {
-		if p.ID == n.Name && meta.GetAddress() != "" && p.Address != meta.GetAddress() {
-			g.log.Warn("a peer says another address of itself than this node's list of peers", "peer", n.Name, "says", meta.GetAddress(), "listed", p.Address)
-		}
-	}
+	g.log.Info("peer is alive", "peer", n.Name, "gossip", n.Address(), "version", meta.GetVersion())
 }
 
 // NotifyLeave notes that a peer left or is taken for dead.

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/pki"
 )
 
 // node is one peer of a fleet under test, through its lives.
@@ -102,8 +105,10 @@ func (n *node) status() fsm.Status {
 func (n *node) alive() bool { return n.c != nil }
 
 type fleet struct {
-	t     testing.TB
-	nodes []*node
+	t      testing.TB
+	nodes  []*node
+	voters int // how many there will be
+	born   *born
 }
 
 func (f *fleet) start() *fleet {
@@ -167,9 +172,17 @@ func (f *fleet) await(what string, ok func() bool) {
 	}
 }
 
-// ready waits until all living nodes are up to date.
+// ready waits until the fleet has its voters and all living nodes are up to date.
 func (f *fleet) ready() *fleet {
 	f.t.Helper()
+	f.await("all voters", func() bool {
+		for _, n := range f.nodes {
+			if n.alive() && n.leads() && len(n.c.voters()) == f.voters {
+				return true
+			}
+		}
+		return false
+	})
 	f.await("every node to be up to date", func() bool {
 		for _, n := range f.nodes {
 			if s := n.status(); !s.CaughtUp || !s.Quorum {
@@ -213,42 +226,180 @@ func logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})).With("test", t.Name())
 }
 
+// born is a fleet as it was formed: its authority, and the log that its first node begins with.
+type born struct {
+	*newborn
+	t         testing.TB
+	fleet     string
+	authority *pki.Authority
+	roster    Roster
+	keys      Keys
+	commands  [][]byte
+	index     uint64
+	state     *fsm.Store
+	creds     map[string]*credentials
+}
+
+// bear forms a fleet of these nodes. All but the first were admitted by a token each.
+func bear(t testing.TB, peers []Peer) *born {
+	t.Helper()
+	first := peers[0]
+	nb, err := newBirth(FormOptions{Node: first.ID, Address: first.Address, Gossip: first.Gossip}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &born{newborn: nb, t: t, fleet: nb.op.ID, index: 1, state: fsm.NewStore(), creds: map[string]*credentials{first.ID: nb.cred}}
+	b.apply(nb.op)
+	key, err := pki.Open(nb.seal, pki.AuthorityPurpose(b.fleet, nb.op.CA.ID), nb.op.CA.SealedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.authority, err = pki.OpenAuthority(nb.op.CA.Certificate, nil, key); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range peers[1:] {
+		b.admit(p)
+	}
+	b.roster, _ = rosterOf(b.state.View())
+	f, _ := b.state.View().Fleet()
+	if b.keys, err = openKeys(f, nb.seal); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *born) apply(op fsm.Op) fsm.Result {
+	b.t.Helper()
+	data, err := fsm.MarshalCommand(fsm.Command{Time: time.Now(), Actor: "test", Op: op})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.index++
+	res, err := b.state.ApplyBatch([]fsm.Entry{{Index: b.index, Data: data}})
+	if err != nil || res[0].Err != nil {
+		b.t.Fatalf("%T: %v, %v", op, err, res[0].Err)
+	}
+	b.commands = append(b.commands, data)
+	return res[0]
+}
+
+func (b *born) admit(p Peer) {
+	b.t.Helper()
+	key, err := pki.NewKey()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	request, err := pki.Request(key)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	hash, err := pki.RequestKey(request)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.apply(fsm.CreateJoinToken{ID: "token-" + p.ID, Hash: hash, TTL: time.Hour})
+	res := b.apply(fsm.AdmitNode{Token: "token-" + p.ID, Hash: hash, Node: fsm.Admission{
+		ID: p.ID, Name: p.ID, Address: p.Address, Gossip: p.Gossip, KeyHash: hash, NotAfter: time.Now().Add(time.Hour),
+	}})
+	b.creds[p.ID] = b.issue(key, p.ID, res.Node.Serial, 0)
+}
+
+// issue signs a certificate.
+func (b *born) issue(key *ecdsa.PrivateKey, node string, serial uint64, lifetime time.Duration) *credentials {
+	b.t.Helper()
+	return issueBy(b.t, b.authority, b.fleet, key, node, serial, lifetime)
+}
+
+func issueBy(t testing.TB, a *pki.Authority, fleet string, key *ecdsa.PrivateKey, node string, serial uint64, lifetime time.Duration) *credentials {
+	t.Helper()
+	request, err := pki.Request(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := a.IssueNode(request, pki.NodeTerms{Fleet: fleet, Node: node, Serial: serial, Lifetime: lifetime}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCredentials(key, a.Chain(leaf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// settle puts a node's identity, and the store of the first one, under its data directory.
+func (b *born) settle(id, dataDir string) {
+	b.t.Helper()
+	dir := filepath.Join(dataDir, identityDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := settle(dir, b.creds[id], b.roster, b.keys); err != nil {
+		b.t.Fatal(err)
+	}
+	if id != b.op.Node.ID {
+		return
+	}
+	store := filepath.Join(dataDir, storeDir)
+	d, err := openDisk(store, newGuard(store, time.Minute, func(error) {}), logger(b.t))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := errors.Join(birth(d, id, b.commands), d.close(), writeFile(filepath.Join(dataDir, sealFile), b.seal)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // realFleet is nodes on loopback TCP with stores on a real disk, not started.
 func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet {
+	t.Helper()
+	base := diskDir(t)
+	var list []Peer
+	for i := range n {
+		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: freePort(t, "tcp"), Gossip: freePort(t, "udp")})
+	}
+	f := &fleet{t: t, voters: odd(min(n, wantedVoters)), born: bear(t, list)}
+	for _, p := range list {
+		f.born.settle(p.ID, filepath.Join(base, p.ID))
+		f.add(p, base, tune...)
+	}
+	t.Cleanup(f.stop)
+	return f
+}
+
+// add makes a node of a real fleet whose identity is on the disk.
+func (f *fleet) add(p Peer, base string, tune ...func(id string, o *Options)) *node {
+	n := newNode(f.t, p.ID, func(*node) (Options, world) {
+		identity, err := LoadIdentity(filepath.Join(base, p.ID))
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		o := Options{
+			ID: p.ID, Version: "test", Dir: filepath.Join(base, p.ID, storeDir), Bind: p.Address, GossipBind: p.Gossip,
+			Identity: identity, Logger: logger(f.t).With("node", p.ID),
+		}
+		for _, change := range tune {
+			change(p.ID, &o)
+		}
+		return o, &realWorld{opts: o}
+	})
+	f.nodes = append(f.nodes, n)
+	return n
+}
+
+// diskDir is a directory on a real disk.
+func diskDir(t testing.TB) string {
 	t.Helper()
 	base, err := os.MkdirTemp("/var/tmp", "palisade-cluster-") //nolint:usetesting // /tmp may be a tmpfs
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list []Peer
-	for i := range n {
-		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: freePort(t, "tcp"), GossipAddress: freePort(t, "udp"), Voter: true})
-	}
-	f := &fleet{t: t}
-	for _, p := range list {
-		f.nodes = append(f.nodes, newNode(t, p.ID, func(nd *node) (Options, world) {
-			gk, err := GossipKey(testKey(1))
-			if err != nil {
-				t.Fatal(err)
-			}
-			o := Options{
-				ID: p.ID, Version: "test", Dir: filepath.Join(base, p.ID), Bind: p.Address, GossipBind: p.GossipAddress,
-				Peers: list, Identity: mustIdentity(t, testKey(1), p.ID), GossipKey: gk,
-				Logger: logger(t).With("node", p.ID),
-			}
-			for _, f := range tune {
-				f(p.ID, &o)
-			}
-			return o, &realWorld{opts: o}
-		}))
-	}
 	t.Cleanup(func() {
-		f.stop()
 		if err := os.RemoveAll(base); err != nil {
 			t.Error(err)
 		}
 	})
-	return f
+	return base
 }
 
 // wipe removes a dead node's store.

@@ -31,10 +31,24 @@ type throne struct {
 	leads  bool          // raft says so
 	wanted time.Time     // since when raft says so
 	idle   time.Duration // how long this leader has committed nothing, while it tries to
+	turn   chan struct{} // closed when the next reign begins or the present one ends
 }
 
 func newThrone(c *Cluster) *throne {
-	return &throne{c: c, notify: make(chan bool, 1)}
+	return &throne{c: c, notify: make(chan bool, 1), turn: make(chan struct{})}
+}
+
+// turned is closed when the next reign begins or the present one ends.
+func (t *throne) turned() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.turn
+}
+
+// tell wakes who waits for turned. The caller holds mu.
+func (t *throne) tell() {
+	close(t.turn)
+	t.turn = make(chan struct{})
 }
 
 // run follows raft's notifications until ctx ends. It never blocks on anything else: raft blocks
@@ -76,6 +90,7 @@ func (t *throne) establish(run *running, claim uint64) {
 		}
 		if err == nil {
 			t.reign = &reign{term: term, since: time.Now()}
+			t.tell()
 			t.mu.Unlock()
 			run.tellBarrier(term)
 			t.c.log.Info("leadership established, writes are accepted", "term", term)
@@ -110,6 +125,7 @@ func (t *throne) revoke() {
 		t.ended = time.Now()
 		t.c.log.Info("leadership ended", "term", t.reign.term, "after", time.Since(t.reign.since).Round(time.Millisecond))
 		t.reign = nil
+		t.tell()
 	}
 }
 
@@ -294,18 +310,18 @@ var errTransfer = errors.New("no other voter took over")
 // abdicate hands leadership over before this node stops, so that the fleet is not without a leader
 // until its heartbeat times out. It is tried once in a process's life: raft can get stuck when it is
 // repeated.
-func (c *Cluster) abdicate(r *raft.Raft, limit time.Duration) error {
+func (c *Cluster) abdicate(r *running, limit time.Duration) error {
 	voters := 0
-	for _, p := range c.peers {
-		if p.Voter {
+	for _, s := range r.servers() {
+		if s.Suffrage == raft.Voter {
 			voters++
 		}
 	}
-	if r.State() != raft.Leader || voters < 2 {
+	if r.raft.State() != raft.Leader || voters < 2 {
 		return nil
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- r.LeadershipTransfer().Error() }()
+	go func() { ended <- r.raft.LeadershipTransfer().Error() }()
 	select {
 	case err := <-ended:
 		return err

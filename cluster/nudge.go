@@ -15,38 +15,35 @@ const (
 )
 
 // nudger tells followers of a commit at once. Raft itself tells them with the next entry, or after
-// its commit timeout. Why this is safe is proven in DESIGN.md. It keeps one goroutine for each peer,
-// with the latest index only; an idle fleet sends nothing.
+// its commit timeout. Why this is safe is proven in DESIGN.md. It keeps one goroutine for each follower
+// that this node's raft has ever sent entries to, with the latest index only; an idle fleet sends nothing.
 type nudger struct {
-	tap     *tap
+	tap   *tap
+	count func() // of nudges sent
+
+	mu      sync.Mutex
+	start   func(*nudgeWorker) // nil until run, and after it
 	workers map[raft.ServerID]*nudgeWorker
-	count   func() // of nudges sent
 }
 
 type nudgeWorker struct {
+	id   raft.ServerID
 	wake chan struct{} // buffered, 1
+	gone chan struct{} // closed when the follower is removed
 
 	mu          sync.Mutex
 	index, term uint64
 }
 
-func newNudger(t *tap, peers map[string]Peer, self string, count func()) *nudger {
-	n := &nudger{tap: t, workers: map[raft.ServerID]*nudgeWorker{}, count: count}
-	for id := range peers {
-		if id != self {
-			n.workers[raft.ServerID(id)] = &nudgeWorker{wake: make(chan struct{}, 1)}
-		}
-	}
-	return n
+func newNudger(t *tap, count func()) *nudger {
+	return &nudger{tap: t, workers: map[raft.ServerID]*nudgeWorker{}, count: count}
 }
 
 // committed tells the workers of a committed entry. It is called on every node for every batch and
 // never blocks; only on the leader of the entry's term does anything come of it.
 func (n *nudger) committed(index, term uint64) {
-	for id, w := range n.workers {
-		if _, leads := n.tap.template(id, term); !leads {
-			continue
-		}
+	for _, id := range n.tap.led(term) {
+		w := n.worker(id)
 		w.mu.Lock()
 		w.index, w.term = index, term
 		w.mu.Unlock()
@@ -57,21 +54,56 @@ func (n *nudger) committed(index, term uint64) {
 	}
 }
 
-// run serves one goroutine for each peer until ctx ends.
+func (n *nudger) worker(id raft.ServerID) *nudgeWorker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.workers[id]
+	if w == nil {
+		w = &nudgeWorker{id: id, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+		n.workers[id] = w
+		if n.start != nil {
+			n.start(w)
+		}
+	}
+	return w
+}
+
+// remove ends what belongs to a follower that raft sends nothing to any more.
+func (n *nudger) remove(id raft.ServerID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w := n.workers[id]; w != nil {
+		close(w.gone)
+		delete(n.workers, id)
+	}
+}
+
+// run serves the workers until ctx ends.
 func (n *nudger) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for id, w := range n.workers {
-		wg.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-w.wake:
-					n.send(ctx, id, w)
-				}
-			}
-		})
+	n.mu.Lock()
+	n.start = func(w *nudgeWorker) { wg.Go(func() { n.serve(ctx, w) }) }
+	for _, w := range n.workers {
+		n.start(w)
+	}
+	n.mu.Unlock()
+	<-ctx.Done()
+	n.mu.Lock()
+	n.start = nil
+	n.mu.Unlock()
+}
+
+func (n *nudger) serve(ctx context.Context, w *nudgeWorker) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.gone:
+			return
+		case <-w.wake:
+			n.send(ctx, w.id, w)
+		}
 	}
 }
 

@@ -116,12 +116,11 @@ func voters(c raft.Configuration) []string {
 
 // Founding is a store whose node is the only voter of its fleet.
 type Founding struct {
-	Node    string // id
-	Address string // peer address, host:port
-	Epoch   uint64
-	Term    uint64 // above every term of the fleet's that is known
-	View    *fsm.View
-	Why     string // why the store that was there, if one was, is set aside
+	Node  string // id
+	Epoch uint64
+	Term  uint64 // above every term of the fleet's that is known
+	View  *fsm.View
+	Why   string // why the store that was there, if one was, is set aside
 }
 
 // Found puts the store in the place of the one in dir, which is kept beside it, and returns where, "" if there was
@@ -181,7 +180,7 @@ func (f *Founding) write(dir string, logger *slog.Logger) error {
 	}
 	_, encoder := raft.NewInmemTransport("")
 	sink, err := snaps.Create(raft.SnapshotVersionMax, f.View.Index(), f.Term, raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: raft.ServerID(f.Node), Address: raft.ServerAddress(f.Address),
+		Suffrage: raft.Voter, ID: raft.ServerID(f.Node), Address: raft.ServerAddress(f.Node),
 	}}}, f.View.Index(), encoder)
 	if err != nil {
 		return err

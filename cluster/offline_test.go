@@ -44,8 +44,7 @@ func TestFoundOnASurvivor(t *testing.T) {
 		!slices.Equal(off.Voters, []string{"n1", "n2", "n3"}) || off.Gated || off.Owner != n.id {
 		t.Errorf("read %+v at index %d", off, v.Index())
 	}
-	o, _ := n.opts(n)
-	found := Founding{Node: n.id, Address: o.Bind, Epoch: 2, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
+	found := Founding{Node: n.id, Epoch: 2, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	if _, err := Found(stopped, n.dir(), found, logger(t)); !errors.Is(err, context.Canceled) {
@@ -61,7 +60,7 @@ func TestFoundOnASurvivor(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(kept, logFile)); err != nil {
 		t.Errorf("the old store is not kept: %v", err)
 	}
-	f.nodes = []*node{n}
+	f.nodes, f.voters = []*node{n}, 1
 	f.start().ready()
 	if v := n.store.View(); v.Hash() != hash && owner(n.store, "last") != "two" {
 		t.Errorf("the survivor came back at index %d", v.Index())

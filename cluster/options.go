@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -15,21 +16,9 @@ import (
 	"github.com/palisade/palisade/fsm"
 )
 
-// Peer is one member of the fleet. Every node is given the same list.
-type Peer struct {
-	ID   string // node id
-	Name string // for people; defaults to ID
-	// Address is where the peer is reached by the others (raft and peer RPC, TCP), host:port.
-	Address string
-	// GossipAddress is where its gossip is reached (UDP and TCP), ip:port. Empty leaves the peer out
-	// of gossip: it is never seen alive.
-	GossipAddress string
-	Voter         bool
-}
-
 // Options configures a Cluster.
 type Options struct {
-	ID      string // of this node; must be in Peers
+	ID      string // of this node
 	Version string // of this build, shown to peers
 	Dir     string // of the store; made if it is missing. Must not be on a tmpfs.
 
@@ -40,12 +29,12 @@ type Options struct {
 	// GossipBind is the ip:port gossip listens on (UDP and TCP). Empty means no gossip: sightings
 	// go nowhere, and a peer counts as alive while raft hears from it.
 	GossipBind string
-	Peers      []Peer
 
-	// Identity proves to peers that this node belongs to the fleet, and checks theirs.
-	Identity Identity
-	// GossipKey encrypts gossip (AES-256, 32 bytes); see GossipKey. Required with GossipBind.
-	GossipKey []byte
+	// Identity proves to peers that this node belongs to the fleet, and checks theirs. Beside it lies what
+	// was last known of the others, for the start.
+	Identity *Identity
+	// Lifetime of the certificates that this node issues as the leader; zero is pki.LeafLifetime.
+	Lifetime time.Duration
 
 	Store *fsm.Store
 	// KnownIndex is a log index that this node is known to have applied in an earlier life, from
@@ -79,6 +68,8 @@ type Options struct {
 // seams are what tests change.
 type seams struct {
 	raft    func(*raft.Config)
+	roster  Roster // in the place of what is beside the Identity
+	voters  int    // how many there should be; 0: as usual
 	noNudge bool
 }
 
@@ -91,9 +82,6 @@ type Timing struct {
 	NoLeader  time.Duration // how long a proposal waits for a leader before ErrUnavailable; 3 s
 	StuckIO   time.Duration // a store call that takes longer ends the process; 5 s
 	StuckLead time.Duration // a leader that commits nothing for this long ends the process; 10 s
-	// FormGrace is how long a new fleet waits for peers that don't answer before a majority of empty
-	// peers may form it; 10 s.
-	FormGrace time.Duration
 	Handshake time.Duration // of a TLS connection; 5 s
 	Call      time.Duration // of a raft call to a peer, without the transfer of a snapshot; 3 s
 }
@@ -110,7 +98,6 @@ func (t Timing) withDefaults() Timing {
 		{&t.NoLeader, 3 * time.Second},
 		{&t.StuckIO, 5 * time.Second},
 		{&t.StuckLead, 10 * time.Second},
-		{&t.FormGrace, 10 * time.Second},
 		{&t.Handshake, 5 * time.Second},
 		{&t.Call, 3 * time.Second},
 	} {
@@ -139,38 +126,9 @@ func (o *Options) validate() error {
 	if o.Logger == nil {
 		bad("Logger is missing")
 	}
-	self, voters := false, 0
-	ids, addrs := map[string]bool{}, map[string]bool{}
-	for i, p := range o.Peers {
-		if p.ID == "" || ids[p.ID] {
-			bad("Peers[%d]: id %q is empty or not unique", i, p.ID)
-		}
-		if _, _, err := net.SplitHostPort(p.Address); err != nil || addrs[p.Address] {
-			bad("Peers[%d]: address %q is not host:port or not unique", i, p.Address)
-		}
-		if p.GossipAddress != "" {
-			if _, err := netip.ParseAddrPort(p.GossipAddress); err != nil {
-				bad("Peers[%d]: gossip address %q is not ip:port", i, p.GossipAddress)
-			}
-		}
-		ids[p.ID], addrs[p.Address] = true, true
-		self = self || p.ID == o.ID
-		if p.Voter {
-			voters++
-		}
-	}
-	if !self {
-		bad("Peers has no entry for this node, %q", o.ID)
-	}
-	if voters == 0 {
-		bad("Peers has no voter")
-	}
 	if o.GossipBind != "" {
 		if _, err := netip.ParseAddrPort(o.GossipBind); err != nil {
 			bad("GossipBind %q is not ip:port", o.GossipBind)
-		}
-		if len(o.GossipKey) != 32 {
-			bad("GossipKey has %d bytes, want 32", len(o.GossipKey))
 		}
 	}
 	t := o.Timing.withDefaults()
@@ -186,11 +144,27 @@ func (o *Options) validateReal() error {
 	if o.Dir == "" {
 		errs = append(errs, errors.New("option Dir is missing"))
 	}
-	if o.Identity == nil {
+	switch {
+	case o.Identity == nil:
 		errs = append(errs, errors.New("Identity is missing"))
+	case o.Identity.Node() != o.ID:
+		errs = append(errs, fmt.Errorf("the identity is of node %q, this is node %q", o.Identity.Node(), o.ID))
 	}
 	if o.Listen == nil && o.Bind == "" {
 		errs = append(errs, errors.New("one of Listen and Bind is needed"))
 	}
 	return errors.Join(errs...)
+}
+
+// directory opens what was last known of the others.
+func (o *Options) directory() (*directory, error) {
+	if o.Identity == nil || o.Identity.dir == "" {
+		return newDirectory(o.ID, "", o.seams.roster)
+	}
+	file := filepath.Join(o.Identity.dir, rosterFile)
+	r, err := loadRoster(file)
+	if err != nil {
+		return nil, err
+	}
+	return newDirectory(o.ID, file, r)
 }

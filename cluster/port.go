@@ -6,29 +6,36 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/pki"
 )
 
 // Bounds on what anyone who reaches the peer port can take.
 const (
 	maxHandshakes        = 128 // at once
 	maxHandshakesPerHost = 32  // at once, so that one host can't keep the others out
-	maxPeerConns         = 1024
+	maxPeerConns         = 4096
+	maxDoor              = 8 // joining nodes at once
+	maxDoorPerHost       = 2
 )
 
-// port owns the peer port: it accepts, shakes hands, and hands each connection to raft or to the peer
-// RPC server by what ALPN agreed on. Whoever does not belong to the fleet gets no further than the
-// handshake.
+// port owns the peer port: it accepts, shakes hands, and hands each connection to raft, to the peer
+// RPC server or to the door for joining nodes, by what ALPN agreed on. Whoever does not belong to the fleet
+// gets no further than the handshake, or to the door.
 type port struct {
 	ln        net.Listener // set before run
-	identity  Identity
-	peers     map[string]Peer
-	advertise string
+	identity  *Identity
+	dir       *directory
+	mayRaft   func(from string, proven bool) bool
+	join      func(net.Conn) // answers one joining node and closes; nil refuses all
 	handshake time.Duration
 	logger    *slog.Logger
 	refused   seldom
@@ -41,29 +48,48 @@ type port struct {
 	mu    sync.Mutex
 	hosts map[string]int // handshakes going on, by remote host
 	busy  int            // all of them
-	conns map[net.Conn]struct{}
+	doors map[string]int // joining nodes that are answered, by remote host
+	conns map[*peerConn]struct{}
 	done  bool
 	wg    sync.WaitGroup
 }
 
-func newPort(identity Identity, peers map[string]Peer, advertise string, t Timing, logger *slog.Logger) *port {
+// peerConn is the TCP connection under a TLS connection. The port knows it while it is open.
+type peerConn struct {
+	net.Conn
+	port   *port
+	once   sync.Once
+	member pki.Member // of the other end, guarded by port.mu; zero before the handshake
+}
+
+// Close closes the connection at once, without TLS's farewell, which may block.
+func (c *peerConn) Close() error {
+	c.once.Do(func() {
+		c.port.mu.Lock()
+		defer c.port.mu.Unlock()
+		delete(c.port.conns, c)
+	})
+	return c.Conn.Close()
+}
+
+func newPort(identity *Identity, dir *directory, t Timing, logger *slog.Logger) *port {
 	ctx, end := context.WithCancel(context.Background())
 	return &port{
 		ctx: ctx, end: end,
-		identity: identity, peers: peers, advertise: advertise, handshake: t.Handshake, logger: logger,
+		identity: identity, dir: dir, handshake: t.Handshake, logger: logger,
 		refused: seldom{every: 10 * time.Second},
-		raft:    newConnQueue(peerAddr(advertise)),
-		rpc:     newConnQueue(peerAddr(advertise)),
+		raft:    newConnQueue(peerAddr(dir.self)),
+		rpc:     newConnQueue(peerAddr(dir.self)),
 		hosts:   map[string]int{},
-		conns:   map[net.Conn]struct{}{},
+		doors:   map[string]int{},
+		conns:   map[*peerConn]struct{}{},
 	}
 }
 
 // run accepts until close is called, and returns after all handshakes have ended.
 func (p *port) run() error {
 	defer p.wg.Wait()
-	server := p.identity.Server().Clone()
-	server.NextProtos = []string{alpnRaft, alpnRPC}
+	server := p.identity.server(p.dir)
 	for delay := time.Duration(0); ; {
 		conn, err := p.ln.Accept()
 		if err == nil {
@@ -84,8 +110,9 @@ func (p *port) run() error {
 	}
 }
 
-func (p *port) start(conn net.Conn, server *tls.Config) {
-	host := hostOf(conn)
+func (p *port) start(raw net.Conn, server *tls.Config) {
+	host := hostOf(raw)
+	conn := &peerConn{Conn: raw, port: p}
 	p.mu.Lock()
 	full := p.done || p.busy >= maxHandshakes || p.hosts[host] >= maxHandshakesPerHost || len(p.conns) >= maxPeerConns
 	if !full {
@@ -96,7 +123,7 @@ func (p *port) start(conn net.Conn, server *tls.Config) {
 	}
 	p.mu.Unlock()
 	if full {
-		_ = conn.Close()
+		_ = raw.Close()
 		if n, ok := p.refused.ok("full"); ok {
 			p.logger.Warn("too many connections on the peer port, one was closed", "remote", host, "more_since", n)
 		}
@@ -108,59 +135,130 @@ func (p *port) start(conn net.Conn, server *tls.Config) {
 	}()
 }
 
-func (p *port) admit(raw net.Conn, host string, server *tls.Config) {
+func (p *port) admit(raw *peerConn, host string, server *tls.Config) {
 	conn := tls.Server(raw, server)
-	ctx, cancel := context.WithTimeout(context.Background(), p.handshake)
+	ctx, cancel := context.WithTimeout(p.ctx, p.handshake)
+	defer cancel()
 	err := conn.HandshakeContext(ctx)
-	cancel()
+	proto := conn.ConnectionState().NegotiatedProtocol
+	if err == nil && proto != alpnJoin {
+		err = p.check(ctx, raw, conn, proto)
+	}
 
 	p.mu.Lock()
 	p.busy--
 	if p.hosts[host]--; p.hosts[host] == 0 {
 		delete(p.hosts, host)
 	}
-	delete(p.conns, raw)
-	if err == nil && !p.done {
-		p.conns[conn] = struct{}{}
-	}
-	closed := p.done
 	p.mu.Unlock()
 
-	if err != nil || closed {
+	if err != nil {
 		_ = raw.Close()
-		if err != nil && !closed {
+		if !p.closed() {
 			p.logRefused(host, err)
 		}
 		return
 	}
 	taken := false
-	switch conn.ConnectionState().NegotiatedProtocol {
+	switch proto {
 	case alpnRaft:
-		taken = p.raft.push(&closeHook{Conn: conn, hook: func() { p.forget(conn) }})
+		taken = p.raft.push(conn)
 	case alpnRPC:
-		taken = p.rpc.push(conn) // net/http needs the bare TLS connection
+		taken = p.rpc.push(conn)
+	case alpnJoin:
+		p.open(conn, host)
+		return
 	}
 	if !taken {
-		p.forget(conn)
-		_ = conn.Close()
+		_ = raw.Close()
 	}
+}
+
+// check looks at who shook hands, whom TLS has let through, and whether it may speak raft.
+func (p *port) check(ctx context.Context, raw *peerConn, conn *tls.Conn, proto string) error {
+	cs := conn.ConnectionState()
+	member, err := pki.ReadMember(cs.PeerCertificates[0])
+	if err != nil {
+		return err
+	}
+	if proto == alpnRaft {
+		proven, err := p.identity.readProof(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if !p.mayRaft(member.Node, proven) {
+			return fmt.Errorf("%w: node %q is no voter and may not speak raft", errRefused, member.Node)
+		}
+	}
+	return p.enrol(raw, member)
+}
+
+// enrol notes who is at the other end of a connection, so that it can be cut; it fails if that is due already.
+func (p *port) enrol(raw *peerConn, member pki.Member) error {
+	p.mu.Lock()
+	raw.member = member
+	done := p.done
+	p.mu.Unlock()
+	if done {
+		return net.ErrClosed
+	}
+	if p.dir.outlived(member) { // since the handshake
+		return fmt.Errorf("%w: node %q has just been retired, or has another key", errRefused, member.Node)
+	}
+	return nil
+}
+
+// cut closes the connections to nodes that must have none any more: retired, or with a certificate over a key that
+// was replaced.
+func (p *port) cut() {
+	var gone []*peerConn
+	p.mu.Lock()
+	for c := range p.conns {
+		if c.member.Node != "" && p.dir.outlived(c.member) {
+			gone = append(gone, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range gone {
+		p.logger.Info("cut a connection of a node that is not accepted any more", "peer", c.member.Node, "remote", hostOf(c))
+		_ = c.Close()
+	}
+}
+
+// open lets a joining node to the door, unless too many stand there.
+func (p *port) open(conn *tls.Conn, host string) {
+	p.mu.Lock()
+	all := 0
+	for _, n := range p.doors {
+		all += n
+	}
+	full := p.done || p.join == nil || all >= maxDoor || p.doors[host] >= maxDoorPerHost
+	if !full {
+		p.doors[host]++
+	}
+	p.mu.Unlock()
+	defer func() { _ = conn.Close() }()
+	if full {
+		return
+	}
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.doors[host]--; p.doors[host] == 0 {
+			delete(p.doors, host)
+		}
+	}()
+	p.join(conn)
 }
 
 func (p *port) logRefused(host string, err error) {
 	level, msg := slog.LevelDebug, "a TLS handshake on the peer port failed"
-	if errors.Is(err, errNotOfFleet) || strings.Contains(err.Error(), "bad certificate") {
-		level, msg = slog.LevelWarn, "a connection was refused: the two ends do not hold the same cluster key"
+	if errors.Is(err, errRefused) || strings.Contains(err.Error(), "bad certificate") {
+		level, msg = slog.LevelWarn, "a connection on the peer port was refused"
 	}
 	if n, ok := p.refused.ok(host); ok {
 		p.logger.Log(context.Background(), level, msg, "remote", host, "err", err, "more_since", n)
 	}
-}
-
-// forget drops a connection from the count of open ones.
-func (p *port) forget(conn net.Conn) {
-	p.mu.Lock()
-	delete(p.conns, conn)
-	p.mu.Unlock()
 }
 
 func (p *port) closed() bool {
@@ -174,10 +272,7 @@ func (p *port) close() {
 	p.end()
 	p.mu.Lock()
 	p.done = true
-	conns := make([]net.Conn, 0, len(p.conns))
-	for c := range p.conns {
-		conns = append(conns, c)
-	}
+	conns := slices.Collect(maps.Keys(p.conns))
 	p.mu.Unlock()
 	if p.ln != nil {
 		_ = p.ln.Close()
@@ -185,9 +280,6 @@ func (p *port) close() {
 	_ = p.raft.Close()
 	_ = p.rpc.Close()
 	for _, c := range conns {
-		if t, ok := c.(*tls.Conn); ok {
-			c = t.NetConn() // without the farewell, which may block
-		}
 		_ = c.Close()
 	}
 }
@@ -198,16 +290,18 @@ func (p *port) dial(ctx context.Context, id, address, proto string) (*tls.Conn, 
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // net/http dials on after its caller has gone
 	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", address)
+	tcp, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	conf := p.identity.Client(id).Clone()
-	conf.NextProtos = []string{proto}
-	conn := tls.Client(raw, conf)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	raw := &peerConn{Conn: tcp, port: p}
+	p.mu.Lock()
+	p.conns[raw] = struct{}{}
+	p.mu.Unlock()
+	conn, err := p.greet(ctx, raw, id, proto)
+	if err != nil {
 		_ = raw.Close()
-		if errors.Is(err, errNotOfFleet) || strings.Contains(err.Error(), "where node") {
+		if errors.Is(err, errRefused) {
 			if n, ok := p.refused.ok("to " + id); ok {
 				p.logger.Warn("a peer was refused", "peer", id, "address", address, "err", err, "more_since", n)
 			}
@@ -215,6 +309,23 @@ func (p *port) dial(ctx context.Context, id, address, proto string) (*tls.Conn, 
 		return nil, fmt.Errorf("TLS with peer %s at %s: %w", id, address, err)
 	}
 	return conn, nil
+}
+
+func (p *port) greet(ctx context.Context, raw *peerConn, id, proto string) (*tls.Conn, error) {
+	conn := tls.Client(raw, p.identity.client(p.dir, id, proto))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	member, err := pki.ReadMember(conn.ConnectionState().PeerCertificates[0])
+	if err != nil {
+		return nil, err
+	}
+	if proto == alpnRaft {
+		if err := p.identity.sendProof(ctx, conn); err != nil {
+			return nil, err
+		}
+	}
+	return conn, p.enrol(raw, member)
 }
 
 func hostOf(conn net.Conn) string {
@@ -268,18 +379,6 @@ func (q *connQueue) Close() error {
 
 func (q *connQueue) Addr() net.Addr { return q.addr }
 
-// closeHook calls hook once when the connection is closed.
-type closeHook struct {
-	net.Conn
-	once sync.Once
-	hook func()
-}
-
-func (c *closeHook) Close() error {
-	c.once.Do(c.hook)
-	return c.Conn.Close()
-}
-
 // streamLayer lets raft speak through the port.
 type streamLayer struct {
 	*connQueue
@@ -288,37 +387,21 @@ type streamLayer struct {
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
 
-// peerAddr is the address this node advertises; raft compares it with its configuration.
+// peerAddr is a node id in the place of an address: that is how raft knows its members, so that nothing in its
+// log changes when a node moves to another address.
 type peerAddr string
 
-func (peerAddr) Network() string  { return "tcp" }
+func (peerAddr) Network() string  { return "palisade" }
 func (a peerAddr) String() string { return string(a) }
 
-func (s *streamLayer) Addr() net.Addr { return peerAddr(s.port.advertise) }
+func (s *streamLayer) Addr() net.Addr { return peerAddr(s.port.dir.self) }
 
-func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+func (s *streamLayer) Dial(id raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	peer, ok := s.port.dir.peer(string(id))
+	if !ok {
+		return nil, fmt.Errorf("no node %q is known here", id)
+	}
 	ctx, cancel := context.WithTimeout(s.port.ctx, timeout)
 	defer cancel()
-	for id, p := range s.port.peers {
-		if p.Address != string(address) {
-			continue
-		}
-		conn, err := s.port.dial(ctx, id, p.Address, alpnRaft)
-		if err != nil {
-			return nil, err
-		}
-		hooked := &closeHook{Conn: conn, hook: func() { s.port.forget(conn) }}
-		s.port.mu.Lock()
-		closed := s.port.done
-		if !closed {
-			s.port.conns[conn] = struct{}{}
-		}
-		s.port.mu.Unlock()
-		if closed {
-			_ = conn.Close()
-			return nil, net.ErrClosed
-		}
-		return hooked, nil
-	}
-	return nil, fmt.Errorf("no peer has the address %s", address)
+	return s.port.dial(ctx, peer.ID, peer.Address, alpnRaft)
 }

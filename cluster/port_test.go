@@ -18,7 +18,7 @@ import (
 
 func TestSlowHandshakesDontKeepPeersOut(t *testing.T) {
 	f := realFleet(t, 2, func(_ string, o *Options) { o.Timing.Handshake = time.Second }).start().ready()
-	addr := f.nodes[0].c.peers["n1"].Address
+	addr := f.nodes[0].c.dir.now().all["n1"].Address
 	// More connections than may shake hands at once from one host, saying nothing.
 	var conns []net.Conn
 	defer func() {
@@ -59,10 +59,9 @@ func isTimeout(err error) bool {
 }
 
 // rawClient is a peer that may say anything.
-func rawClient(t *testing.T, to *node) *http.Client {
+func (f *fleet) rawClient(t *testing.T, to *node) *http.Client {
 	t.Helper()
-	conf := mustIdentity(t, testKey(1), "n2").Client(to.id)
-	conf.NextProtos = []string{alpnRPC}
+	conf := inMemory(f.born.creds["n2"], nil).client(to.c.dir, to.id, alpnRPC)
 	tr := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 10 * time.Second}
@@ -71,7 +70,7 @@ func rawClient(t *testing.T, to *node) *http.Client {
 func TestPeerRPCIsBounded(t *testing.T) {
 	f := realFleet(t, 2).start().ready()
 	to := f.nodes[0]
-	client, base := rawClient(t, to), "https://"+to.c.peers[to.id].Address
+	client, base := f.rawClient(t, to), "https://"+to.c.dir.now().all[to.id].Address
 	for name, c := range map[string]struct {
 		path, timeout string
 		body          io.Reader
@@ -119,9 +118,9 @@ func TestOneProtocolOfTwoMustBeAgreed(t *testing.T) {
 	f := realFleet(t, 1).start().ready()
 	n := f.nodes[0]
 	for _, protos := range [][]string{nil, {"http/1.1"}, {"spdy"}} {
-		conf := mustIdentity(t, testKey(1), "n1").Client("n1")
-		conf.NextProtos = protos
-		conn, err := tls.Dial("tcp", n.c.peers["n1"].Address, conf)
+		conf := inMemory(f.born.creds["n1"], nil).client(n.c.dir, "n1", alpnRPC)
+		conf.NextProtos, conf.VerifyConnection = protos, nil
+		conn, err := tls.Dial("tcp", n.c.dir.now().all["n1"].Address, conf)
 		if err != nil {
 			continue
 		}
@@ -137,11 +136,10 @@ func TestOneProtocolOfTwoMustBeAgreed(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	id := mustIdentity(t, testKey(1), "n1")
+	id := inMemory(bear(t, threePeers()).creds["n1"], nil)
 	good := func() Options {
 		return Options{
 			ID: "n1", Dir: "/x", Bind: "127.0.0.1:0", Identity: id, Store: fsm.NewStore(), Logger: logger(t),
-			Peers:  []Peer{{ID: "n1", Address: "10.0.0.1:7420", GossipAddress: "10.0.0.1:7421", Voter: true}},
 			Answer: func(context.Context, fsm.Query) (fsm.Report, error) { return fsm.Report{}, nil },
 			Fatal:  func(error) {},
 		}
@@ -151,20 +149,16 @@ func TestOptionsAreChecked(t *testing.T) {
 		t.Fatalf("good options: %v", err)
 	}
 	for want, spoil := range map[string]func(*Options){
-		"no entry for this node": func(o *Options) { o.ID = "n2" },
-		"no voter":               func(o *Options) { o.Peers[0].Voter = false },
-		"not host:port":          func(o *Options) { o.Peers[0].Address = "10.0.0.1" },
-		"not ip:port":            func(o *Options) { o.Peers[0].GossipAddress = "host:1" },
-		"not unique":             func(o *Options) { o.Peers = append(o.Peers, o.Peers[0]) },
-		"GossipKey has 0 bytes":  func(o *Options) { o.GossipBind = "10.0.0.1:7421" },
-		"Store is missing":       func(o *Options) { o.Store = nil },
-		"Answer is missing":      func(o *Options) { o.Answer = nil },
-		"Fatal is missing":       func(o *Options) { o.Fatal = nil },
-		"Logger is missing":      func(o *Options) { o.Logger = nil },
-		"Dir is missing":         func(o *Options) { o.Dir = "" },
-		"Identity is missing":    func(o *Options) { o.Identity = nil },
-		"Listen and Bind":        func(o *Options) { o.Bind = "" },
-		"Lease <= Heartbeat":     func(o *Options) { o.Timing.Lease = 2 * time.Second },
+		`is of node "n1"`:     func(o *Options) { o.ID = "n2" },
+		"not ip:port":         func(o *Options) { o.GossipBind = "host:1" },
+		"Store is missing":    func(o *Options) { o.Store = nil },
+		"Answer is missing":   func(o *Options) { o.Answer = nil },
+		"Fatal is missing":    func(o *Options) { o.Fatal = nil },
+		"Logger is missing":   func(o *Options) { o.Logger = nil },
+		"Dir is missing":      func(o *Options) { o.Dir = "" },
+		"Identity is missing": func(o *Options) { o.Identity = nil },
+		"Listen and Bind":     func(o *Options) { o.Bind = "" },
+		"Lease <= Heartbeat":  func(o *Options) { o.Timing.Lease = 2 * time.Second },
 	} {
 		o := good()
 		spoil(&o)

@@ -113,15 +113,15 @@ func (c *Cluster) patience() time.Duration {
 
 // attempt tries once, at whoever leads now.
 func (c *Cluster) attempt(ctx context.Context, cmd fsm.Command, data []byte) outcome {
-	switch id := c.leader(); id {
+	switch id := c.leaderHint(); id {
 	case "":
 		return failed(notAppended, errNoLeader)
 	case c.id:
 		return c.submit(ctx, []fsm.Command{cmd})[0]
 	default:
-		f := c.forward[id]
+		f := c.forward.to(id)
 		if f == nil {
-			return failed(notAppended, fmt.Errorf("the leader %q is not in the list of peers", id))
+			return failed(notAppended, fmt.Errorf("the leader %q is not known to this node yet", id))
 		}
 		return f.do(ctx, data)
 	}
@@ -139,7 +139,7 @@ func (c *Cluster) waitOwn(ctx context.Context, index uint64) {
 }
 
 // onPropose serves the proposals that another node forwards.
-func (c *Cluster) onPropose(ctx context.Context, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+func (c *Cluster) onPropose(ctx context.Context, _ string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
 	in := req.GetCommands()
 	resp := &peerpb.ProposeResponse{Outcomes: make([]*peerpb.Outcome, len(in))}
 	cmds := make([]fsm.Command, 0, len(in))
@@ -156,4 +156,46 @@ func (c *Cluster) onPropose(ctx context.Context, req *peerpb.ProposeRequest) (*p
 		resp.Outcomes[at[i]] = o.encode()
 	}
 	return resp, nil
+}
+
+// hintAgain is how often a node that hears no leader asks the others who leads.
+const hintAgain = time.Second
+
+// leaderHint is the leader, or while none is heard whom another member named last. A hint may be wrong: it is good
+// for a call that the called node refuses unless it leads.
+func (c *Cluster) leaderHint() string {
+	if id := c.leader(); id != "" {
+		return id
+	}
+	if p := c.hint.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// seekLeader keeps asking the others who leads while this node hears nobody, until ctx ends. The leader can't reach
+// a node that moved to another address before that node has told it.
+func (c *Cluster) seekLeader(ctx context.Context) {
+	tick := time.NewTicker(hintAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if c.leader() != "" || time.Since(c.leaderSeen()) < c.timing.Heartbeat {
+			c.hint.Store(nil)
+			continue
+		}
+		for _, id := range c.dir.now().others(c.id) {
+			call, cancel := context.WithTimeout(ctx, helloTime)
+			resp, err := c.rpc.hello(call, id, &peerpb.HelloRequest{Node: c.id})
+			cancel()
+			if err == nil && resp.GetLeader() != "" {
+				c.hint.Store(&resp.Leader)
+				break
+			}
+		}
+	}
 }

@@ -53,7 +53,7 @@ func (c *Cluster) readIndex(ctx context.Context) (uint64, error) {
 	case "":
 		return 0, errNoLeader
 	case c.id:
-		resp, err := c.onReadIndex(ctx, &peerpb.ReadIndexRequest{})
+		resp, err := c.onReadIndex(ctx, c.id, &peerpb.ReadIndexRequest{})
 		return resp.GetIndex(), err
 	default:
 		resp, err := c.rpc.readIndex(ctx, id, &peerpb.ReadIndexRequest{})
@@ -64,7 +64,7 @@ func (c *Cluster) readIndex(ctx context.Context) (uint64, error) {
 // onReadIndex answers as the leader. After the barrier of its reign the leader's state holds every
 // write that any earlier leader acknowledged, and every write of its own before that is acknowledged;
 // the proof that it still leads, begun after the index was read, excludes a newer leader's.
-func (c *Cluster) onReadIndex(ctx context.Context, _ *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
+func (c *Cluster) onReadIndex(ctx context.Context, _ string, _ *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
 	r := c.running.Load()
 	if r == nil || r.throne.current() == nil {
 		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, raft.ErrNotLeader)
@@ -108,8 +108,8 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	if len(q.Blocks) > fsm.MaxQueryBlocks {
 		return fsm.Report{}, fmt.Errorf("a query of %d blocks, at most %d are allowed", len(q.Blocks), fsm.MaxQueryBlocks)
 	}
-	if _, ok := c.peers[nodeID]; !ok {
-		return fsm.Report{}, fmt.Errorf("no node %q in the list of peers", nodeID)
+	if _, ok := c.dir.peer(nodeID); !ok {
+		return fsm.Report{}, fmt.Errorf("no node %q in the fleet", nodeID)
 	}
 	ctx, cancel := c.withDeadline(ctx)
 	defer cancel()
@@ -123,7 +123,7 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	return decodeReport(resp), nil
 }
 
-func (c *Cluster) onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
+func (c *Cluster) onAsk(ctx context.Context, _ string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
 	if len(req.GetBlocks()) > fsm.MaxQueryBlocks {
 		return nil, errors.New("too many blocks")
 	}

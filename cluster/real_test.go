@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -259,60 +257,6 @@ func TestRolledBackStoreDoesNotVote(t *testing.T) {
 
 }
 
-func TestFleetIsNotFormedAnewBehindTheKernel(t *testing.T) {
-	n := realFleet(t, 1, func(_ string, o *Options) { o.KnownIndex = 17 }).nodes[0].start()
-	if err := <-n.ended; err == nil || !strings.Contains(err.Error(), "refused to form a new fleet") {
-		t.Errorf("an empty store on a node that has enforced index 17: %v", err)
-	}
-	n.c = nil
-}
-
-func TestStrangerIsRefused(t *testing.T) {
-	var mu sync.Mutex
-	var lines strings.Builder
-	f := realFleet(t, 3, func(id string, o *Options) {
-		if id == "n3" {
-			o.Identity = mustIdentity(t, testKey(9), id)
-			o.GossipKey, _ = GossipKey(testKey(9))
-		} else {
-			o.Logger = slog.New(slog.NewTextHandler(&lockedWriter{mu: &mu, w: &lines}, nil))
-		}
-		o.Timing.FormGrace = 500 * time.Millisecond
-	})
-	for _, n := range f.nodes {
-		n.start()
-	}
-	l := f.leader()
-	if l.id == "n3" {
-		t.Fatal("a node with another key leads")
-	}
-	l.propose(declare("vm", "one"))
-	f.await("the refusal to be logged", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return strings.Contains(lines.String(), "do not hold the same cluster key")
-	})
-	if f.nodes[2].store.View().Index() != 0 || f.nodes[2].c.running.Load() != nil {
-		t.Error("the stranger has state, or formed a fleet of its own")
-	}
-	for _, m := range f.nodes[0].c.Members() {
-		if m.ID == "n3" && m.Alive {
-			t.Error("the stranger counts as alive")
-		}
-	}
-}
-
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  *strings.Builder
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
-}
-
 // TestNudge shows that an entry reaches all state machines at once, and that it is the nudge's doing.
 func TestNudge(t *testing.T) {
 	median := func(noNudge bool) time.Duration {
@@ -470,7 +414,6 @@ func TestDamagedStoreIsNamed(t *testing.T) {
 	other := newNode(t, "n7", func(*node) (Options, world) {
 		o, _ := n.opts(n)
 		o.ID, o.GossipBind = "n7", ""
-		o.Peers = []Peer{{ID: "n7", Address: o.Peers[0].Address, Voter: true}}
 		return o, &realWorld{opts: o}
 	})
 	other.start()

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,92 +41,181 @@ const (
 // errNotSent marks a call that certainly did not reach the peer.
 var errNotSent = errors.New("peer not reached")
 
-// peers is how a node calls the others. Errors wrap errNotSent if nothing was sent, and
-// fsm.ErrUnavailable if the peer refused because it does not lead.
+// peers is how a node calls the others: the call named verb, of the node with this id. Errors wrap
+// errNotSent if nothing was sent, and fsm.ErrUnavailable if the peer refused because it does not lead.
 type peers interface {
-	hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error)
-	propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error)
-	readIndex(ctx context.Context, id string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error)
-	ask(ctx context.Context, id string, req *peerpb.AskRequest) (*peerpb.AskResponse, error)
+	call(ctx context.Context, id, verb string, req, resp proto.Message) error
 }
 
-// served is the other end: what a node answers.
-type served interface {
-	onHello(ctx context.Context, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error)
-	onPropose(ctx context.Context, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error)
-	onReadIndex(ctx context.Context, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error)
-	onAsk(ctx context.Context, req *peerpb.AskRequest) (*peerpb.AskResponse, error)
+// calls are the calls of a peer, with their types.
+type calls struct{ peers }
+
+func ring[R any, PR message[R]](ctx context.Context, p peers, id, verb string, req proto.Message) (PR, error) {
+	resp := PR(new(R))
+	if err := p.call(ctx, id, verb, req, resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (c calls) hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
+	return ring[peerpb.HelloResponse](ctx, c, id, "hello", req)
+}
+
+func (c calls) propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+	return ring[peerpb.ProposeResponse](ctx, c, id, "propose", req)
+}
+
+func (c calls) readIndex(ctx context.Context, id string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
+	return ring[peerpb.ReadIndexResponse](ctx, c, id, "readindex", req)
+}
+
+func (c calls) ask(ctx context.Context, id string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
+	return ring[peerpb.AskResponse](ctx, c, id, "ask", req)
+}
+
+func (c calls) admit(ctx context.Context, id string, req *peerpb.AdmitRequest) (*peerpb.AdmitResponse, error) {
+	return ring[peerpb.AdmitResponse](ctx, c, id, "admit", req)
+}
+
+func (c calls) renew(ctx context.Context, id string, req *peerpb.RenewRequest) (*peerpb.RenewResponse, error) {
+	return ring[peerpb.RenewResponse](ctx, c, id, "renew", req)
+}
+
+func (c calls) serving(ctx context.Context, id string, req *peerpb.ServingRequest) (*peerpb.ServingResponse, error) {
+	return ring[peerpb.ServingResponse](ctx, c, id, "serving", req)
+}
+
+func (c calls) secrets(ctx context.Context, id string, req *peerpb.SecretsRequest) (*peerpb.SecretsResponse, error) {
+	return ring[peerpb.SecretsResponse](ctx, c, id, "secrets", req)
+}
+
+func (c calls) entrust(ctx context.Context, id string, req *peerpb.EntrustRequest) (*peerpb.EntrustResponse, error) {
+	return ring[peerpb.EntrustResponse](ctx, c, id, "entrust", req)
+}
+
+func (c calls) rotate(ctx context.Context, id string, req *peerpb.RotateRequest) (*peerpb.RotateResponse, error) {
+	return ring[peerpb.RotateResponse](ctx, c, id, "rotate", req)
+}
+
+// handler answers one kind of call. from is the caller's node id, as its certificate proves it.
+type handler func(ctx context.Context, from string, body []byte) (proto.Message, error)
+
+// errBadBody is a body that is not the message it should be.
+var errBadBody = errors.New("the body can't be read")
+
+func handle[Q any, PQ message[Q], R proto.Message](serve func(context.Context, string, PQ) (R, error)) handler {
+	return func(ctx context.Context, from string, body []byte) (proto.Message, error) {
+		req := PQ(new(Q))
+		if err := proto.Unmarshal(body, req); err != nil {
+			return nil, fmt.Errorf("%w: %w", errBadBody, err)
+		}
+		return serve(ctx, from, req)
+	}
+}
+
+// handlers are what this node answers, by verb.
+func (c *Cluster) handlers() map[string]handler {
+	return map[string]handler{
+		"hello":     handle(c.onHello),
+		"propose":   handle(c.onPropose),
+		"readindex": handle(c.onReadIndex),
+		"ask":       handle(c.onAsk),
+		"admit":     handle(c.onAdmit),
+		"renew":     handle(c.onRenew),
+		"serving":   handle(c.onServing),
+		"secrets":   handle(c.onSecrets),
+		"entrust":   handle(c.onEntrust),
+		"rotate":    handle(c.onRotate),
+	}
 }
 
 // httpPeers calls over HTTP/2, with one connection for each peer that is kept open.
 type httpPeers struct {
-	clients map[string]*http.Client
+	port *port
+	dir  *directory
+
+	mu      sync.Mutex
+	clients map[string]*httpPeer
+}
+
+type httpPeer struct {
+	address string
+	client  *http.Client
 }
 
 var _ peers = (*httpPeers)(nil)
 
-func newHTTPPeers(p *port, self string) *httpPeers {
-	h := &httpPeers{clients: map[string]*http.Client{}}
-	for id, peer := range p.peers {
-		if id == self {
-			continue
-		}
-		protocols := &http.Protocols{}
-		protocols.SetHTTP2(true)
-		h.clients[id] = &http.Client{Transport: &http.Transport{
-			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return p.dial(ctx, id, peer.Address, alpnRPC)
-			},
-			Protocols:           protocols,
-			ForceAttemptHTTP2:   true,
-			DisableCompression:  true,
-			MaxIdleConnsPerHost: 2,
-			// A peer that went silent is noticed by pings, which are sent only while a call waits
-			// or the connection is idle for so long.
-			HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
-		}}
+func newHTTPPeers(p *port, d *directory) *httpPeers {
+	return &httpPeers{port: p, dir: d, clients: map[string]*httpPeer{}}
+}
+
+// client is the one for a member, made anew if the member is reached elsewhere now; nil for who is none.
+func (h *httpPeers) client(id string) *http.Client {
+	peer, ok := h.dir.peer(id)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	known := h.clients[id]
+	if ok && known != nil && known.address == peer.Address {
+		return known.client
 	}
-	return h
+	if known != nil {
+		known.client.CloseIdleConnections()
+		delete(h.clients, id)
+	}
+	if !ok {
+		return nil
+	}
+	protocols := &http.Protocols{}
+	protocols.SetHTTP2(true)
+	client := &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return h.port.dial(ctx, id, peer.Address, alpnRPC)
+		},
+		Protocols:           protocols,
+		ForceAttemptHTTP2:   true,
+		DisableCompression:  true,
+		MaxIdleConnsPerHost: 2,
+		// A peer that went silent is noticed by pings, which are sent only while a call waits
+		// or the connection is idle for so long.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+	}}
+	h.clients[id] = &httpPeer{peer.Address, client}
+	return client
+}
+
+func (h *httpPeers) tidy() {
+	h.mu.Lock()
+	ids := slices.Collect(maps.Keys(h.clients))
+	h.mu.Unlock()
+	for _, id := range ids {
+		h.client(id)
+	}
 }
 
 func (h *httpPeers) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, c := range h.clients {
-		c.CloseIdleConnections()
+		c.client.CloseIdleConnections()
 	}
 }
 
-func (h *httpPeers) hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
-	return call(ctx, h, id, "hello", req, &peerpb.HelloResponse{})
-}
-
-func (h *httpPeers) propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
-	return call(ctx, h, id, "propose", req, &peerpb.ProposeResponse{})
-}
-
-func (h *httpPeers) readIndex(ctx context.Context, id string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
-	return call(ctx, h, id, "readindex", req, &peerpb.ReadIndexResponse{})
-}
-
-func (h *httpPeers) ask(ctx context.Context, id string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
-	return call(ctx, h, id, "ask", req, &peerpb.AskResponse{})
-}
-
-func call[R proto.Message](ctx context.Context, h *httpPeers, id, verb string, req proto.Message, resp R) (R, error) {
-	var none R
-	client := h.clients[id]
+func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.Message) error {
+	client := h.client(id)
 	if client == nil {
-		return none, fmt.Errorf("%w: no peer %q", errNotSent, id)
+		return fmt.Errorf("%w: no peer %q", errNotSent, id)
 	}
 	body, err := proto.Marshal(req)
 	if err != nil {
-		return none, fmt.Errorf("%w: encode %s: %w", errNotSent, verb, err)
+		return fmt.Errorf("%w: encode %s: %w", errNotSent, verb, err)
 	}
 	// The peer acts on a whole body only: as long as the last byte was not taken from here, nothing
 	// has happened.
 	var left atomic.Bool
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://peer/v1/"+verb, &sentBody{*bytes.NewReader(body), &left})
 	if err != nil {
-		return none, fmt.Errorf("%w: %w", errNotSent, err)
+		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	hr.ContentLength = int64(len(body))
 	hr.GetBody = func() (io.ReadCloser, error) { return &sentBody{*bytes.NewReader(body), &left}, nil }
@@ -135,7 +227,7 @@ func call[R proto.Message](ctx context.Context, h *httpPeers, id, verb string, r
 		if !left.Load() {
 			err = fmt.Errorf("%w: %w", errNotSent, err)
 		}
-		return none, fmt.Errorf("%s of peer %s: %w", verb, id, err)
+		return fmt.Errorf("%s of peer %s: %w", verb, id, err)
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(res.Body, maxResponseBytes+1))
@@ -143,19 +235,19 @@ func call[R proto.Message](ctx context.Context, h *httpPeers, id, verb string, r
 		err = fmt.Errorf("answer of more than %d bytes", maxResponseBytes)
 	}
 	if err != nil {
-		return none, fmt.Errorf("%s of peer %s: %w", verb, id, err)
+		return fmt.Errorf("%s of peer %s: %w", verb, id, err)
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
 	case http.StatusServiceUnavailable:
-		return none, fmt.Errorf("%s of peer %s: %s: %w", verb, id, strings.TrimSpace(string(data)), fsm.ErrUnavailable)
+		return fmt.Errorf("%s of peer %s: %s: %w", verb, id, strings.TrimSpace(string(data)), fsm.ErrUnavailable)
 	default:
-		return none, fmt.Errorf("%s of peer %s: %s: %s", verb, id, res.Status, strings.TrimSpace(string(data)))
+		return fmt.Errorf("%s of peer %s: %s: %s", verb, id, res.Status, strings.TrimSpace(string(data)))
 	}
 	if err := proto.Unmarshal(data, resp); err != nil {
-		return none, fmt.Errorf("%s of peer %s: decode the answer: %w", verb, id, err)
+		return fmt.Errorf("%s of peer %s: decode the answer: %w", verb, id, err)
 	}
-	return resp, nil
+	return nil
 }
 
 // sentBody notes when the last byte of a request's body is taken to be sent.
@@ -184,12 +276,11 @@ func budget(left time.Duration) time.Duration {
 }
 
 // newRPCServer answers peers. base ends every call when the cluster stops.
-func newRPCServer(base context.Context, s served, forget func(net.Conn), heard func(id string), logger *slog.Logger) *http.Server {
+func newRPCServer(base context.Context, handlers map[string]handler, heard func(id string), logger *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/hello", answer(s.onHello, heard))
-	mux.Handle("POST /v1/propose", answer(s.onPropose, heard))
-	mux.Handle("POST /v1/readindex", answer(s.onReadIndex, heard))
-	mux.Handle("POST /v1/ask", answer(s.onAsk, heard))
+	for verb, h := range handlers {
+		mux.Handle("POST /v1/"+verb, answer(h, heard))
+	}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP2(true)
 	quiet := func(_ string, l slog.Level) slog.Level { return min(l, slog.LevelDebug) }
@@ -201,11 +292,6 @@ func newRPCServer(base context.Context, s served, forget func(net.Conn), heard f
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          hclogslog.NewStandard(logger, quiet),
-		ConnState: func(c net.Conn, state http.ConnState) {
-			if state == http.StateClosed || state == http.StateHijacked {
-				forget(c)
-			}
-		},
 	}
 }
 
@@ -215,9 +301,10 @@ type message[T any] interface {
 	proto.Message
 }
 
-func answer[Q any, PQ message[Q], R proto.Message](serve func(context.Context, PQ) (R, error), heard func(id string)) http.Handler {
+func answer(serve handler, heard func(id string)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		heard(peerOf(r.TLS))
+		from := peerOf(r.TLS)
+		heard(from)
 		limit := maxCallTime
 		if v := r.Header.Get(timeoutHeader); v != "" {
 			ms, err := strconv.ParseInt(v, 10, 64)
@@ -234,17 +321,14 @@ func answer[Q any, PQ message[Q], R proto.Message](serve func(context.Context, P
 			http.Error(w, "body: "+err.Error(), http.StatusRequestEntityTooLarge)
 			return
 		}
-		req := PQ(new(Q))
-		if err := proto.Unmarshal(body, req); err != nil {
-			http.Error(w, "body: "+err.Error(), http.StatusBadRequest)
-			return
-		}
-		resp, err := serve(ctx, req)
+		resp, err := serve(ctx, from, body)
 		var out []byte
 		if err == nil {
 			out, err = proto.Marshal(resp)
 		}
 		switch {
+		case errors.Is(err, errBadBody):
+			http.Error(w, err.Error(), http.StatusBadRequest)
 		case errors.Is(err, fsm.ErrUnavailable):
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		case err != nil:

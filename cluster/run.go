@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 
-	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/internal/hclogslog"
 )
 
@@ -82,15 +80,16 @@ func (c *Cluster) Run(ctx context.Context) error {
 		return err
 	}
 	spawn(func(ctx context.Context) error { c.sightings.run(ctx); return nil })
+	spawn(func(ctx context.Context) error { c.followState(ctx); return nil })
 	if c.gossip != nil {
 		spawn(c.gossip.run)
 	}
+	if c.keyring != nil {
+		spawn(func(ctx context.Context) error { c.followKeys(ctx); return nil })
+	}
 
-	how, err := c.awaitForm(ctx, d, failed)
+	how, err := c.form(d)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
 		return err
 	}
 	r, err := c.startRaft(d, how)
@@ -106,6 +105,9 @@ func (c *Cluster) Run(ctx context.Context) error {
 	loops.Go(func() { c.openGate(raftCtx, r) })
 	loops.Go(func() { c.awaitReady(raftCtx) })
 	loops.Go(func() { c.greetLeaders(raftCtx, r.raft) })
+	loops.Go(func() { c.seekLeader(raftCtx) })
+	loops.Go(func() { c.tendVoters(raftCtx, r) })
+	loops.Go(func() { c.tendRotations(raftCtx, r) })
 
 	select {
 	case <-ctx.Done():
@@ -115,29 +117,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 	endRaft()
 	loops.Wait()
 	return err
-}
-
-// awaitForm is form, cut short when something that serves the node fails.
-func (c *Cluster) awaitForm(ctx context.Context, d *disk, failures chan error) (start, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type formed struct {
-		start start
-		err   error
-	}
-	ch := make(chan formed, 1)
-	go func() {
-		s, err := c.form(ctx, d)
-		ch <- formed{s, err}
-	}()
-	select {
-	case f := <-ch:
-		return f.start, f.err
-	case err := <-failures:
-		cancel()
-		<-ch
-		return start{}, err
-	}
 }
 
 func (c *Cluster) raftConfig(t *throne) *raft.Config {
@@ -161,7 +140,7 @@ func (c *Cluster) raftConfig(t *throne) *raft.Config {
 	return conf
 }
 
-// startRaft bootstraps if that was decided, and starts raft.
+// startRaft starts raft.
 func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	inner, err := c.world.transport(c)
 	if err != nil {
@@ -170,13 +149,13 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	r := &running{disk: d, throne: newThrone(c), began: time.Now()}
 	r.tap = newTap(inner, c.ears, c.timing.Heartbeat)
 	r.tap.gated.Store(how.gated)
-	r.nudger = newNudger(r.tap, c.peers, c.id, c.metrics.nudges.Inc)
+	r.nudger = newNudger(r.tap, c.metrics.nudges.Inc)
 	committed := r.nudger.committed
 	if c.seams.noNudge {
 		committed = func(uint64, uint64) {}
 	}
 	r.applier = newApplier(c.store, committed)
-	if err := c.newRaft(r, how); err != nil {
+	if err := c.newRaft(r); err != nil {
 		_ = r.tap.Close()
 		r.tap.stop()
 		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, errors.Join(err, d.guard.err()))
@@ -186,12 +165,12 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	if err := d.guard.err(); err != nil { // failed between the last check and now
 		c.fatal(err)
 	}
-	c.compareMembers(r.raft)
+	c.followFollowers(r)
 	c.running.Store(r)
 	return r, nil
 }
 
-func (c *Cluster) newRaft(r *running, how start) (err error) {
+func (c *Cluster) newRaft(r *running) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log that it can't read
 			err = fmt.Errorf("raft gave up: %v", p)
@@ -202,34 +181,23 @@ func (c *Cluster) newRaft(r *running, how start) (err error) {
 		return err
 	}
 	conf := c.raftConfig(r.throne)
-	if how.bootstrap {
-		if err := raft.BootstrapCluster(conf, d.logs, d.stable, d.snaps, r.tap, c.configuration()); err != nil {
-			return fmt.Errorf("bootstrap: %w", err)
-		}
-	}
 	r.raft, err = raft.NewRaft(conf, r.applier, r.logs, d.stable, d.snaps, r.tap)
 	return err
 }
 
-// compareMembers warns if the list of peers is not what the fleet was formed with: until members can
-// be changed at run time, the log's list counts.
-func (c *Cluster) compareMembers(r *raft.Raft) {
-	f := r.GetConfiguration()
-	if f.Error() != nil || len(f.Configuration().Servers) == 0 {
-		return
-	}
-	var log, list []string
-	for _, s := range f.Configuration().Servers {
-		log = append(log, fmt.Sprintf("%s %s", s.ID, s.Suffrage))
-	}
-	for _, s := range c.configuration().Servers {
-		list = append(list, fmt.Sprintf("%s %s", s.ID, s.Suffrage))
-	}
-	slices.Sort(log)
-	slices.Sort(list)
-	if !slices.Equal(log, list) {
-		c.log.Warn("the list of peers differs from what the fleet was formed with; the latter counts", "formed_with", log, "list", list)
-	}
+// followFollowers lets what is kept for a follower end when raft does not replicate to it any more.
+func (c *Cluster) followFollowers(r *running) {
+	r.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if p, ok := o.Data.(raft.PeerObservation); ok { // called by raft itself: nothing here waits
+			if p.Removed {
+				r.tap.remove(p.Peer.ID)
+				r.nudger.remove(p.Peer.ID)
+			} else {
+				r.tap.restore(p.Peer.ID)
+			}
+		}
+		return false
+	}))
 }
 
 // stopRaft ends raft. A leader hands over first, and calls under way get their outcome, so that
@@ -237,7 +205,7 @@ func (c *Cluster) compareMembers(r *raft.Raft) {
 func (c *Cluster) stopRaft(ctx context.Context, r *running) {
 	abrupt := errors.Is(context.Cause(ctx), errAbrupt)
 	if !abrupt {
-		if err := c.abdicate(r.raft, c.timing.Election); err != nil {
+		if err := c.abdicate(r, c.timing.Election); err != nil {
 			c.log.Info("leadership could not be handed over, the others will elect", "err", err)
 		}
 	}
@@ -287,9 +255,12 @@ func (c *Cluster) greetLeaders(ctx context.Context, r *raft.Raft) {
 	defer r.DeregisterObserver(o)
 	for {
 		if id := c.leader(); id != "" && id != c.id {
-			call, cancel := context.WithTimeout(ctx, helloTime)
-			_, _ = c.rpc.hello(call, id, &peerpb.HelloRequest{Node: c.id}) // the write tells if it can't be reached
-			cancel()
+			resp, err := c.helloTo(ctx, id) // the write tells if it can't be reached
+			if err == nil && !resp.GetSealed() && c.identity != nil && c.identity.SealKey() != nil && c.voters()[id] {
+				if err := c.entrust(ctx, id); err != nil {
+					c.log.Warn("the leader has lost the seal key and could not be given it", "leader", id, "err", err)
+				}
+			}
 		}
 		select {
 		case <-ctx.Done():

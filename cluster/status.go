@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"sync"
 	"time"
@@ -105,57 +106,87 @@ func (c *Cluster) leaderSeen() time.Time {
 	return seen
 }
 
-// Members returns every peer of the list, in order of ids, as this node sees it now.
+// Members returns every node of the fleet that is not retired, in order of ids, as this node sees it now.
 func (c *Cluster) Members() []fsm.Member {
-	leader := c.leader()
-	out := make([]fsm.Member, 0, len(c.order))
-	for _, id := range c.order {
-		p := c.peers[id]
+	leader, list, voters := c.leader(), c.dir.now(), c.voters()
+	out := make([]fsm.Member, 0, len(list.active))
+	for _, id := range list.active {
+		p := list.all[id]
 		m := fsm.Member{
-			ID: id, Name: p.Name, Address: p.Address, Voter: p.Voter,
+			ID: id, Name: cmp.Or(p.Name, id), Address: p.Address, Voter: voters[id],
 			Leader: id == leader, Self: id == c.id,
 			LastHeard: c.ears.last(id),
 		}
 		if m.Self {
 			m.LastHeard = time.Now()
 		}
-		m.Alive = m.Self || c.alive(id, m.LastHeard)
+		m.Alive = m.Self || c.alive(p, m.LastHeard)
 		out = append(out, m)
 	}
 	return out
 }
 
-func (c *Cluster) alive(id string, heard time.Time) bool {
-	if c.peers[id].GossipAddress == "" || c.gossip == nil {
+// voters are the ids of raft's voters, as this node's log has them.
+func (c *Cluster) voters() map[string]bool {
+	out := map[string]bool{}
+	if r := c.running.Load(); r != nil {
+		for _, s := range r.servers() {
+			if s.Suffrage == raft.Voter {
+				out[string(s.ID)] = true
+			}
+		}
+	}
+	return out
+}
+
+// servers is the latest raft configuration in this node's log, committed or not.
+func (r *running) servers() []raft.Server {
+	f := r.raft.GetConfiguration() // never fails and does not wait
+	if f.Error() != nil {
+		return nil
+	}
+	return f.Configuration().Servers
+}
+
+func (c *Cluster) alive(p Peer, heard time.Time) bool {
+	if p.Gossip == "" || c.gossip == nil {
 		return !heard.IsZero() && time.Since(heard) < 4*c.timing.Heartbeat
 	}
-	return c.gossip.alive(id)
+	return c.gossip.alive(p.ID)
 }
 
 // ears remember who was heard when, over whatever way.
 type ears struct {
-	mu sync.Mutex
-	at map[string]time.Time
+	dir *directory
+	mu  sync.Mutex
+	at  map[string]time.Time
 }
 
-func newEars(peers map[string]Peer) *ears {
-	e := &ears{at: make(map[string]time.Time, len(peers))}
-	for id := range peers {
-		e.at[id] = time.Time{}
-	}
-	return e
-}
+func newEars(dir *directory) *ears { return &ears{dir: dir, at: map[string]time.Time{}} }
 
+// hear notes a member; who is none leaves no trace.
 func (e *ears) hear(id string) {
+	if _, ok := e.dir.peer(id); !ok {
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if _, known := e.at[id]; known {
-		e.at[id] = time.Now()
-	}
+	e.at[id] = time.Now()
 }
 
 func (e *ears) last(id string) time.Time {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.at[id]
+}
+
+// tidy forgets who is no member any more.
+func (e *ears) tidy() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id := range e.at {
+		if _, ok := e.dir.peer(id); !ok {
+			delete(e.at, id)
+		}
+	}
 }

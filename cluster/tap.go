@@ -30,6 +30,7 @@ type tap struct {
 
 	mu   sync.Mutex
 	sent map[raft.ServerID]*template
+	gone map[raft.ServerID]bool // followers that raft has stopped to replicate to
 
 	contact atomic.Int64 // unix nanoseconds of the last accepted word of a leader; 0 if never
 	feed    leaderFeed
@@ -66,7 +67,7 @@ func newTap(inner raft.Transport, ears *ears, silence time.Duration) *tap {
 	t := &tap{
 		inner: inner, ears: ears, silence: silence,
 		out: make(chan raft.RPC), done: make(chan struct{}),
-		sent: map[raft.ServerID]*template{},
+		sent: map[raft.ServerID]*template{}, gone: map[raft.ServerID]bool{},
 	}
 	t.wg.Go(t.relay)
 	return t
@@ -251,6 +252,40 @@ func (t *tap) template(id raft.ServerID, term uint64) (template, bool) {
 	return *s, true
 }
 
+// led are the followers that raft has sent entries to as leader of the term.
+func (t *tap) led(term uint64) []raft.ServerID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var ids []raft.ServerID
+	for id, s := range t.sent {
+		if s.term == term && !t.gone[id] {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// remove notes that raft does not replicate to a follower any more: calls that are held for it end.
+func (t *tap) remove(id raft.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.gone[id] = true
+	delete(t.sent, id)
+}
+
+// restore notes that raft replicates to a follower (again).
+func (t *tap) restore(id raft.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.gone, id)
+}
+
+func (t *tap) removed(id raft.ServerID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gone[id]
+}
+
 func (t *tap) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	t.note(id, target, req)
 	err := t.inner.AppendEntries(id, target, req, resp)
@@ -286,7 +321,7 @@ func (t *tap) hold(err error, id raft.ServerID, target raft.ServerAddress, req *
 }
 
 // awaitBack waits until a follower was heard after a time; false once this node does not lead in the
-// term any more.
+// term any more, or raft has given the follower up.
 func (t *tap) awaitBack(id raft.ServerID, after time.Time, term uint64) bool {
 	poll := time.NewTicker(holdPoll)
 	defer poll.Stop()
@@ -296,7 +331,7 @@ func (t *tap) awaitBack(id raft.ServerID, after time.Time, term uint64) bool {
 			return false
 		case <-poll.C:
 		}
-		if r := t.raft.Load(); r == nil || r.State() != raft.Leader || r.CurrentTerm() != term {
+		if r := t.raft.Load(); r == nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.removed(id) {
 			return false
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
 
-	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/fsm"
 )
 
@@ -50,17 +50,13 @@ var (
 
 func (w *memWorld) connect(c *Cluster) error {
 	w.c = c
-	c.rpc, c.gossip = w, w
+	c.rpc, c.gossip = calls{w}, w
 	return nil
 }
 
 func (w *memWorld) open(c *Cluster) (*disk, error) {
 	g := newGuard("in memory", c.timing.StuckIO, c.fatal)
-	d := &disk{
-		guard: g,
-		logs:  &guardedLogs{g, w.store.logs}, stable: &guardedStable{g, w.store.logs}, snaps: &guardedSnaps{g, w.store.snaps},
-		close: func() error { return nil },
-	}
+	d := w.store.disk(g)
 	if w.wrap != nil {
 		w.wrap(d)
 	}
@@ -74,8 +70,8 @@ func (w *memWorld) serve(*Cluster, func(func(context.Context) error)) error {
 	return nil
 }
 
-func (w *memWorld) transport(c *Cluster) (raft.Transport, error) {
-	_, trans := raft.NewInmemTransport(raft.ServerAddress(c.peers[w.id].Address))
+func (w *memWorld) transport(*Cluster) (raft.Transport, error) {
+	_, trans := raft.NewInmemTransport(raft.ServerAddress(w.id))
 	w.net.mu.Lock()
 	defer w.net.mu.Unlock()
 	w.trans = trans
@@ -142,56 +138,45 @@ func (n *memNet) reach(from, to string) *memWorld {
 	return n.worlds[to]
 }
 
-// memCall calls a peer directly. An answer does not come back through a cut.
-func memCall[Q, R any](ctx context.Context, w *memWorld, id string, req Q, serve func(*Cluster) func(context.Context, Q) (R, error)) (R, error) {
-	var none R
+// call calls a peer directly, with the messages encoded as over a wire. An answer does not come back through a cut.
+func (w *memWorld) call(ctx context.Context, id, verb string, req, resp proto.Message) error {
 	to := w.net.reach(w.id, id)
 	if to == nil {
-		return none, errNotSent
+		return errNotSent
+	}
+	body, err := proto.Marshal(req)
+	if err != nil {
+		return err
 	}
 	type answer struct {
-		resp R
+		body []byte
 		err  error
 	}
 	ch := make(chan answer, 1)
 	go func() {
-		resp, err := serve(to.c)(ctx, req)
-		ch <- answer{resp, err}
+		m, err := to.c.handlers()[verb](ctx, w.id, body)
+		if err != nil {
+			ch <- answer{nil, err}
+			return
+		}
+		out, err := proto.Marshal(m)
+		ch <- answer{out, err}
 	}()
 	select {
 	case a := <-ch:
 		if w.net.reach(id, w.id) == nil || w.net.reach(w.id, id) != to {
-			return none, errors.New("connection lost")
+			return errors.New("connection lost")
 		}
-		return a.resp, a.err
+		if a.err != nil {
+			return a.err
+		}
+		return proto.Unmarshal(a.body, resp)
 	case <-ctx.Done():
-		return none, ctx.Err()
+		return ctx.Err()
 	}
 }
 
-func (w *memWorld) hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
-	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
-		return c.onHello
-	})
-}
-
-func (w *memWorld) propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
-	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
-		return c.onPropose
-	})
-}
-
-func (w *memWorld) readIndex(ctx context.Context, id string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
-	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
-		return c.onReadIndex
-	})
-}
-
-func (w *memWorld) ask(ctx context.Context, id string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
-	return memCall(ctx, w, id, req, func(c *Cluster) func(context.Context, *peerpb.AskRequest) (*peerpb.AskResponse, error) {
-		return c.onAsk
-	})
-}
+func (w *memWorld) tidy() {}
 
 func (w *memWorld) run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (w *memWorld) alive(id string) bool          { return id == w.id || w.net.reach(id, w.id) != nil }
@@ -206,27 +191,53 @@ func (w *memWorld) announce(msg []byte) {
 	}
 }
 
-// memFleet is n nodes on a memNet, not started.
+// memFleet is n nodes on a memNet, not started. All of them will vote unless that is tuned.
 func memFleet(t testing.TB, n int, tune ...func(w *memWorld, o *Options)) (*fleet, *memNet) {
 	net := &memNet{worlds: map[string]*memWorld{}, cuts: map[[2]string]bool{}}
 	var list []Peer
 	for i := range n {
-		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: fmt.Sprintf("10.0.0.%d:1", i+1), GossipAddress: fmt.Sprintf("10.0.0.%d:2", i+1), Voter: true})
+		list = append(list, memPeer(i+1))
 	}
-	f := &fleet{t: t}
-	stores := map[string]*memStore{}
-	for _, p := range list {
-		stores[p.ID] = newMemStore()
-		f.nodes = append(f.nodes, newNode(t, p.ID, func(*node) (Options, world) {
-			o := Options{ID: p.ID, Peers: list, Logger: logger(t).With("node", p.ID)}
-			w := &memWorld{net: net, id: p.ID, store: stores[p.ID]}
-			for _, f := range tune {
-				f(w, &o)
+	f := &fleet{t: t, voters: odd(n), born: bear(t, list)}
+	for i, p := range list {
+		store := newMemStore()
+		if i == 0 {
+			g := newGuard("in memory", time.Minute, func(err error) { t.Error(err) })
+			if err := birth(store.disk(g), p.ID, f.born.commands); err != nil {
+				t.Fatal(err)
 			}
-			return o, w
-		}))
+		}
+		f.addVirtual(net, p, store, func() Roster { return f.born.roster }, tune...)
 	}
 	return f, net
+}
+
+func memPeer(i int) Peer {
+	return Peer{ID: fmt.Sprintf("n%d", i), Address: fmt.Sprintf("10.0.0.%d:1", i), Gossip: fmt.Sprintf("10.0.0.%d:2", i)}
+}
+
+// addVirtual makes a node of a fleet in virtual time. It starts with what known says of the others.
+func (f *fleet) addVirtual(net *memNet, p Peer, store *memStore, known func() Roster, tune ...func(w *memWorld, o *Options)) *node {
+	n := newNode(f.t, p.ID, func(*node) (Options, world) {
+		o := Options{ID: p.ID, Logger: logger(f.t).With("node", p.ID)}
+		o.seams.roster = known()
+		o.seams.voters = f.voters
+		w := &memWorld{net: net, id: p.ID, store: store}
+		for _, change := range tune {
+			change(w, &o)
+		}
+		return o, w
+	})
+	f.nodes = append(f.nodes, n)
+	return n
+}
+
+func (s *memStore) disk(g *guard) *disk {
+	return &disk{
+		guard: g,
+		logs:  &guardedLogs{g, s.logs}, stable: &guardedStable{g, s.logs}, snaps: &guardedSnaps{g, s.snaps},
+		close: func() error { return nil },
+	}
 }
 
 // stopVirtual stops a fleet in virtual time, and lets raft's in-memory calls to nodes that are gone
@@ -493,23 +504,30 @@ func TestCaughtUpIsNeverEarly(t *testing.T) {
 
 func TestNonvoterFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, _ := memFleet(t, 4, func(_ *memWorld, o *Options) {
-			peers := append([]Peer(nil), o.Peers...)
-			peers[3].Voter = false
-			o.Peers = peers
-		})
+		f, _ := memFleet(t, 4)
 		f.start().ready()
-		n := f.nodes[3]
+		voters := f.leader().c.voters()
+		var n *node
+		var others []*node
+		for _, m := range f.nodes {
+			switch {
+			case !voters[m.id]:
+				n = m
+			default:
+				others = append(others, m)
+			}
+		}
 		res := n.propose(declare("vm", "one"))
 		f.agree(res.Index)
+		f.await("the configuration to arrive", func() bool { return len(n.c.voters()) == 3 })
 		for _, m := range n.c.Members() {
 			if m.Voter != (m.ID != n.id) || !m.Alive || m.Self != (m.ID == n.id) || m.Leader != (m.ID == f.leader().id) {
 				t.Errorf("member %+v", m)
 			}
 		}
 		// It is no part of a majority.
-		f.nodes[0].crash()
-		f.nodes[1].crash()
+		others[0].crash()
+		others[1].crash()
 		f.await("the quorum to be lost", func() bool { return !n.c.Status().Quorum })
 		time.Sleep(10 * time.Second) // virtual
 		if _, err := n.c.Propose(within(t, 10*time.Second), declare("vm", "two")); !errors.Is(err, fsm.ErrUnavailable) {

@@ -25,6 +25,8 @@ type world interface {
 	serve(c *Cluster, spawn func(func(context.Context) error)) error
 	// transport is raft's, over what serve has begun. It is closed by raft.
 	transport(c *Cluster) (raft.Transport, error)
+	// tidy gives up what is kept for nodes that are no members any more, or are reached elsewhere.
+	tidy()
 	// stop ends what serve began and cuts all connections; with grace, answers that are on their
 	// way still leave. It can be called more than once.
 	stop(grace bool)
@@ -48,15 +50,15 @@ type realWorld struct {
 var _ world = (*realWorld)(nil)
 
 func (w *realWorld) connect(c *Cluster) error {
-	advertise := c.peers[c.id].Address
-	w.port = newPort(w.opts.Identity, c.peers, advertise, c.timing, c.log.With("part", "port"))
-	w.peers = newHTTPPeers(w.port, c.id)
-	c.rpc = w.peers
+	w.port = newPort(w.opts.Identity, c.dir, c.timing, c.log.With("part", "port"))
+	w.port.mayRaft, w.port.join = c.mayRaft, c.answerJoin
+	w.peers = newHTTPPeers(w.port, c.dir)
+	c.rpc = calls{w.peers}
 	w.base, w.end = context.WithCancel(context.Background())
-	w.server = newRPCServer(w.base, c, w.port.forget, c.ears.hear, c.log.With("part", "rpc"))
+	w.server = newRPCServer(w.base, c.handlers(), c.ears.hear, c.log.With("part", "rpc"))
 	w.port.ln = w.opts.Listen
 	if w.opts.GossipBind != "" {
-		c.gossip = newGossip(&w.opts, c.ears.hear, c.sightings.take)
+		c.gossip = newGossip(&w.opts, c.dir, c.keyring, c.ears.hear, c.sightings.take)
 	}
 	return nil
 }
@@ -84,18 +86,22 @@ func (w *realWorld) serve(c *Cluster, spawn func(func(context.Context) error)) e
 		}
 		return nil
 	})
-	c.log.Info("peer port is open", "address", w.port.ln.Addr(), "advertised", w.port.advertise)
+	c.log.Info("peer port is open", "address", w.port.ln.Addr())
 	return nil
 }
 
 func (w *realWorld) transport(c *Cluster) (raft.Transport, error) {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addressBook(c.peers),
-		Logger:                hclogslog.New(c.log.With("part", "raft"), raftLevel),
-		Stream:                &streamLayer{connQueue: w.port.raft, port: w.port},
-		MaxPool:               4,
-		Timeout:               c.timing.Call,
+		Logger:  hclogslog.New(c.log.With("part", "raft"), raftLevel),
+		Stream:  &streamLayer{connQueue: w.port.raft, port: w.port},
+		MaxPool: 4,
+		Timeout: c.timing.Call,
 	}), nil
+}
+
+func (w *realWorld) tidy() {
+	w.port.cut()
+	w.peers.tidy()
 }
 
 func (w *realWorld) stop(grace bool) {
@@ -110,16 +116,4 @@ func (w *realWorld) stop(grace bool) {
 		_ = w.server.Close()
 		w.peers.close()
 	})
-}
-
-// addressBook gives raft the addresses of the list of peers, which may have changed since the fleet
-// was formed.
-type addressBook map[string]Peer
-
-func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	p, ok := b[string(id)]
-	if !ok {
-		return "", fmt.Errorf("no peer %q", id)
-	}
-	return raft.ServerAddress(p.Address), nil
 }

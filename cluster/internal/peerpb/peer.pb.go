@@ -25,59 +25,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Standing is what a peer's store holds.
-type Standing int32
-
-const (
-	Standing_STANDING_UNSPECIFIED Standing = 0
-	Standing_STANDING_EMPTY       Standing = 1 // nothing: never took part, or was wiped
-	Standing_STANDING_FRESH       Standing = 2 // the bootstrap configuration and nothing else
-	Standing_STANDING_FORMED      Standing = 3 // entries beyond it
-)
-
-// Enum value maps for Standing.
-var (
-	Standing_name = map[int32]string{
-		0: "STANDING_UNSPECIFIED",
-		1: "STANDING_EMPTY",
-		2: "STANDING_FRESH",
-		3: "STANDING_FORMED",
-	}
-	Standing_value = map[string]int32{
-		"STANDING_UNSPECIFIED": 0,
-		"STANDING_EMPTY":       1,
-		"STANDING_FRESH":       2,
-		"STANDING_FORMED":      3,
-	}
-)
-
-func (x Standing) Enum() *Standing {
-	p := new(Standing)
-	*p = x
-	return p
-}
-
-func (x Standing) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (Standing) Descriptor() protoreflect.EnumDescriptor {
-	return file_peer_proto_enumTypes[0].Descriptor()
-}
-
-func (Standing) Type() protoreflect.EnumType {
-	return &file_peer_proto_enumTypes[0]
-}
-
-func (x Standing) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use Standing.Descriptor instead.
-func (Standing) EnumDescriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{0}
-}
-
 type Outcome_Kind int32
 
 const (
@@ -117,11 +64,11 @@ func (x Outcome_Kind) String() string {
 }
 
 func (Outcome_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_peer_proto_enumTypes[1].Descriptor()
+	return file_peer_proto_enumTypes[0].Descriptor()
 }
 
 func (Outcome_Kind) Type() protoreflect.EnumType {
-	return &file_peer_proto_enumTypes[1]
+	return &file_peer_proto_enumTypes[0]
 }
 
 func (x Outcome_Kind) Number() protoreflect.EnumNumber {
@@ -189,12 +136,14 @@ func (x *HelloRequest) GetVerify() bool {
 type HelloResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Standing      Standing               `protobuf:"varint,2,opt,name=standing,proto3,enum=palisade.peer.v1.Standing" json:"standing,omitempty"`
 	LastIndex     uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of the log, committed or not
 	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
 	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`    // node id, empty if none is known
 	Leading       bool                   `protobuf:"varint,6,opt,name=leading,proto3" json:"leading,omitempty"` // this peer leads; proven if verify was asked
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	Gated         bool                   `protobuf:"varint,8,opt,name=gated,proto3" json:"gated,omitempty"`                                    // this peer does not vote: it may lack what it once acknowledged
+	Sealed        bool                   `protobuf:"varint,9,opt,name=sealed,proto3" json:"sealed,omitempty"`                                  // this peer has the seal key
+	KeysRevision  uint64                 `protobuf:"varint,10,opt,name=keys_revision,json=keysRevision,proto3" json:"keys_revision,omitempty"` // of the fleet, whose gossip keys this peer has taken
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,13 +185,6 @@ func (x *HelloResponse) GetNode() string {
 	return ""
 }
 
-func (x *HelloResponse) GetStanding() Standing {
-	if x != nil {
-		return x.Standing
-	}
-	return Standing_STANDING_UNSPECIFIED
-}
-
 func (x *HelloResponse) GetLastIndex() uint64 {
 	if x != nil {
 		return x.LastIndex
@@ -276,6 +218,27 @@ func (x *HelloResponse) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *HelloResponse) GetGated() bool {
+	if x != nil {
+		return x.Gated
+	}
+	return false
+}
+
+func (x *HelloResponse) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
+func (x *HelloResponse) GetKeysRevision() uint64 {
+	if x != nil {
+		return x.KeysRevision
+	}
+	return 0
 }
 
 type ProposeRequest struct {
@@ -506,6 +469,1038 @@ func (x *ReadIndexResponse) GetIndex() uint64 {
 	return 0
 }
 
+// AdmitRequest is what a node sends that joins, with the length of the message before it, and what another
+// member passes on to the leader.
+type AdmitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // id of the join token
+	Secret        []byte                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Gossip        string                 `protobuf:"bytes,7,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Api           string                 `protobuf:"bytes,8,opt,name=api,proto3" json:"api,omitempty"`
+	Request       []byte                 `protobuf:"bytes,9,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10
+	From          string                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`      // where it came from; set by the member it came to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitRequest) Reset() {
+	*x = AdmitRequest{}
+	mi := &file_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitRequest) ProtoMessage() {}
+
+func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
+func (*AdmitRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AdmitRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *AdmitRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *AdmitRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+// AdmitResponse has either a refusal, a problem, or the rest.
+type AdmitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refusal       *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	Fleet         string                 `protobuf:"bytes,3,opt,name=fleet,proto3" json:"fleet,omitempty"`
+	Chain         [][]byte               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"`
+	Roster        *Roster                `protobuf:"bytes,5,opt,name=roster,proto3" json:"roster,omitempty"`
+	Keys          *Keys                  `protobuf:"bytes,6,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitResponse) Reset() {
+	*x = AdmitResponse{}
+	mi := &file_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitResponse) ProtoMessage() {}
+
+func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
+func (*AdmitResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AdmitResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *AdmitResponse) GetFleet() string {
+	if x != nil {
+		return x.Fleet
+	}
+	return ""
+}
+
+func (x *AdmitResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetRoster() *Roster {
+	if x != nil {
+		return x.Roster
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetKeys() *Keys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type Refusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Refusal) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Refusal) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Refusal) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+type Roster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Peers         []*Peer                `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	Authorities   [][]byte               `protobuf:"bytes,4,rep,name=authorities,proto3" json:"authorities,omitempty"` // certificates in DER, the current one first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Roster) Reset() {
+	*x = Roster{}
+	mi := &file_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Roster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Roster) ProtoMessage() {}
+
+func (x *Roster) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Roster.ProtoReflect.Descriptor instead.
+func (*Roster) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Roster) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Roster) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Roster) GetPeers() []*Peer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Roster) GetAuthorities() [][]byte {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+type Peer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Gossip        string                 `protobuf:"bytes,4,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Confirmed     uint64                 `protobuf:"varint,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // the lowest serial of a certificate that is accepted
+	Retired       bool                   `protobuf:"varint,6,opt,name=retired,proto3" json:"retired,omitempty"`
+	KeyHash       string                 `protobuf:"bytes,7,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // of the newest certificate, hex
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Peer) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Peer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Peer) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *Peer) GetConfirmed() uint64 {
+	if x != nil {
+		return x.Confirmed
+	}
+	return 0
+}
+
+func (x *Peer) GetRetired() bool {
+	if x != nil {
+		return x.Retired
+	}
+	return false
+}
+
+func (x *Peer) GetKeyHash() string {
+	if x != nil {
+		return x.KeyHash
+	}
+	return ""
+}
+
+// Keys are open gossip keys.
+type Keys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Primary       string                 `protobuf:"bytes,3,opt,name=primary,proto3" json:"primary,omitempty"`
+	Keys          []*GossipKey           `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Keys) Reset() {
+	*x = Keys{}
+	mi := &file_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Keys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Keys) ProtoMessage() {}
+
+func (x *Keys) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Keys.ProtoReflect.Descriptor instead.
+func (*Keys) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Keys) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Keys) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Keys) GetPrimary() string {
+	if x != nil {
+		return x.Primary
+	}
+	return ""
+}
+
+func (x *Keys) GetKeys() []*GossipKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type GossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKey) Reset() {
+	*x = GossipKey{}
+	mi := &file_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKey) ProtoMessage() {}
+
+func (x *GossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
+func (*GossipKey) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GossipKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GossipKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10
+	Using         uint64                 `protobuf:"varint,2,opt,name=using,proto3" json:"using,omitempty"`    // serial of the certificate that asks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RenewRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetUsing() uint64 {
+	if x != nil {
+		return x.Using
+	}
+	return 0
+}
+
+type RenewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refusal       *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Chain         [][]byte               `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RenewResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+type ServingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10
+	Names         []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	Addresses     [][]byte               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServingRequest) Reset() {
+	*x = ServingRequest{}
+	mi := &file_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServingRequest) ProtoMessage() {}
+
+func (x *ServingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServingRequest.ProtoReflect.Descriptor instead.
+func (*ServingRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ServingRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *ServingRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ServingRequest) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type ServingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServingResponse) Reset() {
+	*x = ServingResponse{}
+	mi := &file_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServingResponse) ProtoMessage() {}
+
+func (x *ServingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServingResponse.ProtoReflect.Descriptor instead.
+func (*ServingResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ServingResponse) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+type SecretsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // of the fleet, at least
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretsRequest) Reset() {
+	*x = SecretsRequest{}
+	mi := &file_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretsRequest) ProtoMessage() {}
+
+func (x *SecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretsRequest.ProtoReflect.Descriptor instead.
+func (*SecretsRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SecretsRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type SecretsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          *Keys                  `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretsResponse) Reset() {
+	*x = SecretsResponse{}
+	mi := &file_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretsResponse) ProtoMessage() {}
+
+func (x *SecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretsResponse.ProtoReflect.Descriptor instead.
+func (*SecretsResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SecretsResponse) GetKeys() *Keys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type EntrustRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SealKey       []byte                 `protobuf:"bytes,1,opt,name=seal_key,json=sealKey,proto3" json:"seal_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntrustRequest) Reset() {
+	*x = EntrustRequest{}
+	mi := &file_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntrustRequest) ProtoMessage() {}
+
+func (x *EntrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntrustRequest.ProtoReflect.Descriptor instead.
+func (*EntrustRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EntrustRequest) GetSealKey() []byte {
+	if x != nil {
+		return x.SealKey
+	}
+	return nil
+}
+
+type EntrustResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntrustResponse) Reset() {
+	*x = EntrustResponse{}
+	mi := &file_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntrustResponse) ProtoMessage() {}
+
+func (x *EntrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntrustResponse.ProtoReflect.Descriptor instead.
+func (*EntrustResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{21}
+}
+
+type RotateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "ca" or "gossip"
+	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRequest) Reset() {
+	*x = RotateRequest{}
+	mi := &file_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRequest) ProtoMessage() {}
+
+func (x *RotateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
+func (*RotateRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RotateRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *RotateRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+type RotateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refusal       *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateResponse) Reset() {
+	*x = RotateResponse{}
+	mi := &file_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateResponse) ProtoMessage() {}
+
+func (x *RotateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
+func (*RotateResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RotateResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+func (x *RotateResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type AskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WaitIndex     uint64                 `protobuf:"varint,1,opt,name=wait_index,json=waitIndex,proto3" json:"wait_index,omitempty"`
@@ -519,7 +1514,7 @@ type AskRequest struct {
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +1526,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +1539,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{7}
+	return file_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AskRequest) GetWaitIndex() uint64 {
@@ -595,7 +1590,7 @@ type Packet struct {
 
 func (x *Packet) Reset() {
 	*x = Packet{}
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +1602,7 @@ func (x *Packet) String() string {
 func (*Packet) ProtoMessage() {}
 
 func (x *Packet) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +1615,7 @@ func (x *Packet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Packet.ProtoReflect.Descriptor instead.
 func (*Packet) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{8}
+	return file_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Packet) GetSrc() []byte {
@@ -681,7 +1676,7 @@ type AskResponse struct {
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +1688,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +1701,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{9}
+	return file_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -826,7 +1821,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1833,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1846,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Problem) GetCode() string {
@@ -892,7 +1887,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1899,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1912,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
@@ -946,7 +1941,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1953,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1966,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -1019,7 +2014,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +2026,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +2039,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -1123,7 +2118,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +2130,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +2143,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -1201,7 +2196,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +2208,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +2221,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Sighting) GetVm() string {
@@ -1275,7 +2270,6 @@ func (x *Sighting) GetAtUnixNano() int64 {
 type NodeMeta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // peer address, host:port
 	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1283,7 +2277,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +2289,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,19 +2302,12 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeMeta) GetId() string {
 	if x != nil {
 		return x.Id
-	}
-	return ""
-}
-
-func (x *NodeMeta) GetAddress() string {
-	if x != nil {
-		return x.Address
 	}
 	return ""
 }
@@ -1340,16 +2327,19 @@ const file_peer_proto_rawDesc = "" +
 	"peer.proto\x12\x10palisade.peer.v1\":\n" +
 	"\fHelloRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06verify\x18\x02 \x01(\bR\x06verify\"\xda\x01\n" +
+	"\x06verify\x18\x02 \x01(\bR\x06verify\"\xfb\x01\n" +
 	"\rHelloResponse\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x126\n" +
-	"\bstanding\x18\x02 \x01(\x0e2\x1a.palisade.peer.v1.StandingR\bstanding\x12\x1d\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x03 \x01(\x04R\tlastIndex\x12\x12\n" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x18\n" +
 	"\aleading\x18\x06 \x01(\bR\aleading\x12\x18\n" +
-	"\aversion\x18\a \x01(\tR\aversion\",\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12\x14\n" +
+	"\x05gated\x18\b \x01(\bR\x05gated\x12\x16\n" +
+	"\x06sealed\x18\t \x01(\bR\x06sealed\x12#\n" +
+	"\rkeys_revision\x18\n" +
+	" \x01(\x04R\fkeysRevisionJ\x04\b\x02\x10\x03\",\n" +
 	"\x0eProposeRequest\x12\x1a\n" +
 	"\bcommands\x18\x01 \x03(\fR\bcommands\"H\n" +
 	"\x0fProposeResponse\x125\n" +
@@ -1366,7 +2356,77 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_INVALID\x10\x04\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xb0\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xea\x01\n" +
+	"\fAdmitRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06gossip\x18\a \x01(\tR\x06gossip\x12\x10\n" +
+	"\x03api\x18\b \x01(\tR\x03api\x12\x18\n" +
+	"\arequest\x18\t \x01(\fR\arequest\x12\x12\n" +
+	"\x04from\x18\n" +
+	" \x01(\tR\x04from\"\xe8\x01\n" +
+	"\rAdmitResponse\x123\n" +
+	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x14\n" +
+	"\x05fleet\x18\x03 \x01(\tR\x05fleet\x12\x14\n" +
+	"\x05chain\x18\x04 \x03(\fR\x05chain\x120\n" +
+	"\x06roster\x18\x05 \x01(\v2\x18.palisade.peer.v1.RosterR\x06roster\x12*\n" +
+	"\x04keys\x18\x06 \x01(\v2\x16.palisade.peer.v1.KeysR\x04keys\"K\n" +
+	"\aRefusal\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x84\x01\n" +
+	"\x06Roster\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12,\n" +
+	"\x05peers\x18\x03 \x03(\v2\x16.palisade.peer.v1.PeerR\x05peers\x12 \n" +
+	"\vauthorities\x18\x04 \x03(\fR\vauthorities\"\xaf\x01\n" +
+	"\x04Peer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06gossip\x18\x04 \x01(\tR\x06gossip\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\x04R\tconfirmed\x12\x18\n" +
+	"\aretired\x18\x06 \x01(\bR\aretired\x12\x19\n" +
+	"\bkey_hash\x18\a \x01(\tR\akeyHash\"\x83\x01\n" +
+	"\x04Keys\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
+	"\aprimary\x18\x03 \x01(\tR\aprimary\x12/\n" +
+	"\x04keys\x18\x04 \x03(\v2\x1b.palisade.peer.v1.GossipKeyR\x04keys\"-\n" +
+	"\tGossipKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\">\n" +
+	"\fRenewRequest\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\x12\x14\n" +
+	"\x05using\x18\x02 \x01(\x04R\x05using\"Z\n" +
+	"\rRenewResponse\x123\n" +
+	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x14\n" +
+	"\x05chain\x18\x02 \x03(\fR\x05chain\"^\n" +
+	"\x0eServingRequest\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"'\n" +
+	"\x0fServingResponse\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\",\n" +
+	"\x0eSecretsRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"=\n" +
+	"\x0fSecretsResponse\x12*\n" +
+	"\x04keys\x18\x01 \x01(\v2\x16.palisade.peer.v1.KeysR\x04keys\"+\n" +
+	"\x0eEntrustRequest\x12\x19\n" +
+	"\bseal_key\x18\x01 \x01(\fR\asealKey\"\x11\n" +
+	"\x0fEntrustResponse\"M\n" +
+	"\rRotateRequest\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\"[\n" +
+	"\x0eRotateResponse\x123\n" +
+	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xb0\x01\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
@@ -1444,16 +2504,10 @@ const file_peer_proto_rawDesc = "" +
 	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12 \n" +
 	"\fat_unix_nano\x18\x06 \x01(\x03R\n" +
-	"atUnixNano\"N\n" +
+	"atUnixNano\":\n" +
 	"\bNodeMeta\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion*a\n" +
-	"\bStanding\x12\x18\n" +
-	"\x14STANDING_UNSPECIFIED\x10\x00\x12\x12\n" +
-	"\x0eSTANDING_EMPTY\x10\x01\x12\x12\n" +
-	"\x0eSTANDING_FRESH\x10\x02\x12\x13\n" +
-	"\x0fSTANDING_FORMED\x10\x03B6Z4github.com/palisade/palisade/cluster/internal/peerpbb\x06proto3"
+	"\aversion\x18\x03 \x01(\tR\aversionJ\x04\b\x02\x10\x03B6Z4github.com/palisade/palisade/cluster/internal/peerpbb\x06proto3"
 
 var (
 	file_peer_proto_rawDescOnce sync.Once
@@ -1467,48 +2521,71 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_peer_proto_goTypes = []any{
-	(Standing)(0),             // 0: palisade.peer.v1.Standing
-	(Outcome_Kind)(0),         // 1: palisade.peer.v1.Outcome.Kind
-	(*HelloRequest)(nil),      // 2: palisade.peer.v1.HelloRequest
-	(*HelloResponse)(nil),     // 3: palisade.peer.v1.HelloResponse
-	(*ProposeRequest)(nil),    // 4: palisade.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 5: palisade.peer.v1.ProposeResponse
-	(*Outcome)(nil),           // 6: palisade.peer.v1.Outcome
-	(*ReadIndexRequest)(nil),  // 7: palisade.peer.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 8: palisade.peer.v1.ReadIndexResponse
-	(*AskRequest)(nil),        // 9: palisade.peer.v1.AskRequest
-	(*Packet)(nil),            // 10: palisade.peer.v1.Packet
-	(*AskResponse)(nil),       // 11: palisade.peer.v1.AskResponse
-	(*Problem)(nil),           // 12: palisade.peer.v1.Problem
-	(*SourceStatus)(nil),      // 13: palisade.peer.v1.SourceStatus
-	(*Explanation)(nil),       // 14: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 15: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 16: palisade.peer.v1.BlockReport
-	(*Sighting)(nil),          // 17: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 18: palisade.peer.v1.NodeMeta
-	nil,                       // 19: palisade.peer.v1.AskResponse.BlocksEntry
-	nil,                       // 20: palisade.peer.v1.AskResponse.SourcesEntry
+	(Outcome_Kind)(0),         // 0: palisade.peer.v1.Outcome.Kind
+	(*HelloRequest)(nil),      // 1: palisade.peer.v1.HelloRequest
+	(*HelloResponse)(nil),     // 2: palisade.peer.v1.HelloResponse
+	(*ProposeRequest)(nil),    // 3: palisade.peer.v1.ProposeRequest
+	(*ProposeResponse)(nil),   // 4: palisade.peer.v1.ProposeResponse
+	(*Outcome)(nil),           // 5: palisade.peer.v1.Outcome
+	(*ReadIndexRequest)(nil),  // 6: palisade.peer.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil), // 7: palisade.peer.v1.ReadIndexResponse
+	(*AdmitRequest)(nil),      // 8: palisade.peer.v1.AdmitRequest
+	(*AdmitResponse)(nil),     // 9: palisade.peer.v1.AdmitResponse
+	(*Refusal)(nil),           // 10: palisade.peer.v1.Refusal
+	(*Roster)(nil),            // 11: palisade.peer.v1.Roster
+	(*Peer)(nil),              // 12: palisade.peer.v1.Peer
+	(*Keys)(nil),              // 13: palisade.peer.v1.Keys
+	(*GossipKey)(nil),         // 14: palisade.peer.v1.GossipKey
+	(*RenewRequest)(nil),      // 15: palisade.peer.v1.RenewRequest
+	(*RenewResponse)(nil),     // 16: palisade.peer.v1.RenewResponse
+	(*ServingRequest)(nil),    // 17: palisade.peer.v1.ServingRequest
+	(*ServingResponse)(nil),   // 18: palisade.peer.v1.ServingResponse
+	(*SecretsRequest)(nil),    // 19: palisade.peer.v1.SecretsRequest
+	(*SecretsResponse)(nil),   // 20: palisade.peer.v1.SecretsResponse
+	(*EntrustRequest)(nil),    // 21: palisade.peer.v1.EntrustRequest
+	(*EntrustResponse)(nil),   // 22: palisade.peer.v1.EntrustResponse
+	(*RotateRequest)(nil),     // 23: palisade.peer.v1.RotateRequest
+	(*RotateResponse)(nil),    // 24: palisade.peer.v1.RotateResponse
+	(*AskRequest)(nil),        // 25: palisade.peer.v1.AskRequest
+	(*Packet)(nil),            // 26: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 27: palisade.peer.v1.AskResponse
+	(*Problem)(nil),           // 28: palisade.peer.v1.Problem
+	(*SourceStatus)(nil),      // 29: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 30: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 31: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 32: palisade.peer.v1.BlockReport
+	(*Sighting)(nil),          // 33: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 34: palisade.peer.v1.NodeMeta
+	nil,                       // 35: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 36: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
-	0,  // 0: palisade.peer.v1.HelloResponse.standing:type_name -> palisade.peer.v1.Standing
-	6,  // 1: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
-	1,  // 2: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
-	10, // 3: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	19, // 4: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	14, // 5: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	20, // 6: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
-	12, // 7: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	15, // 8: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	16, // 9: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	13, // 10: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	5,  // 0: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
+	0,  // 1: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
+	10, // 2: palisade.peer.v1.AdmitResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	11, // 3: palisade.peer.v1.AdmitResponse.roster:type_name -> palisade.peer.v1.Roster
+	13, // 4: palisade.peer.v1.AdmitResponse.keys:type_name -> palisade.peer.v1.Keys
+	12, // 5: palisade.peer.v1.Roster.peers:type_name -> palisade.peer.v1.Peer
+	14, // 6: palisade.peer.v1.Keys.keys:type_name -> palisade.peer.v1.GossipKey
+	10, // 7: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	13, // 8: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
+	10, // 9: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	26, // 10: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	35, // 11: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	30, // 12: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	36, // 13: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	28, // 14: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	31, // 15: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	32, // 16: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	29, // 17: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -1516,14 +2593,14 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
-	file_peer_proto_msgTypes[9].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   19,
+			NumEnums:      1,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
