@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -59,6 +60,7 @@ type rooms struct {
 	registrar *registrar
 	clock     *fleetClock
 	scheduler *scheduler
+	renewer   *renewer
 	auditor   *auditor
 	pager     *pager
 	saver     *bootSaver
@@ -86,7 +88,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer telling.Wait()
 	defer cancel(nil)
 	telling.Go(func() { manager.run(ctx) })
-	r, held, err := a.wire(ctx, func(err error) {
+	id, err := a.awaitIdentity(ctx, manager)
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it was told to stop before there was anything to do
+	}
+	if err != nil {
+		return err
+	}
+	r, held, err := a.wire(ctx, id, func(err error) {
 		cancel(fmt.Errorf("%w: %w", errFatal, err))
 		// Behind a disk that hangs nothing can be stopped in order, and not even a word be written: the
 		// log may be there too.
@@ -102,14 +111,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		{{"boot ruleset", r.saver.Run}},
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
 		groups[3] = append(groups[3], part{"inventory", r.observer.Run})
 	}
 	manager.set(a.lookAround(r))
-	a.log.Info("agent runs", "version", a.version, "peers", len(a.cfg.Cluster.Peers), "socket", a.cfg.API.Socket)
+	a.log.Info("agent runs", "version", a.version, "fleet", id.Fleet(), "socket", a.cfg.API.Socket)
 	err = runGroups(ctx, cancel, groups)
 	if cause := context.Cause(ctx); errors.Is(cause, errFatal) {
 		return cause
@@ -159,7 +168,7 @@ func runGroups(ctx context.Context, cancel context.CancelCauseFunc, groups [][]p
 	return err
 }
 
-func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft.Held, err error) {
+func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error)) (_ *rooms, held nft.Held, err error) {
 	r := &rooms{store: fsm.NewStore(), caughtUp: make(chan struct{}), sightings: newSightings()}
 	defer func() {
 		if err != nil {
@@ -168,14 +177,14 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	}()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	key, err := readKey(a.cfg.Cluster.KeyFile)
+	presented, own, err := a.certifier()
 	if err != nil {
-		return r, held, fmt.Errorf("cluster.key_file: %w", err)
+		return r, held, err
 	}
 	if r.socket, err = listenSocket(ctx, a.cfg.API.Socket); err != nil {
 		return r, held, err
 	}
-	if r.tcp, err = listenAPI(ctx, a.cfg.API); err != nil {
+	if r.tcp, err = listenAPI(ctx, a.cfg.API.Listen, tlsOfAPI(presented)); err != nil {
 		return r, held, err
 	}
 	if _, err := Boot(ctx, a.cfg, a.log.With("room", "boot")); err != nil {
@@ -212,7 +221,7 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.pager = &pager{log: a.log.With("room", "page"), port: a.cfg.Redirect.Port, store: r.store, enforcer: r.enforcer}
 	r.pager.open(ctx)
 	r.clock = newFleetClock(r.Members, r.Ask)
-	if r.cluster, err = a.newCluster(r, key, held.Index, reg, fatal); err != nil {
+	if r.cluster, err = a.newCluster(r, id, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}
 	driver, err := a.newDriver()
@@ -227,6 +236,10 @@ func (a *Agent) wire(ctx context.Context, fatal func(error)) (_ *rooms, held nft
 	r.registrar = &registrar{
 		log: a.log.With("room", "registrar"), cfg: a.cfg, version: a.version,
 		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps,
+	}
+	r.renewer = &renewer{
+		log: a.log.With("room", "certificates"), store: r.store, cluster: r.cluster, api: own, file: a.cfg.CAFile(),
+		names: func() ([]string, []netip.Addr) { return a.apiNames(r.registrar) }, now: time.Now, timing: defaultRenewalTiming(),
 	}
 	r.scheduler = &scheduler{
 		log: a.log.With("room", "scheduler"), node: a.cfg.Node.ID, store: r.store,
@@ -271,23 +284,21 @@ func (r *rooms) release() {
 	}
 }
 
-func (a *Agent) newCluster(r *rooms, key []byte, known uint64, reg prometheus.Registerer, fatal func(error)) (*cluster.Cluster, error) {
-	id, err := cluster.SharedKeyIdentity(key, a.cfg.Node.ID)
-	if err != nil {
-		return nil, err
+// certifier is what gives the API its certificate; own is set if that is of the fleet's authority.
+func (a *Agent) certifier() (presented certifier, own *fleetCertificate, err error) {
+	if a.cfg.API.TLSCert != "" {
+		presented, err = newFileCertificate(a.log.With("room", "api"), a.cfg.API.TLSCert, a.cfg.API.TLSKey, time.Now)
+		return presented, nil, err
 	}
-	gossipKey, err := cluster.GossipKey(key)
-	if err != nil {
-		return nil, err
-	}
-	peers := make([]cluster.Peer, 0, len(a.cfg.Cluster.Peers))
-	for _, p := range a.cfg.Cluster.Peers {
-		peers = append(peers, cluster.Peer{ID: p.ID, Name: p.ID, Address: p.Address, GossipAddress: p.Gossip, Voter: true})
-	}
+	own, err = newFleetCertificate(filepath.Join(a.cfg.DataDir, identityDir))
+	return own, own, err
+}
+
+func (a *Agent) newCluster(r *rooms, id *cluster.Identity, known uint64, reg prometheus.Registerer, fatal func(error)) (*cluster.Cluster, error) {
 	return cluster.New(cluster.Options{
 		ID: a.cfg.Node.ID, Version: a.version, Dir: filepath.Join(a.cfg.DataDir, "raft"),
-		Bind: a.cfg.Cluster.Listen, GossipBind: a.cfg.Cluster.Gossip, Peers: peers,
-		Identity: id, GossipKey: gossipKey,
+		Bind: a.cfg.Cluster.Listen, GossipBind: a.cfg.Cluster.Gossip,
+		Identity: id, Lifetime: a.cfg.Cluster.CertificateLifetime.Duration,
 		Store: r.store, KnownIndex: known, Clock: r.clock.Stamp,
 		Answer:     func(ctx context.Context, q fsm.Query) (fsm.Report, error) { return a.answer(ctx, r, q) },
 		OnSighting: func(s fsm.Sighting) { r.sightings.put(r.store.View(), s) },

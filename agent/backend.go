@@ -28,6 +28,14 @@ func (r *rooms) Ask(ctx context.Context, node string, q fsm.Query) (fsm.Report, 
 	return r.cluster.Ask(ctx, node, q)
 }
 
+func (r *rooms) RotateCA(ctx context.Context, actor, from string) error {
+	return r.cluster.RotateCA(ctx, actor, from)
+}
+
+func (r *rooms) RotateGossipKey(ctx context.Context, actor, from string) error {
+	return r.cluster.RotateGossipKey(ctx, actor, from)
+}
+
 func (r *rooms) ReadIndex(ctx context.Context) (uint64, error) { return r.cluster.ReadIndex(ctx) }
 
 func (r *rooms) Sighting(vm string) (fsm.Sighting, bool) { return r.sightings.get(r.store.View(), vm) }

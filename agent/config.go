@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/palisade/palisade/audit"
+	"github.com/palisade/palisade/pki"
 )
 
 // Config is the agent's config file. Unknown keys are errors.
@@ -45,24 +45,68 @@ type NodeConfig struct {
 
 // ClusterConfig says how this node meets the others.
 type ClusterConfig struct {
-	Listen  string `toml:"listen"` // host:port for raft and peer calls
-	Gossip  string `toml:"gossip"` // host:port for membership and sightings (TCP and UDP)
-	KeyFile string `toml:"key_file"`
-	// Peers are all voters of the fleet, this node included, the same on every node.
-	Peers []PeerConfig `toml:"peers"`
+	Listen string `toml:"listen"` // address:port for raft and peer calls
+	Gossip string `toml:"gossip"` // address:port for membership and sightings (TCP and UDP)
+	// Advertise is the address, without a port, by which the other nodes reach this one; that of Listen if it
+	// is empty. The ports are those of Listen and Gossip.
+	Advertise string `toml:"advertise"`
+	// CertificateLifetime is for how long nodes' certificates are issued while this node leads; they are renewed at two
+	// thirds of it. A node that is away for longer has to be joined anew. Default 90 days.
+	CertificateLifetime duration `toml:"certificate_lifetime"`
 }
 
-// PeerConfig is one voter.
-type PeerConfig struct {
-	ID      string `toml:"id"`
-	Address string `toml:"address"`
-	Gossip  string `toml:"gossip"`
+// duration is written as in Go: "2160h".
+type duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *duration) UnmarshalText(text []byte) (err error) {
+	d.Duration, err = time.ParseDuration(string(text))
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// advertised is where the others reach the peer port and the gossip of this node.
+func (c *ClusterConfig) advertised() (peer, gossip string) {
+	at := func(listen string) string {
+		ap, err := netip.ParseAddrPort(listen)
+		if err != nil {
+			return ""
+		}
+		if a, err := netip.ParseAddr(c.Advertise); err == nil {
+			ap = netip.AddrPortFrom(a, ap.Port())
+		}
+		return ap.String()
+	}
+	return at(c.Listen), at(c.Gossip)
+}
+
+// CAFile is where the agent keeps the certificates of the fleet's authorities (PEM), for clients of its API.
+func (c *Config) CAFile() string { return filepath.Join(c.DataDir, identityDir, "ca.pem") }
+
+// advertisedAPI is where the others reach the API of this node, empty if they don't.
+func (c *Config) advertisedAPI() string {
+	ap, err := netip.ParseAddrPort(c.API.Listen)
+	if err != nil || ap.Addr().IsLoopback() {
+		return ""
+	}
+	if ap.Addr().IsUnspecified() {
+		peer, _ := c.Cluster.advertised()
+		at, err := netip.ParseAddrPort(peer)
+		if err != nil {
+			return ""
+		}
+		ap = netip.AddrPortFrom(at.Addr(), ap.Port())
+	}
+	return ap.String()
 }
 
 // APIConfig says where the HTTP API answers and who may call it.
 type APIConfig struct {
-	// Listen is a host:port, or empty for none. Without TLS it must be a loopback address. Sockets
-	// that a service manager passes under the name "api" are served besides.
+	// Listen is an address:port, or empty for none. Sockets that a service manager passes under the name "api" are
+	// served besides. All of them speak TLS, with TLSCert and TLSKey (read again when they change), or else with a
+	// certificate of the fleet's own authority.
 	Listen  string        `toml:"listen"`
 	TLSCert string        `toml:"tls_cert"`
 	TLSKey  string        `toml:"tls_key"`
@@ -178,6 +222,9 @@ func (c *Config) setDefaults() {
 	if c.Node.Name == "" {
 		c.Node.Name = c.Node.ID
 	}
+	if c.Cluster.CertificateLifetime.Duration == 0 {
+		c.Cluster.CertificateLifetime.Duration = pki.LeafLifetime
+	}
 	if c.API.Socket == "" {
 		c.API.Socket = "/run/palisade/palisade.sock"
 	}
@@ -220,32 +267,10 @@ func (c *Config) validate() error {
 			bad(fmt.Sprintf("node.guards[%d]", i), "%s has host bits set; the prefix would be %s", g, g.Masked())
 		}
 	}
-	if c.Cluster.KeyFile == "" {
-		bad("cluster.key_file", "is missing; make one with: openssl rand -hex 32 > cluster.key")
-	}
-	for key, addr := range map[string]string{"cluster.listen": c.Cluster.Listen, "cluster.gossip": c.Cluster.Gossip} {
-		if _, err := netip.ParseAddrPort(addr); err != nil {
-			bad(key, "%q is not address:port, for example \"10.0.0.1:7420\"", addr)
-		}
-	}
 	if !filepath.IsAbs(c.Lists.Dir) {
 		bad("lists.dir", "%q is no absolute path", c.Lists.Dir)
 	}
-	self := slices.ContainsFunc(c.Cluster.Peers, func(p PeerConfig) bool { return p.ID == c.Node.ID })
-	if !self {
-		bad("cluster.peers", "has no entry for this node (%q); list every voter, this one included", c.Node.ID)
-	}
-	for i, p := range c.Cluster.Peers {
-		key := fmt.Sprintf("cluster.peers[%d]", i)
-		if p.ID == "" || slices.ContainsFunc(c.Cluster.Peers[:i], func(q PeerConfig) bool { return q.ID == p.ID }) {
-			bad(key, "id %q is empty or used twice", p.ID)
-		}
-		for name, addr := range map[string]string{"address": p.Address, "gossip": p.Gossip} {
-			if _, err := netip.ParseAddrPort(addr); err != nil {
-				bad(key+"."+name, "%q is not address:port", addr)
-			}
-		}
-	}
+	c.Cluster.validate(bad)
 	const mostDays = 36_500
 	if c.Audit.KeepDays < 1 || c.Audit.KeepDays > mostDays {
 		bad("audit.keep_days", "is %d; give 1 to %d days", c.Audit.KeepDays, mostDays)
@@ -264,19 +289,37 @@ func (c *Config) validate() error {
 	return errors.Join(errs...)
 }
 
+func (c *ClusterConfig) validate(bad func(key, format string, args ...any)) {
+	const shortest, longest = 10 * time.Second, 825 * 24 * time.Hour
+	if l := c.CertificateLifetime.Duration; l < shortest || l > longest {
+		bad("cluster.certificate_lifetime", "is %s; give %s to %s", l, shortest, longest)
+	}
+	if c.Advertise != "" {
+		if a, err := netip.ParseAddr(c.Advertise); err != nil || a.Zone() != "" {
+			bad("cluster.advertise", "%q is no address, which looks like \"10.0.0.1\"", c.Advertise)
+			return
+		}
+	}
+	for i, s := range []string{c.Listen, c.Gossip} {
+		key := []string{"cluster.listen", "cluster.gossip"}[i]
+		if ap, err := netip.ParseAddrPort(s); err != nil {
+			bad(key, "%q is not address:port, for example \"10.0.0.1:742%d\"", s, i)
+		} else if ap.Addr().IsUnspecified() && c.Advertise == "" {
+			bad(key, "%s is every address of this node, and the others must be told one: give cluster.advertise", ap.Addr())
+		}
+	}
+	if a, err := netip.ParseAddr(c.Advertise); err == nil && a.IsUnspecified() {
+		bad("cluster.advertise", "%s is no address at which others can reach this node", a)
+	}
+}
+
 func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 	if (a.TLSCert == "") != (a.TLSKey == "") {
 		bad("api.tls_cert", "tls_cert and tls_key go together")
 	}
 	if a.Listen != "" {
-		host, _, err := net.SplitHostPort(a.Listen)
-		ip, perr := netip.ParseAddr(host)
-		switch {
-		case err != nil || perr != nil:
+		if _, err := netip.ParseAddrPort(a.Listen); err != nil {
 			bad("api.listen", "%q is not address:port, for example \"127.0.0.1:8440\"", a.Listen)
-		case !ip.IsLoopback() && a.TLSCert == "":
-			// Fail closed: a bearer token in clear text on a network is a token given away.
-			bad("api.listen", "%s is not loopback and there is no tls_cert; tokens would travel in clear text", host)
 		}
 	}
 	a.OIDC.validate(bad)
@@ -304,25 +347,4 @@ func (i *InventoryConfig) validate(bad func(key, format string, args ...any)) {
 	default:
 		bad("inventory.driver", "%q is none of static, libvirt, none", i.Driver)
 	}
-}
-
-// readKey reads the shared cluster key. A key that others on the machine can read is refused.
-func readKey(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s has mode %o: others can read the cluster key; run: chmod 600 %s", path, st.Mode().Perm(), path)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
-	if err != nil || len(key) < 32 {
-		// The decoder's own error would quote the key.
-		return nil, fmt.Errorf("%s does not hold at least 64 hex digits; make one with: openssl rand -hex 32", path)
-	}
-	return key, nil
 }

@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -14,11 +12,6 @@ id = "n1"
 guards = ["192.0.2.0/24"]
 [cluster]
 listen = "10.0.0.1:7420"
-gossip = "10.0.0.1:7421"
-key_file = "/tmp/key"
-[[cluster.peers]]
-id = "n1"
-address = "10.0.0.1:7420"
 gossip = "10.0.0.1:7421"
 [api]
 listen = "127.0.0.1:8440"
@@ -35,6 +28,10 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	peer, gossip := cfg.Cluster.advertised()
+	if peer != "10.0.0.1:7420" || gossip != "10.0.0.1:7421" || cfg.advertisedAPI() != "" || cfg.Cluster.CertificateLifetime.Hours() != 2160 {
+		t.Errorf("advertised as %s, %s, %q, certificates for %s", peer, gossip, cfg.advertisedAPI(), cfg.Cluster.CertificateLifetime)
+	}
 	if cfg.Node.Name != "n1" || cfg.API.Socket != "/run/palisade/palisade.sock" || cfg.Log.Level != "info" {
 		t.Errorf("defaults: %+v", cfg)
 	}
@@ -44,9 +41,15 @@ func TestConfigErrorsNameTheKeyAndTheCure(t *testing.T) {
 	tests := map[string]struct{ old, repl, want string }{
 		"unknown key":        {`id = "n1"`, "id = \"n1\"\nzone = \"z\"", `unknown keys: "node.zone" (line 5)`},
 		"no id":              {"[node]\nid = \"n1\"", "[node]", "node.id: is missing"},
-		"clear text API":     {"127.0.0.1:8440", "0.0.0.0:8440", "tokens would travel in clear text"},
+		"bad API address":    {"127.0.0.1:8440", "kvm1:8440", "api.listen: \"kvm1:8440\" is not address:port"},
 		"bad address":        {`listen = "10.0.0.1:7420"`, `listen = "host:7420"`, "cluster.listen: \"host:7420\" is not address:port"},
-		"self not a peer":    {"[[cluster.peers]]\nid = \"n1\"", "[[cluster.peers]]\nid = \"n2\"", "has no entry for this node"},
+		"every address":      {`listen = "10.0.0.1:7420"`, `listen = "0.0.0.0:7420"`, "cluster.listen: 0.0.0.0 is every address of this node, and the others must be told one: give cluster.advertise"},
+		"gossip everywhere":  {`gossip = "10.0.0.1:7421"`, `gossip = "[::]:7421"`, "cluster.gossip: :: is every address"},
+		"advertise nothing":  {`gossip =`, "advertise = \"0.0.0.0\"\ngossip =", "cluster.advertise: 0.0.0.0 is no address at which others"},
+		"advertise a port":   {`gossip =`, "advertise = \"10.0.0.1:7420\"\ngossip =", "cluster.advertise: \"10.0.0.1:7420\" is no address"},
+		"short lifetime":     {`gossip =`, "certificate_lifetime = \"1s\"\ngossip =", "cluster.certificate_lifetime: is 1s"},
+		"no lifetime":        {`gossip =`, "certificate_lifetime = \"90d\"\ngossip =", "unknown unit"},
+		"old peers":          {`gossip =`, "key_file = \"/tmp/key\"\ngossip =", "unknown keys: \"cluster.key_file\""},
 		"scope":              {`"admin"`, `"root"`, "none of admin, operator, viewer, metrics"},
 		"token not hashed":   {"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "secret", "is not 64 hex digits"},
 		"driver":             {`driver = "none"`, `driver = "xen"`, "none of static, libvirt, none"},
@@ -71,28 +74,16 @@ func TestConfigErrorsNameTheKeyAndTheCure(t *testing.T) {
 	}
 }
 
-func TestReadKey(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "key")
-	hex := strings.Repeat("ab", 32)
-	write := func(s string, mode os.FileMode) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(s), mode); err != nil {
-			t.Fatal(err)
+func TestAdvertisedAddresses(t *testing.T) {
+	for _, c := range []struct{ listen, advertise, api, peer, apiAt string }{
+		{"10.0.0.1:1", "", "10.0.0.1:3", "10.0.0.1:1", "10.0.0.1:3"},
+		{"0.0.0.0:1", "192.0.2.7", "0.0.0.0:3", "192.0.2.7:1", "192.0.2.7:3"},
+		{"[::]:1", "2001:db8::7", "[::1]:3", "[2001:db8::7]:1", ""},
+		{"10.0.0.1:1", "192.0.2.7", "", "192.0.2.7:1", ""},
+	} {
+		cfg := Config{Cluster: ClusterConfig{Listen: c.listen, Gossip: c.listen, Advertise: c.advertise}, API: APIConfig{Listen: c.api}}
+		if peer, gossip := cfg.Cluster.advertised(); peer != c.peer || gossip != c.peer || cfg.advertisedAPI() != c.apiAt {
+			t.Errorf("%+v: peers %s, API %q", c, peer, cfg.advertisedAPI())
 		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(hex+"\n", 0o600)
-	if key, err := readKey(path); err != nil || len(key) != 32 {
-		t.Errorf("good key: %d bytes, %v", len(key), err)
-	}
-	write(hex, 0o644)
-	if _, err := readKey(path); err == nil || !strings.Contains(err.Error(), "chmod 600") {
-		t.Errorf("readable key: %v", err)
-	}
-	write(hex[:20]+"not hex, but secret", 0o600)
-	if _, err := readKey(path); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("malformed key: %v", err)
 	}
 }

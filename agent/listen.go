@@ -53,35 +53,20 @@ func activated() ([]net.Listener, error) {
 	return out, nil
 }
 
-// listenAPI opens the TCP listeners of the API. They outlive ctx.
-func listenAPI(ctx context.Context, cfg APIConfig) ([]net.Listener, error) {
+// listenAPI opens the TCP listeners of the API, which all speak TLS. They outlive ctx.
+func listenAPI(ctx context.Context, address string, conf *tls.Config) ([]net.Listener, error) {
 	lns, err := activated()
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Listen != "" {
-		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	if address != "" {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err != nil {
 			closeAll(lns)
 			return nil, fmt.Errorf("api.listen: %w", err)
 		}
 		lns = append(lns, ln)
 	}
-	if cfg.TLSCert == "" {
-		for _, ln := range lns {
-			if a, ok := ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-				closeAll(lns)
-				return nil, fmt.Errorf("the API socket %s is not loopback and there is no api.tls_cert; tokens would travel in clear text", a)
-			}
-		}
-		return lns, nil
-	}
-	cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
-	if err != nil {
-		closeAll(lns)
-		return nil, fmt.Errorf("api.tls_cert: %w", err)
-	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}}
 	for i, ln := range lns {
 		lns[i] = tls.NewListener(ln, conf)
 	}

@@ -68,16 +68,16 @@ func (r *registrar) register(ctx context.Context, n fsm.Node) error {
 }
 
 // self reads what this node is: every address of an interface of its own, the next hops of its
-// routes, and, as guards, the peers it was configured with.
+// routes, and where the others reach it, which is guarded too: it may be no address of an interface.
 func (r *registrar) self() (fsm.Node, error) {
 	n := fsm.Node{ID: r.cfg.Node.ID, Name: r.cfg.Node.Name, Version: r.version, Format: fsm.Format}
 	n.Guards = append(n.Guards, r.cfg.Node.Guards...)
-	for _, p := range r.cfg.Cluster.Peers {
-		for _, s := range []string{p.Address, p.Gossip} {
-			if ap, err := netip.ParseAddrPort(s); err == nil {
-				a := ap.Addr().Unmap()
-				n.Guards = append(n.Guards, netip.PrefixFrom(a, a.BitLen()))
-			}
+	n.Address, n.Gossip = r.cfg.Cluster.advertised()
+	n.API = r.cfg.advertisedAPI()
+	for _, s := range []string{n.Address, n.API} {
+		if ap, err := netip.ParseAddrPort(s); err == nil {
+			a := ap.Addr().Unmap()
+			n.Guards = append(n.Guards, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 	links, err := netlink.LinkList()
@@ -128,7 +128,7 @@ func localGuards(n fsm.Node) []netip.Prefix {
 }
 
 func sameNode(a, b fsm.Node) bool {
-	return a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && slices.Equal(a.Addresses, b.Addresses) &&
+	return a.Address == b.Address && a.Gossip == b.Gossip && a.API == b.API && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
 }
 

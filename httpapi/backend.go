@@ -23,6 +23,7 @@ type Backend interface {
 	// ReadIndex returns a log index such that a View at or past it holds every write that was
 	// answered before the call. It must be an index that a View reaches.
 	ReadIndex(ctx context.Context) (uint64, error)
+	Rotations
 	// Sighting returns the newest hint of where a VM is.
 	Sighting(vm string) (fsm.Sighting, bool)
 }

@@ -131,6 +131,12 @@ func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 		for _, a := range n.Addresses {
 			out.Addresses = append(out.Addresses, a.String())
 		}
+		out.Membership = wire.Membership{
+			Address: n.Address, Gossip: n.Gossip, API: n.API, Zone: n.Zone, State: string(n.State), JoinedAt: n.JoinedAt,
+		}
+		if n.Serial != 0 {
+			out.Certificate = &wire.Certificate{Serial: n.Serial, NotAfter: n.NotAfter, Confirmed: n.Confirmed == n.Serial}
+		}
 	}
 	if m == nil {
 		out.Problem = "not a member of the cluster"

@@ -137,7 +137,9 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 
 // visible leaves out the events of access for all but admins. The array of the feed is shared and stays as it is.
 func visible(events []fsm.Event, scope Scope) []fsm.Event {
-	ofAccess := func(e fsm.Event) bool { return e.Token != nil || e.User != nil || e.Session != nil }
+	ofAccess := func(e fsm.Event) bool {
+		return e.Token != nil || e.User != nil || e.Session != nil || e.Fleet != nil || e.JoinToken != nil
+	}
 	if allows(scope, ScopeAdmin) || !slices.ContainsFunc(events, ofAccess) {
 		return events
 	}
@@ -196,6 +198,12 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	case e.List != nil:
 		l := wireList(v, e.List)
 		out.List = &l
+	case e.Fleet != nil:
+		f := wireFleet(v, e.Fleet)
+		out.Fleet = &f
+	case e.JoinToken != nil:
+		t := wireJoinToken(e.JoinToken, s.clock())
+		out.JoinToken = &t
 	case e.Token != nil:
 		t := wireToken(e.Token, s.clock())
 		out.Token = &t

@@ -39,6 +39,8 @@ func mayUse() map[string]string {
 		"logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
 		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
 		"list-tokens": "a", "create-token": "a", "delete-token": "a",
+		"list-join-tokens": "a", "create-join-token": "a", "delete-join-token": "a",
+		"get-ca": "a", "rotate-ca": "a", "rotate-gossip-key": "a",
 		"metrics": "aovm",
 		"openapi": "aobvm-", "healthz": "aobvm-", "readyz": "aobvm-",
 	}
@@ -79,6 +81,8 @@ func walked(t *testing.T) (f *fleet, who []credential) {
 	f.Apply(fsm.PutGuard{VM: "vm-2"})
 	f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}, Reason: fsm.ReasonUnpaid})
 	f.Apply(fsm.DescribeList{Name: "feed"})
+	f.Form()
+	f.Apply(fsm.CreateJoinToken{ID: "b1", Hash: [32]byte{1}, TTL: time.Minute})
 	f.Apply(fsm.CreateToken{Name: "feed", Scope: ScopeViewer, Hash: [32]byte{1}})
 	f.Apply(fsm.PutUser{Name: "feed", Scope: ScopeViewer, Password: walkPassword()})
 	token := func(name string, scope Scope, end time.Time) string {
@@ -126,6 +130,8 @@ func walkSample(rt route) request {
 	switch rt.op.OperationID {
 	case "add-block":
 		q.body = `{"target":{"vm":"vm-1"},"reason":"unpaid"}`
+	case "create-join-token":
+		q.body = `{}`
 	case "bulk-blocks":
 		q.body = `{"add":{"target":{"account":"alice"},"reason":"unpaid"}}`
 	case "login":
@@ -262,7 +268,7 @@ func TestTheTableIsNotGenerous(t *testing.T) {
 		if rt.op.Method != http.MethodGet && protects && allowed != "a" {
 			t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
 		}
-		for _, prefix := range []string{"/v1/tokens", "/v1/audit", "/v1/users"} {
+		for _, prefix := range []string{"/v1/tokens", "/v1/join-tokens", "/v1/ca", "/v1/gossip-key", "/v1/audit", "/v1/users"} {
 			if strings.HasPrefix(rt.op.Path, prefix) && allowed != "a" {
 				t.Errorf("%s %s is open to %s", rt.op.Method, rt.op.Path, allowed)
 			}

@@ -104,7 +104,7 @@ func (a *Authority) IssueServing(request []byte, t ServingTerms, now time.Time) 
 		return nil, err
 	}
 	for _, name := range t.Names {
-		if name = strings.ToLower(name); hostname(name) && !slices.Contains(template.DNSNames, name) {
+		if name = strings.ToLower(name); Hostname(name) && !slices.Contains(template.DNSNames, name) {
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
@@ -152,8 +152,8 @@ func notAfter(now time.Time, lifetime time.Duration) time.Time {
 	return now.Add(lifetime).UTC().Truncate(time.Second)
 }
 
-// hostname says whether s can stand as a DNS name in a certificate.
-func hostname(s string) bool {
+// Hostname says whether s can stand as a DNS name in a certificate; it must be in lower case.
+func Hostname(s string) bool {
 	if s == "" || len(s) > 253 {
 		return false
 	}

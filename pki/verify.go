@@ -145,3 +145,9 @@ func ParseChain(chain [][]byte) ([]*x509.Certificate, error) {
 }
 
 func short(hash [32]byte) string { return hex.EncodeToString(hash[:8]) + "..." }
+
+// SignedBy says whether a certificate names the authority with this id (see Authority.ID) as the one that signed it.
+// It checks no signature.
+func SignedBy(c *x509.Certificate, authority string) bool {
+	return len(c.AuthorityKeyId) > 0 && strings.HasPrefix(authority, hex.EncodeToString(c.AuthorityKeyId))
+}

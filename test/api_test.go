@@ -173,7 +173,8 @@ func (l *lab) stream(t *testing.T, node string, after uint64, n int) (out []sse)
 	}
 	req.Header.Set("Authorization", "Bearer "+nd.Token)
 	req.Header.Set("Last-Event-ID", strconv.FormatUint(after, 10))
-	res, err := http.DefaultClient.Do(req)
+	hc := http.Client{Transport: l.transport(t)}
+	res, err := hc.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

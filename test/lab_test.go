@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -152,6 +153,16 @@ func (r response) problem(t *testing.T) client.Problem {
 	return p
 }
 
+// transport trusts the fleet's authority, and gives each request a connection of its own.
+func (l *lab) transport(t *testing.T) *http.Transport {
+	t.Helper()
+	roots, err := l.Roots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}}
+}
+
 // raw sends one request as it is, with the node's token unless the headers say otherwise.
 func (l *lab) raw(t *testing.T, node, method, path, body string, header ...string) response {
 	t.Helper()
@@ -170,7 +181,7 @@ func (l *lab) raw(t *testing.T, node, method, path, body string, header ...strin
 	for pair := range slices.Chunk(header, 2) {
 		req.Header.Set(pair[0], pair[1])
 	}
-	hc := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	hc := http.Client{Transport: l.transport(t), Timeout: time.Minute}
 	res, err := hc.Do(req)
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, path, err)

@@ -30,7 +30,7 @@ func mayImport() map[string][]string {
 		"enforce/boot":       {"enforce", "fsm"},
 		"enforce/page":       {},
 		"inventory":          {"fsm"},
-		"httpapi":            {"fsm", "httpapi/wire", "httpapi/login"},
+		"httpapi":            {"fsm", "pki", "httpapi/wire", "httpapi/login"},
 		"httpapi/login":      {},
 		"httpapi/wire":       {},
 		"httpapi/client":     {"httpapi/wire"},

@@ -20,9 +20,10 @@ type Globals struct {
 	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" group:"Of every command:" help:"Unix socket of the agent (default ${default})."`
 	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" group:"Of every command:" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
 	TokenFile string        `env:"PALISADE_TOKEN_FILE" placeholder:"FILE" group:"Of every command:" help:"File with the token for --server. A token is never an argument: others on the machine could read it."`
-	CAFile    string        `name:"ca-file" placeholder:"FILE" group:"Of every command:" help:"Certificates (PEM) that verify --server; else those of the system."`
+	CAFile    string        `name:"ca" aliases:"ca-file" placeholder:"FILE" group:"Of every command:" help:"Certificates (PEM) that verify --server; else those of the system."`
 	RetryFor  time.Duration `default:"5s" group:"Of every command:" help:"How long to try again while there is no quorum or no connection."`
 
+	Stdin  io.Reader `kong:"-"`
 	Stdout io.Writer `kong:"-"`
 	Stderr io.Writer `kong:"-"`
 }
@@ -49,11 +50,11 @@ func (g *Globals) Client() (*client.Client, error) {
 	if g.CAFile != "" {
 		pem, err := os.ReadFile(g.CAFile)
 		if err != nil {
-			return nil, usagef("--ca-file: %w", err)
+			return nil, usagef("--ca: %w", err)
 		}
 		o.RootCAs = x509.NewCertPool()
 		if !o.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, usagef("--ca-file: %s has no certificate in PEM form", g.CAFile)
+			return nil, usagef("--ca: %s has no certificate in PEM form", g.CAFile)
 		}
 	}
 	c, err := client.New(o)
@@ -104,6 +105,9 @@ func printList[T any](g *Globals, items iter.Seq2[T, error], head []string, row 
 	}
 	return t.flush()
 }
+
+// notef prints to the error output what is no part of the result.
+func (g *Globals) notef(format string, args ...any) { fmt.Fprintf(g.Stderr, format, args...) }
 
 // printf prints text; what comes from elsewhere goes through clean first.
 func (g *Globals) printf(format string, args ...any) { fmt.Fprintf(g.Stdout, format, args...) }

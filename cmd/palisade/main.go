@@ -58,6 +58,12 @@ type cli struct {
 	Status   StatCmd     `cmd:"" help:"Show this node's standing and its picture of the fleet."`
 	Debug    DebugCmd    `cmd:"" help:"Find out what is wrong with a node."`
 
+	Init      InitCmd      `cmd:"" help:"Form a new fleet, with this node as its first."`
+	Join      JoinCmd      `cmd:"" help:"Join this node to a fleet."`
+	JoinToken JoinTokenCmd `cmd:"" help:"Show, create and delete tokens that admit nodes."`
+	CA        CACmd        `cmd:"" name:"ca" help:"Show and rotate the fleet's certificate authority."`
+	GossipKey GossipKeyCmd `cmd:"" help:"Rotate the key of the gossip."`
+
 	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 
 	Version    VersionCmd    `cmd:"" help:"Print the version."`
@@ -93,7 +99,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 		}
 	}()
 	var c cli
-	c.Stdout, c.Stderr = stdout, stderr
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, stdout, stderr
 	parser, err := newParser(&c, stdout, stderr)
 	if err != nil {
 		fmt.Fprintln(stderr, "palisade:", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -26,9 +27,9 @@ func (c *NodeLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	head := []string{"ID", "NAME", "ROLE", "HEALTHY", "APPLIED", "ENFORCED", "ADDRESSES", "VERSION", "PROBLEM"}
+	head := []string{"ID", "NAME", "ROLE", "HEALTHY", "APPLIED", "ENFORCED", "ADDRESSES", "VERSION", "CERTIFICATE", "PROBLEM"}
 	return printList(g, api.Nodes(ctx), head, func(n client.Node) []string {
-		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), strconv.FormatUint(n.AppliedIndex, 10), strconv.FormatUint(n.EnforcedIndex, 10), some(n.Addresses, 2), n.Version, n.Problem}
+		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), strconv.FormatUint(n.AppliedIndex, 10), strconv.FormatUint(n.EnforcedIndex, 10), some(n.Addresses, 2), n.Version, certificateText(&n), n.Problem}
 	})
 }
 
@@ -55,6 +56,11 @@ func (c *NodeShowCmd) Run(ctx context.Context, g *Globals) error {
 	g.printf("  index      applied %d, in the kernel %d\n", n.AppliedIndex, n.EnforcedIndex)
 	g.printf("  clock      %s\n", clockText(n.ClockOffsetMS))
 	g.printf("  healthy    %s\n", yes(n.Healthy))
+	if n.Certificate != nil {
+		g.printf("  reached    peers %s, gossip %s, API %s\n", cell(n.Address), cell(n.Gossip), cell(cmp.Or(n.API, "only on the node")))
+		g.printf("  member     %s, zone %s, joined %s\n", cell(n.State), cell(cmp.Or(n.Zone, "none")), local(n.JoinedAt))
+		g.printf("  certified  %d until %s\n", n.Certificate.Serial, local(n.Certificate.NotAfter))
+	}
 	if n.Problem != "" {
 		g.printf("  problem    %s\n", cell(n.Problem))
 	}
@@ -62,6 +68,21 @@ func (c *NodeShowCmd) Run(ctx context.Context, g *Globals) error {
 		g.printf("  heard      %s\n", local(n.LastHeard))
 	}
 	return nil
+}
+
+// certificateText says how much longer a node's certificate lasts.
+func certificateText(n *client.Node) string {
+	if n.Certificate == nil {
+		return ""
+	}
+	left := time.Until(n.Certificate.NotAfter)
+	switch {
+	case left <= 0:
+		return "ENDED"
+	case left > 48*time.Hour:
+		return fmt.Sprintf("%d days", int(left/(24*time.Hour)))
+	}
+	return left.Round(time.Second).String()
 }
 
 func yes(b bool) string {
@@ -188,6 +209,14 @@ func eventText(e *client.Event) string {
 		return cell(e.Account.ID) + by
 	case e.List != nil:
 		return fmt.Sprintf("%s with %s%s", cell(e.List.Name), count(e.List.Size, "entry"), by)
+	case e.Fleet != nil:
+		return cell(e.Fleet.ID) + by
+	case e.JoinToken != nil:
+		used := ""
+		if e.JoinToken.UsedBy != "" {
+			used = " used by " + cell(e.JoinToken.UsedBy)
+		}
+		return cell(e.JoinToken.ID) + used + by
 	case e.Type == wire.EventReset:
 		return "older events are gone: read everything again"
 	}

@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 		err = mimicAgent()
 	case len(os.Args) > 1 && os.Args[1] == "observe":
 		err = untilTerminated(observe)
+	case len(os.Args) > 1 && os.Args[1] == "init":
+		err = mimicInit(os.Args[slices.Index(os.Args, "--config")+1])
+	case len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-"):
+		err = fmt.Errorf("the test binary does not stand in for palisade %s", os.Args[1])
 	default:
 		os.Exit(m.Run())
 	}
@@ -40,6 +44,19 @@ func untilTerminated(f func(context.Context) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	return f(ctx)
+}
+
+// mimicInit makes every node of the fleet look like a member: nobody here could admit one.
+func mimicInit(config string) error {
+	nodes, err := filepath.Glob(filepath.Join(filepath.Dir(config), "..", "node-*"))
+	for _, dir := range nodes {
+		identity := filepath.Join(dir, "data", "identity")
+		err = errors.Join(err, os.MkdirAll(identity, 0o700))
+		for _, name := range []string{"ca.pem", "fleet.json"} {
+			err = errors.Join(err, os.WriteFile(filepath.Join(identity, name), nil, 0o600))
+		}
+	}
+	return err
 }
 
 // mimicAgent answers every connection to the inherited API socket with where it runs.
@@ -224,8 +241,13 @@ func TestMigrationKeepsConnections(t *testing.T) {
 
 func TestAgentsRunInTheirNodeAndAnswerOutsideOfIt(t *testing.T) {
 	f := up(t, Options{NoAgents: true, Nodes: 2, GuestsPerNode: -1})
+	for _, n := range f.Nodes() { // what stands for the agent here can't join
+		if err := errors.Join(os.MkdirAll(n.identity(), 0o700), writeFile(filepath.Join(n.identity(), "fleet.json"), []byte("{}"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ask := func(n Node) string {
-		c, err := net.Dial("tcp", strings.TrimPrefix(n.API, "http://"))
+		c, err := net.Dial("tcp", strings.TrimPrefix(n.API, "https://"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +278,7 @@ func TestAgentsRunInTheirNodeAndAnswerOutsideOfIt(t *testing.T) {
 			if err := f.KillAgent(t.Context(), n.Name, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := net.Dial("tcp", strings.TrimPrefix(n.API, "http://")); err == nil {
+			if _, err := net.Dial("tcp", strings.TrimPrefix(n.API, "https://")); err == nil {
 				t.Error("a dead agent's port is open")
 			}
 		}

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	keyName   = "cluster.key"
+	caName    = "ca.pem"
 	vmsName   = "vms.d"  // inventory files of a node
 	guestsDir = "guests" // logs of the guests
 	logName   = "agent.log"
@@ -90,7 +90,8 @@ func (n Node) enter(argv ...string) []string {
 }
 
 // StartAgent starts the agent of a node and returns without waiting until it is ready. The agent
-// outlives this process, and ctx. It is an error if it runs already.
+// outlives this process, and ctx. It is an error if it runs already. A node that belongs to no fleet yet forms it, if it is
+// the first of all, or else joins it, which takes an agent of the fleet that runs and is ready.
 func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	n, err := f.Node(node)
 	if err != nil {
@@ -100,7 +101,7 @@ func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	if n.Agent.Alive() {
 		return fmt.Errorf("the agent of %s runs already (process %d)", node, n.Agent.PID)
 	}
-	config := filepath.Join(n.Dir, "agent.toml")
+	config := n.configFile()
 	// The file is written once, so that a test can change it between two starts.
 	if _, err := os.Stat(config); errors.Is(err, fs.ErrNotExist) {
 		if err := writeFile(config, f.config(s, n)); err != nil {
@@ -118,7 +119,7 @@ func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	if err != nil && n.Agent.PID == 0 {
 		// Another program took the port since it was planned. Nobody was told of it yet.
 		if listener, err = listen.Listen(ctx, "tcp", "127.0.0.1:0"); err == nil {
-			err = f.update(func(s *state) { s.node(node).API = "http://" + listener.Addr().String() })
+			err = f.update(func(s *state) { s.node(node).API = "https://" + listener.Addr().String() })
 		}
 	}
 	if err != nil {
@@ -136,7 +137,10 @@ func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	if err != nil {
 		return fmt.Errorf("agent of %s: %w", node, err)
 	}
-	return f.update(func(s *state) { s.node(node).Agent = p })
+	if err := f.update(func(s *state) { s.node(node).Agent = p }); err != nil {
+		return err
+	}
+	return f.enroll(ctx, n.Name)
 }
 
 // KillAgent sends a signal to the agent of a node. After a signal that ends a process it returns when
@@ -170,10 +174,7 @@ func (f *Fleet) config(s state, n Node) []byte {
 	o := outsideAddrs()
 	p("data_dir = %q", filepath.Join(n.Dir, "data"))
 	p("[node]\nid = %q\nguards = [\"%s/32\", \"%s/128\"]", n.Name, o[0], o[1])
-	p("[cluster]\nlisten = %q\ngossip = %q\nkey_file = %q", address(n, peerPort), address(n, chatPort), filepath.Join(f.dir, keyName))
-	for _, m := range s.Nodes {
-		p("[[cluster.peers]]\nid = %q\naddress = %q\ngossip = %q", m.Name, address(m, peerPort), address(m, chatPort))
-	}
+	p("[cluster]\nlisten = %q\ngossip = %q", address(n, peerPort), address(n, chatPort))
 	p("[api]\nlisten = \"\"\nsocket = %q", n.Socket)
 	p("[[api.tokens]]\nname = \"demo\"\nscope = \"admin\"\nsha256 = \"%x\"", sha256.Sum256([]byte(n.Token)))
 	if s.Guests == GuestsQEMU {

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,7 +39,13 @@ func (f *Fleet) Call(ctx context.Context, node, method, path string, in, out any
 		req.Header.Set("Content-Type", "application/json")
 	}
 	// A connection of its own: an agent that is killed and started must not meet an old one.
-	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	roots, err := f.Roots()
+	if err != nil {
+		return fmt.Errorf("%s: %w", node, err)
+	}
+	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
+	}}
 	res, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("%s: %w", node, err)
@@ -120,6 +127,7 @@ func (f *Fleet) AwaitGuests(ctx context.Context) error {
 
 // Status is what "demo status" prints.
 type Status struct {
+	CA     string        `json:"ca"` // file with the certificates that verify the APIs
 	Nodes  []NodeStatus  `json:"nodes"`
 	Guests []GuestStatus `json:"guests"`
 }
@@ -146,7 +154,7 @@ type GuestStatus struct {
 // Status tells what is up.
 func (f *Fleet) Status() Status {
 	s := f.snapshot()
-	out := Status{Nodes: []NodeStatus{}, Guests: []GuestStatus{}}
+	out := Status{CA: f.CAFile(), Nodes: []NodeStatus{}, Guests: []GuestStatus{}}
 	for _, n := range s.Nodes {
 		ns := NodeStatus{Name: n.Name, Netns: n.Netns, API: n.API, Token: n.Token, Socket: n.Socket}
 		if n.Agent.Alive() {

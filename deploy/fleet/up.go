@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -122,11 +121,9 @@ func (f *Fleet) build(ctx context.Context, o Options) error {
 	if o.NoAgents {
 		return nil
 	}
-	f.progress(fmt.Sprintf("starting %d agents", o.Nodes))
-	for _, n := range plan.Nodes {
-		if err := f.StartAgent(ctx, n.Name); err != nil {
-			return err
-		}
+	f.progress(fmt.Sprintf("starting %d agents: the first forms the fleet, the others join it", o.Nodes))
+	if err := f.startAll(ctx, plan.Nodes); err != nil {
+		return err
 	}
 	if err := f.AwaitReady(ctx); err != nil {
 		return err
@@ -148,7 +145,7 @@ func (f *Fleet) plan(ctx context.Context, o Options) state {
 			n.Addresses = append(n.Addresses, a.String())
 		}
 		port = freePort(ctx, port)
-		n.API = "http://127.0.0.1:" + strconv.Itoa(port)
+		n.API = "https://127.0.0.1:" + strconv.Itoa(port)
 		port++
 		s.Nodes = append(s.Nodes, n)
 	}
@@ -187,7 +184,7 @@ func (g *Guest) light(prefix string, k int) {
 	g.Tap = fmt.Sprintf("tap%di0", 100+k)
 }
 
-// files makes the directories and the key that all nodes share.
+// files makes the directories.
 func (f *Fleet) files(plan state) error {
 	for _, n := range plan.Nodes {
 		for _, sub := range []string{"data", vmsName} {
@@ -196,9 +193,7 @@ func (f *Fleet) files(plan state) error {
 			}
 		}
 	}
-	key := make([]byte, 32)
-	_, _ = rand.Read(key) // never fails
-	return writeFile(filepath.Join(f.dir, keyName), []byte(hex.EncodeToString(key)+"\n"))
+	return nil
 }
 
 // Down ends every process of the fleet in dir and removes its namespaces and files. It touches only
@@ -321,7 +316,7 @@ func (f *Fleet) erase(s state) error {
 	}
 	// Nodes that were planned but never recorded have directories too.
 	more, _ := filepath.Glob(filepath.Join(f.dir, "node-*"))
-	more = append(more, filepath.Join(f.dir, keyName), filepath.Join(f.dir, guestsDir))
+	more = append(more, filepath.Join(f.dir, caName), filepath.Join(f.dir, guestsDir))
 	for _, path := range more {
 		if err := os.RemoveAll(path); err != nil {
 			return err

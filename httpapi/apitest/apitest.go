@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/pki"
 )
 
 // Fleet is a Backend over one real state machine: a write is applied at once. Members beside n1 are
@@ -28,6 +29,8 @@ type Fleet struct {
 	proposed []fsm.Command
 	entries  []fsm.Entry   // all that was applied
 	later    time.Duration // what the leader's clock is ahead
+
+	authority *pki.Authority // of the fleet, once it is formed
 
 	// The script. While the fleet is in use it is changed within Set.
 
@@ -239,4 +242,58 @@ func (f *Fleet) RunVM(id, name, node string, addrs ...string) {
 	}
 	f.Apply(fsm.ObserveVM{ID: id, Name: name, Kind: "netns", Node: node, Phase: fsm.PhaseRunning, Epoch: 1,
 		NICs: []fsm.NIC{{MAC: fsm.MAC{0x52, 0x54, 0, 1, 2, byte(len(id))}, Tap: "tap0", Addresses: as}}})
+}
+
+// Form forms a fleet with the node n1, whose authority is real. Its keys are sealed under SealKey.
+func (f *Fleet) Form() *pki.Authority {
+	a, err := pki.NewAuthority(FleetID, time.Now())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.Apply(fsm.FormFleet{
+		ID: FleetID, CA: f.sealed(a), GossipKey: fsm.GossipKey{ID: "g1", SealedKey: []byte("sealed")},
+		Node: fsm.Admission{
+			ID: "n1", Name: "one", Zone: "z1", Address: "192.0.2.1:7420", Gossip: "192.0.2.1:7421", API: "192.0.2.1:8440",
+			KeyHash: [32]byte{1}, NotAfter: time.Now().Add(pki.LeafLifetime),
+		},
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.authority = a
+	return a
+}
+
+// FleetID is the id of the fleet that Form forms.
+const FleetID = "0123456789abcdef"
+
+func (f *Fleet) sealed(a *pki.Authority) fsm.CA {
+	return fsm.CA{ID: a.ID(), Certificate: a.Certificate(), Cross: a.Cross(), SealedKey: []byte("sealed")}
+}
+
+// RotateCA begins a rotation with a real authority.
+func (f *Fleet) RotateCA(ctx context.Context, actor, from string) error {
+	f.mu.Lock()
+	a := f.authority
+	f.mu.Unlock()
+	if a == nil {
+		return &fsm.Error{Code: fsm.CodeConflict, Detail: "there is no fleet yet"}
+	}
+	next, err := a.Next(FleetID, time.Now())
+	if err != nil {
+		return err
+	}
+	return f.refused(ctx, actor, from, fsm.StartCA{CA: f.sealed(next)})
+}
+
+// RotateGossipKey begins a rotation.
+func (f *Fleet) RotateGossipKey(ctx context.Context, actor, from string) error {
+	return f.refused(ctx, actor, from, fsm.AddGossipKey{Key: fsm.GossipKey{ID: "g2", SealedKey: []byte("sealed")}})
+}
+
+func (f *Fleet) refused(ctx context.Context, actor, from string, op fsm.Op) error {
+	res, err := f.Propose(ctx, fsm.Command{Actor: actor, From: from, Op: op})
+	if err == nil && res.Err != nil {
+		err = res.Err
+	}
+	return err
 }

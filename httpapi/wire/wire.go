@@ -130,6 +130,7 @@ type Node struct {
 	LastHeard     time.Time `json:"last_heard,omitzero"`
 	Problem       string    `json:"problem,omitempty"`
 	ClockOffsetMS *float64  `json:"clock_offset_ms,omitempty" doc:"By how many milliseconds its clock is ahead of the voters' clocks; absent while that is not known"`
+	Membership
 }
 
 // Guard is a prefix or a VM that can never be blocked.
@@ -221,4 +222,7 @@ type Event struct {
 	Token   *Token   `json:"token,omitempty"`
 	User    *User    `json:"user,omitempty"`
 	Session *Session `json:"session,omitempty"`
+
+	Fleet     *Fleet     `json:"fleet,omitempty"`
+	JoinToken *JoinToken `json:"join_token,omitempty"`
 }

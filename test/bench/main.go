@@ -132,8 +132,12 @@ func (b *bench) up(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	roots, err := b.fleet.Roots()
+	if err != nil {
+		return err
+	}
 	for _, n := range b.fleet.Nodes() {
-		c, err := client.New(client.Options{URL: n.API, Token: n.Token})
+		c, err := client.New(client.Options{URL: n.API, Token: n.Token, RootCAs: roots})
 		if err != nil {
 			return err
 		}

@@ -71,8 +71,12 @@ func Up(b Binaries, o fleet.Options) (*Rig, error) {
 		return nil, err
 	}
 	r := &Rig{Fleet: f, Probe: &probe.Probe{Binary: b.Probe, Stderr: os.Stderr}, Clients: map[string]*client.Client{}}
+	roots, rerr := f.Roots()
+	if err = errors.Join(err, rerr); rerr != nil {
+		return r, err
+	}
 	for _, n := range f.Nodes() {
-		c, cerr := client.New(client.Options{URL: n.API, Token: n.Token, RetryFor: 20 * time.Second})
+		c, cerr := client.New(client.Options{URL: n.API, Token: n.Token, RootCAs: roots, RetryFor: 20 * time.Second})
 		if cerr != nil {
 			return r, errors.Join(err, cerr)
 		}
