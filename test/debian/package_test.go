@@ -133,14 +133,7 @@ func (m *machine) configure() {
 // form makes a fleet of this one node.
 func (m *machine) form() {
 	m.t.Helper()
-	if _, err := m.try("palisade", "init", "--help"); err == nil {
-		m.must("palisade", "init")
-		return
-	}
-	m.must("sh", "-ec", `cd /var/lib/palisade
-for i in 1 2 3 4; do printf 0123456789abcdef; done > key
-chown palisade key; chmod 0400 key
-sed -i 's|^gossip = .*|&\nkey_file = "/var/lib/palisade/key"\n[[cluster.peers]]\nid = "n1"\naddress = "127.0.0.1:7420"\ngossip = "127.0.0.1:7421"|' /etc/palisade/palisade.toml`)
+	m.must("palisade", "init")
 }
 
 // TestPackage is the life of an installation.
