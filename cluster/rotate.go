@@ -133,7 +133,8 @@ func (c *Cluster) tendRotations(ctx context.Context, r *running) {
 	}
 }
 
-// awaitFleet waits until the fleet's keys have changed since a View, or the leadership has; false if ctx ends.
+// awaitFleet waits until the fleet's keys have changed since a View, a node was retired, or the leadership has
+// changed; false if ctx ends.
 func (c *Cluster) awaitFleet(ctx context.Context, view *fsm.View, turned <-chan struct{}) bool {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -151,13 +152,14 @@ func (c *Cluster) awaitFleet(ctx context.Context, view *fsm.View, turned <-chan 
 			return true
 		case err != nil:
 			return ctx.Err() == nil
-		case slices.ContainsFunc(events, func(e fsm.Event) bool { return e.Fleet != nil }):
+		case slices.ContainsFunc(events, func(e fsm.Event) bool { return e.Fleet != nil || e.Node != nil && !e.Node.Member() }):
 			return true
 		}
 	}
 }
 
-// advance takes the next step of a rotation that is under way, and says what it waits for; empty if none is.
+// advance takes the next step of a rotation that is under way, and says what it waits for; empty if none is. It begins
+// one of the gossip key when a node was retired, which knows the present one.
 func (c *Cluster) advance(ctx context.Context, view *fsm.View) (waiting string, err error) {
 	f, ok := view.Fleet()
 	if !ok {
@@ -170,11 +172,16 @@ func (c *Cluster) advance(ctx context.Context, view *fsm.View) (waiting string, 
 			return "for the end of the old authority", err
 		}
 	}
+	retired, newest := view.LastRetired(), uint64(0)
 	for _, g := range f.GossipKeys {
+		newest = max(newest, g.Index)
 		var op fsm.Op
 		switch g.State {
 		case fsm.GossipKeyAdded:
 			op = fsm.UseGossipKey{ID: g.ID}
+			if g.Index < retired { // who was retired may have it
+				return "for another gossip key", c.step(ctx, fsm.RemoveGossipKey{ID: g.ID})
+			}
 		case fsm.GossipKeyOld:
 			op = fsm.RemoveGossipKey{ID: g.ID}
 		default:
@@ -187,6 +194,10 @@ func (c *Cluster) advance(ctx context.Context, view *fsm.View) (waiting string, 
 			return "for the gossip key", err
 		}
 		return "for the gossip key", nil
+	}
+	if newest < retired {
+		_, err := c.onRotate(ctx, c.id, &peerpb.RotateRequest{What: rotateGossip, Actor: "node:" + c.id})
+		return "for a gossip key that the retired node does not have", err
 	}
 	return waiting, nil
 }

@@ -262,6 +262,36 @@ func TestGossipKeyIsRotated(t *testing.T) {
 	})
 }
 
+// TestRetiredNodeDoesNotKnowTheGossipKey: what it knew is replaced, without being asked for.
+func TestRetiredNodeDoesNotKnowTheGossipKey(t *testing.T) {
+	f := realFleet(t, 3).start().ready()
+	f.await("everybody alive", func() bool {
+		return !slices.ContainsFunc(f.leader().c.Members(), func(m fsm.Member) bool { return !m.Alive })
+	})
+	gone, was := f.follower(), f.state().GossipKeys[0].ID
+	// One that is under way when the node goes is of no use: it may have taken that key too.
+	gone.c.keyring.mu.Lock()
+	if err := f.leader().c.RotateGossipKey(within(t, 10*time.Second), "token:test", "local"); err != nil {
+		t.Fatal(err)
+	}
+	halfway := f.state().GossipKeys[1].ID
+	f.leader().propose(fsm.Command{Actor: "test", Op: fsm.RetireNode{ID: gone.id, Force: true}})
+	gone.c.keyring.mu.Unlock()
+	f.await("another gossip key", func() bool {
+		keys := f.state().GossipKeys
+		return len(keys) == 1 && keys[0].ID != was && keys[0].ID != halfway
+	})
+	now := f.state().GossipKeys[0].ID
+	if _, ids, _ := gone.c.keyring.standing(); slices.Contains(ids, now) {
+		t.Error("the retired node has the new key")
+	}
+	for _, n := range f.nodes {
+		if n != gone {
+			f.await(n.id+" to have it", func() bool { primary, _, _ := n.c.keyring.standing(); return primary == now })
+		}
+	}
+}
+
 func mustRenew(t *testing.T, n *node) *peerpb.RenewRequest {
 	t.Helper()
 	cred := n.c.identity.cur.Load()

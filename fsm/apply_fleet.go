@@ -179,6 +179,9 @@ func (a *applier) useGossipKey(op UseGossipKey) (*Fleet, *Error) {
 	if f.GossipKeys[at].State != GossipKeyAdded {
 		return nil, &Error{CodeConflict, "id", "gossip key " + op.ID + " is " + string(f.GossipKeys[at].State)}
 	}
+	if a.lastRetired() > f.GossipKeys[at].Index {
+		return nil, &Error{CodeConflict, "id", "a node was retired after gossip key " + op.ID + " was added, and may have it"}
+	}
 	for i := range f.GossipKeys {
 		if f.GossipKeys[i].State == GossipKeyPrimary {
 			f.GossipKeys[i].State, f.GossipKeys[i].Index = GossipKeyOld, a.index

@@ -193,7 +193,8 @@ type FinishCA struct{ ID string }
 // AddGossipKey adds a key to read gossip by.
 type AddGossipKey struct{ Key GossipKey }
 
-// UseGossipKey makes a key that was added the primary one.
+// UseGossipKey makes a key that was added the primary one. It is refused with CodeConflict if a node was retired since
+// the key was added: the node may have it.
 type UseGossipKey struct{ ID string }
 
 // RemoveGossipKey removes a key that is not primary.
@@ -252,6 +253,18 @@ func (s *state) awaitingCA() []string {
 		}
 	}
 	return ids
+}
+
+// LastRetired is the log index at which a node was last retired, 0 if none was.
+func (v *View) LastRetired() uint64 { return v.lastRetired() }
+
+func (s *state) lastRetired() (index uint64) {
+	for n := range s.nodes.all() {
+		if !n.Member() {
+			index = max(index, n.Revision) // nothing changes a retired node
+		}
+	}
+	return index
 }
 
 // JoinToken returns a join token by id.

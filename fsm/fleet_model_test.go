@@ -350,6 +350,11 @@ func (m *fleetModel) rotate(op Op) Code {
 		case f.GossipKeys[at].State != GossipKeyAdded:
 			return CodeConflict
 		}
+		for _, n := range m.nodes {
+			if n.State == NodeRetired && n.Revision > f.GossipKeys[at].Index {
+				return CodeConflict
+			}
+		}
 		for i := range f.GossipKeys {
 			if f.GossipKeys[i].State == GossipKeyPrimary {
 				f.GossipKeys[i].State, f.GossipKeys[i].Index = GossipKeyOld, m.index

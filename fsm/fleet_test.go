@@ -145,6 +145,15 @@ func TestWhatARotationNeeds(t *testing.T) {
 	if len(fleet.GossipKeys) != 1 || fleet.GossipKeys[0].State != GossipKeyPrimary || fleet.GossipKeys[0].ID != "g2" {
 		t.Errorf("gossip keys are %+v", fleet.GossipKeys)
 	}
+	// A key that a node may have which was retired meanwhile is never used.
+	l.ok(t, AddGossipKey{GossipKey{ID: "g4", SealedKey: []byte("x")}})
+	l.ok(t, creating("t1", ""))
+	l.ok(t, admitting("t1", "n2"))
+	l.ok(t, RetireNode{ID: "n2", Force: true})
+	l.refused(t, UseGossipKey{"g4"}, CodeConflict, "id")
+	l.ok(t, RemoveGossipKey{"g4"})
+	l.ok(t, AddGossipKey{GossipKey{ID: "g5", SealedKey: []byte("x")}})
+	l.ok(t, UseGossipKey{"g5"})
 }
 
 // TestANodesReportIsNoAdmission: what the fleet decided about a node can't be changed by what a node says.
