@@ -218,6 +218,7 @@ func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.M
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	hr.ContentLength = int64(len(body))
+	hr.Header.Set(protocolHeader, ownProtocols().String())
 	hr.GetBody = func() (io.ReadCloser, error) { return &sentBody{*bytes.NewReader(body), &left}, nil }
 	if deadline, ok := ctx.Deadline(); ok {
 		hr.Header.Set(timeoutHeader, strconv.FormatInt(budget(time.Until(deadline)).Milliseconds(), 10))
@@ -239,6 +240,8 @@ func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.M
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
+	case http.StatusUpgradeRequired: // it did nothing
+		return fmt.Errorf("%w: %s of peer %s: %s", errNotSent, verb, id, strings.TrimSpace(string(data)))
 	case http.StatusServiceUnavailable:
 		return fmt.Errorf("%s of peer %s: %s: %w", verb, id, strings.TrimSpace(string(data)), fsm.ErrUnavailable)
 	default:

@@ -56,6 +56,7 @@ func (w *realWorld) connect(c *Cluster) error {
 	c.rpc = calls{w.peers}
 	w.base, w.end = context.WithCancel(context.Background())
 	w.server = newRPCServer(w.base, c.handlers(), c.ears.hear, c.log.With("part", "rpc"))
+	w.server.Handler = understood(ownProtocols(), c.version, w.server.Handler)
 	w.port.ln = w.opts.Listen
 	if w.opts.GossipBind != "" {
 		c.gossip = newGossip(&w.opts, c.dir, c.keyring, c.ears.hear, c.sightings.take)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -91,7 +92,7 @@ func TestManualPage(t *testing.T) {
 	}
 	for line := range strings.Lines(page) {
 		request, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if strings.HasPrefix(request, ".") && !strings.Contains(" .TH .SH .SS .TP .PP .RS .RE .B .I .BR .nf .fi ", " "+request+" ") {
+		if strings.HasPrefix(request, ".") && !slices.Contains(strings.Fields(".TH .SH .SS .TP .PP .RS .RE .B .I .BR .nf .fi"), request) {
 			t.Errorf("%q is no request of ours", line)
 		}
 	}

@@ -84,8 +84,8 @@ func manFlags(w io.Writer, flags []*kong.Flag) {
 			name += "=" + f.FormatPlaceHolder()
 		}
 		help := f.Help
-		for _, env := range f.Envs {
-			help += " Environment: " + env + "."
+		if len(f.Envs) > 0 {
+			help += " Environment: " + strings.Join(f.Envs, ", ") + "."
 		}
 		fmt.Fprintf(w, ".TP\n.B %s\n%s\n", manText(name), manText(help))
 	}

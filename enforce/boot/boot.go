@@ -88,7 +88,7 @@ func generations(dir, kind string) ([]uint64, error) {
 	var list []uint64
 	for _, e := range entries {
 		number, ours := strings.CutPrefix(e.Name(), kind+".")
-		if n, err := strconv.ParseUint(number, 10, 64); ours && err == nil && fmt.Sprint(n) == number {
+		if n, err := strconv.ParseUint(number, 10, 64); ours && err == nil && strconv.FormatUint(n, 10) == number {
 			list = append(list, n)
 		}
 	}

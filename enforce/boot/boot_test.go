@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -54,7 +55,7 @@ func TestBlocksAreReadBack(t *testing.T) {
 	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		n++
-		dir := filepath.Join(t.TempDir(), fmt.Sprint(n))
+		dir := filepath.Join(t.TempDir(), strconv.Itoa(n))
 		w := boot.NewBlocksWriter(dir)
 		held := set(rapid.SliceOf(elements()).Draw(rt, "held")...)
 		index := uint64(1)

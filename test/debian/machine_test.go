@@ -80,10 +80,7 @@ func command(argv ...string) (string, error) {
 func newMachine(t *testing.T) *machine {
 	t.Helper()
 	lower := base(t)
-	dir, err := os.MkdirTemp("/var/tmp", "palisade-debian-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, root: filepath.Join(dir, "root"), log: filepath.Join(dir, "console")}
 	t.Cleanup(func() {
 		m.off()
@@ -94,7 +91,6 @@ func newMachine(t *testing.T) *machine {
 			_, _ = command("ip", "netns", "del", ns)
 		}
 		must(t, "umount", m.root)
-		must(t, "rm", "-rf", dir)
 	})
 	for _, d := range []string{"upper", "work", "root"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -166,11 +162,11 @@ func (m *machine) start() {
 	defer console.Close()
 	// Systemd needs the one hierarchy of control groups, also where this machine has the old ones.
 	script := fmt.Sprintf(`set -e
-if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; fi
+if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; fi
 mkdir -p /sys/fs/cgroup/paldeb
 echo $$ > /sys/fs/cgroup/paldeb/cgroup.procs
 exec systemd-nspawn -q -D %s --register=no --keep-unit -M paldeb --network-namespace-path=/run/netns/%s --capability=CAP_NET_ADMIN,CAP_NET_RAW --console=pipe --boot systemd.log_target=console`, m.root, machineNS)
-	m.run = exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script) //nolint:noctx // off ends it
+	m.run = exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
 	m.run.Stdout, m.run.Stderr = console, console
 	if err := m.run.Start(); err != nil {
 		m.t.Fatal(err)

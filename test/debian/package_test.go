@@ -239,20 +239,20 @@ func wants(text, want string) error {
 func (m *machine) files() {
 	m.t.Helper()
 	for path, want := range map[string]string{
-		"/usr/bin/palisade":                                  "755 root root",
-		"/lib/systemd/system/palisade.service":               "644 root root",
-		"/lib/systemd/system/palisade-boot.service":          "644 root root",
-		"/usr/lib/sysusers.d/palisade.conf":                  "644 root root",
-		"/etc/palisade":                                      "750 root palisade",
-		"/etc/palisade/palisade.toml":                        "640 root palisade",
-		"/var/lib/palisade":                                  "700 palisade palisade",
-		"/usr/share/bash-completion/completions/palisade":    "644 root root",
-		"/usr/share/zsh/vendor-completions/_palisade":        "644 root root",
-		"/usr/share/fish/vendor_completions.d/palisade.fish": "644 root root",
-		"/usr/share/doc/palisade/copyright":                  "644 root root",
-		"/usr/share/doc/palisade/sbom.cdx.json":              "644 root root",
+		"/usr/bin/palisade":                                  "755 root:root",
+		"/lib/systemd/system/palisade.service":               "644 root:root",
+		"/lib/systemd/system/palisade-boot.service":          "644 root:root",
+		"/usr/lib/sysusers.d/palisade.conf":                  "644 root:root",
+		"/etc/palisade":                                      "750 root:palisade",
+		"/etc/palisade/palisade.toml":                        "640 root:palisade",
+		"/var/lib/palisade":                                  "700 palisade:palisade",
+		"/usr/share/bash-completion/completions/palisade":    "644 root:root",
+		"/usr/share/zsh/vendor-completions/_palisade":        "644 root:root",
+		"/usr/share/fish/vendor_completions.d/palisade.fish": "644 root:root",
+		"/usr/share/doc/palisade/copyright":                  "644 root:root",
+		"/usr/share/doc/palisade/sbom.cdx.json":              "644 root:root",
 	} {
-		if got := strings.TrimSpace(m.must("stat", "-c", "%a %U %G", path)); got != want {
+		if got := strings.TrimSpace(m.must("stat", "-c", "%a %U:%G", path)); got != want {
 			m.t.Errorf("%s has %s, want %s", path, got, want)
 		}
 	}
