@@ -111,8 +111,7 @@ func (l *listing) others(self string) []string {
 	return slices.DeleteFunc(slices.Clone(l.active), func(id string) bool { return id == self })
 }
 
-// put takes a roster unless a newer one is known, and says whether anything changed. The error is that
-// of keeping it for the next start; it is in force all the same.
+// put takes a roster unless a newer one is known, and says whether anything changed.
 func (d *directory) put(r Roster) (changed bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -129,10 +128,15 @@ func (d *directory) put(r Roster) (changed bool, err error) {
 	}
 	d.cur.Store(next)
 	close(was.superseded)
-	if d.file != "" {
-		err = saveRoster(d.file, r)
+	return true, nil
+}
+
+// save keeps the roster for the next start.
+func (d *directory) save() error {
+	if d.file == "" {
+		return nil
 	}
-	return true, err
+	return saveRoster(d.file, d.now().roster)
 }
 
 // accepts says whether a node with a certificate of this fleet may take part. One that is not known yet may:

@@ -109,6 +109,20 @@ type fleet struct {
 	nodes  []*node
 	voters int // how many there will be
 	born   *born
+	ports  map[string]bool // given out
+}
+
+// port is a free port of loopback that this fleet was not given before.
+func (f *fleet) port() string {
+	for {
+		if addr := freePort(f.t); !f.ports[addr] {
+			if f.ports == nil {
+				f.ports = map[string]bool{}
+			}
+			f.ports[addr] = true
+			return addr
+		}
+	}
 }
 
 func (f *fleet) start() *fleet {
@@ -354,11 +368,12 @@ func (b *born) settle(id, dataDir string) {
 func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet {
 	t.Helper()
 	base := diskDir(t)
+	f := &fleet{t: t, voters: odd(min(n, wantedVoters))}
 	var list []Peer
 	for i := range n {
-		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: freePort(t, "tcp"), Gossip: freePort(t, "udp")})
+		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: f.port(), Gossip: f.port()})
 	}
-	f := &fleet{t: t, voters: odd(min(n, wantedVoters)), born: bear(t, list)}
+	f.born = bear(t, list)
 	for _, p := range list {
 		f.born.settle(p.ID, filepath.Join(base, p.ID))
 		f.add(p, base, tune...)
@@ -417,7 +432,7 @@ func (n *node) dir() string {
 
 // freePort finds a loopback port that is free for TCP and UDP. It is below the range from which the
 // system takes the ports of outgoing connections: one of those could take it before it is used.
-func freePort(t testing.TB, _ string) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	const lowest, highest = 12_000, 30_000
 	for range 200 {

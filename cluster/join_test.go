@@ -25,7 +25,8 @@ import (
 func formed(t *testing.T) (*fleet, string) {
 	t.Helper()
 	base := diskDir(t)
-	p := Peer{ID: "n1", Address: freePort(t, "tcp"), Gossip: freePort(t, "udp")}
+	f := &fleet{t: t, voters: 1}
+	p := Peer{ID: "n1", Address: f.port(), Gossip: f.port()}
 	got, err := Form(FormOptions{
 		DataDir: filepath.Join(base, p.ID), Actor: "unix:0", Node: p.ID, Address: p.Address, Gossip: p.Gossip,
 		Commands: []fsm.Op{fsm.DeclareVM{ID: "first", Name: "first", Owner: "init"}}, Logger: logger(t),
@@ -33,7 +34,6 @@ func formed(t *testing.T) (*fleet, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fleet{t: t, voters: 1}
 	n := f.add(p, base).start()
 	t.Cleanup(f.stop)
 	f.ready()
@@ -66,7 +66,7 @@ func (f *fleet) token(tune ...func(*fsm.CreateJoinToken)) pki.JoinToken {
 func (f *fleet) joinOptions(base, id string, by *node, token pki.JoinToken) JoinOptions {
 	return JoinOptions{
 		DataDir: filepath.Join(base, id), Remote: by.c.dir.now().all[by.id].Address, Token: token, Node: id,
-		Address: freePort(f.t, "tcp"), Gossip: freePort(f.t, "udp"),
+		Address: f.port(), Gossip: f.port(),
 	}
 }
 
@@ -195,7 +195,7 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	direct := o.Remote
+	direct, store := o.Remote, f.nodes[0].store
 	go func() { // passes on what the node says, and only the handshake of what it is answered
 		in, err := ln.Accept()
 		if err != nil {
@@ -211,8 +211,14 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 		head := make([]byte, 64<<10)
 		n, _ := out.Read(head) // ServerHello and certificates
 		_, _ = in.Write(head[:n])
-		for _, ok := f.nodes[0].store.View().Node("n2"); !ok; _, ok = f.nodes[0].store.View().Node("n2") {
-			time.Sleep(time.Millisecond)
+		for w := store.Watch(0); ; { // the answer is on its way once it is admitted
+			view, _, err := w.Next(t.Context())
+			if err != nil && !errors.Is(err, fsm.ErrCompacted) {
+				return
+			}
+			if _, ok := view.Node("n2"); ok {
+				return
+			}
 		}
 	}()
 	o.Remote = ln.Addr().String()

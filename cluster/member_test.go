@@ -197,7 +197,7 @@ func TestNodeMovesToAnotherAddress(t *testing.T) {
 	n := f.follower()
 	n.stop()
 	f.leader().propose(declare("vm", "one"))
-	bind := freePort(t, "tcp")
+	bind := f.port()
 	was := n.opts
 	n.opts = func(n *node) (Options, world) {
 		o, _ := was(n)
@@ -225,10 +225,10 @@ func TestNodeMovesToAnotherAddress(t *testing.T) {
 	if other == n {
 		other = f.nodes[1]
 	}
-	r, err := loadRoster(other.c.identity.file(rosterFile))
-	if err != nil || !slices.ContainsFunc(r.Peers, func(p Peer) bool { return p.ID == n.id && p.Address == bind }) {
-		t.Errorf("%+v, %v", r, err)
-	}
+	f.await("the new address to be on its disk", func() bool {
+		r, err := loadRoster(other.c.identity.file(rosterFile))
+		return err == nil && slices.ContainsFunc(r.Peers, func(p Peer) bool { return p.ID == n.id && p.Address == bind })
+	})
 }
 
 // TestRetiredNodeIsCutOff: its open connections end at once, and it gets no new ones.

@@ -39,16 +39,21 @@ func (c *Cluster) take(view *fsm.View) {
 	}
 }
 
-// enforce puts a roster in force, unless a newer one is: who is no member any more is cut off.
+// enforce puts a roster in force, unless a newer one is: who is no member any more is cut off, before anything waits for
+// the disk.
 func (c *Cluster) enforce(r Roster) {
 	changed, err := c.dir.put(r)
 	if err != nil {
-		c.log.Error("who belongs to the fleet can't be kept for the next start", "err", err)
+		c.log.Error("who belongs to the fleet can't be read from the state", "err", err)
 	}
-	if changed {
-		c.ears.tidy()
-		c.forward.tidy()
-		c.world.tidy()
+	if !changed {
+		return
+	}
+	c.ears.tidy()
+	c.forward.tidy()
+	c.world.tidy()
+	if err := c.dir.save(); err != nil {
+		c.log.Error("who belongs to the fleet can't be kept for the next start", "err", err)
 	}
 }
 

@@ -25,7 +25,7 @@ type Epoch struct {
 	Node string // that it went on from
 	// Index is the log index of its first entry: what a kernel holds of a lower one is from before.
 	Index uint64
-	How  EpochHow
+	How   EpochHow
 	// Settled is the epoch up to which nodes may let go of what their kernels hold from before it and the
 	// state does not know.
 	Settled uint64
