@@ -255,7 +255,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 		metrics: newSchedulerMetrics(reg),
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
-	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg)
+	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg, a.version)
 	provider, err := newOIDC(a.cfg.API.OIDC)
 	if err != nil {
 		return r, held, err

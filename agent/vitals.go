@@ -11,7 +11,7 @@ import (
 )
 
 // newWatchdog connects the checks with what they look at.
-func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer) *watchdog {
+func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version string) *watchdog {
 	v := vitals{
 		status: r.cluster.Status, members: r.cluster.Members, health: r.cluster.Health, halted: r.store.Halted, offset: r.clock.Offset,
 		applied: func() uint64 { return r.store.View().Index() },
@@ -36,6 +36,9 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer) *watchd
 		}
 		return math.NaN()
 	}))
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "palisade_build_info", Help: "1, with the version of the build."}, []string{"version"})
+	build.WithLabelValues(version).Set(1)
+	reg.MustRegister(build)
 	return newWatchdog(log, reg, v.checks(newLags(reg)), r.clock.refresh)
 }
 

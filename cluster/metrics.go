@@ -37,6 +37,9 @@ func newMetrics(c *Cluster, reg prometheus.Registerer) (*metrics, error) {
 			Help: "Commits that this node as the leader told a follower of at once.",
 		}),
 	}
+	for _, outcome := range []string{"done", "unavailable", "unknown", "failed"} {
+		m.propose.WithLabelValues(outcome) // the first of each is an increase too
+	}
 	if reg == nil {
 		return m, nil
 	}

@@ -9,7 +9,7 @@ set -eu
 
 netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
 qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base busybox-static linux-image-cloud-amd64 cpio gzip"
-tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db"
+tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db prometheus"
 bench="$netns etcd-server etcd-client"
 
 case ${1:-} in

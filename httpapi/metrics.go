@@ -24,9 +24,9 @@ func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
 		}, []string{"route", "method", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "palisade_http_request_seconds",
-			Help:    "Time from the request's headers to the end of the answer, by route; event streams are not counted.",
+			Help:    "Time from the request's headers to the end of the answer, by route, method and class of the status code; streams are not counted.",
 			Buckets: []float64{.0005, .001, .002, .003, .005, .01, .02, .05, .1, .3, 1, 5, 30},
-		}, []string{"route", "method"}),
+		}, []string{"route", "method", "code"}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "palisade_http_connections_refused_total",
 			Help: "TCP connections closed because too many were open.",
@@ -50,29 +50,35 @@ func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
 	return m, nil
 }
 
-// routeMetrics are resolved once for each route, so that a request costs no label lookup.
+// routeMetrics are resolved once for each route and status code, so that a request costs no label lookup.
 type routeMetrics struct {
 	m             *metrics
 	route, method string
-	seconds       prometheus.Observer // nil for streams
-	codes         sync.Map            // int -> prometheus.Counter
+	stream        bool
+	codes         sync.Map // int -> codeMetrics
+}
+
+type codeMetrics struct {
+	requests prometheus.Counter
+	seconds  prometheus.Observer // nil for streams
 }
 
 func (m *metrics) route(route, method string, stream bool) *routeMetrics {
-	rm := &routeMetrics{m: m, route: route, method: method}
-	if !stream {
-		rm.seconds = m.seconds.WithLabelValues(route, method)
-	}
-	return rm
+	return &routeMetrics{m: m, route: route, method: method, stream: stream}
 }
 
 func (rm *routeMetrics) observe(code int, took time.Duration) {
-	c, ok := rm.codes.Load(code)
+	known, ok := rm.codes.Load(code)
 	if !ok {
-		c, _ = rm.codes.LoadOrStore(code, rm.m.requests.WithLabelValues(rm.route, rm.method, strconv.Itoa(code)))
+		c := codeMetrics{requests: rm.m.requests.WithLabelValues(rm.route, rm.method, strconv.Itoa(code))}
+		if !rm.stream {
+			c.seconds = rm.m.seconds.WithLabelValues(rm.route, rm.method, strconv.Itoa(code/100)+"xx")
+		}
+		known, _ = rm.codes.LoadOrStore(code, c)
 	}
-	c.(prometheus.Counter).Inc()
-	if rm.seconds != nil {
-		rm.seconds.Observe(took.Seconds())
+	c := known.(codeMetrics)
+	c.requests.Inc()
+	if c.seconds != nil {
+		c.seconds.Observe(took.Seconds())
 	}
 }

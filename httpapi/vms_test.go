@@ -360,7 +360,7 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		`palisade_http_requests_total{code="404",method="GET",route="/v1/blocks/{id}"} 2`,
 		`palisade_http_requests_total{code="404",method="any",route="none"} 1`,
-		`palisade_http_request_seconds_count{method="GET",route="/v1/blocks/{id}"} 2`,
+		`palisade_http_request_seconds_count{code="4xx",method="GET",route="/v1/blocks/{id}"} 2`,
 		`palisade_http_streams 0`,
 	} {
 		if !strings.Contains(text.String(), want) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -148,7 +149,7 @@ func clockText(ms *float64) string {
 	if ms == nil {
 		return "unknown"
 	}
-	return fmt.Sprintf("%+.1f ms", *ms)
+	return fmt.Sprintf("%+.1f ms", math.Round(*ms*10)/10+0) // adding zero takes the minus from it
 }
 
 func age(ms int64) string {
