@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -127,12 +128,19 @@ func TestEachProblemBeginsAndEnds(t *testing.T) {
 		"certificate_expiring": {ill: func(p *patient) { p.expiry = func() time.Time { return time.Now().Add(certificateMost - time.Second) } }, says: "ends on 2000-01-16"},
 		"list_source_failing":  {ill: func(p *patient) { p.sources = func() (int, string) { return 2, "drop" } }, says: "2 lists"},
 	}
+	docs, err := os.ReadFile("../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	v := &vitals{}
 	for _, c := range v.checks(newLags(prometheus.NewRegistry())) {
 		i, ok := table[c.code]
 		if !ok {
 			t.Errorf("%s is in no test", c.code)
 			continue
+		}
+		if line := fmt.Sprintf("\n| `%s` | %s | ", c.code, c.severity); !strings.Contains(string(docs), line) || !strings.Contains(string(docs), "| "+c.advice+" |\n") {
+			t.Errorf("docs/monitoring.md does not say %q, or not what to do: %s", line, c.advice)
 		}
 		t.Run(c.code, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -65,6 +66,13 @@ func TestSecretsAreNowhere(t *testing.T) {
 		t.Fatalf("%d %v: %s", res.status, err, res.body)
 	}
 	secrets["a token of the fleet"] = made.Secret
+	join, err := l.cli(t, node, "join-token", "create")
+	if err != nil {
+		t.Fatal(err, string(join))
+	}
+	if secrets["a join token"] = regexp.MustCompile(`pjt1\.[A-Za-z0-9_-]+`).FindString(string(join)); secrets["a join token"] == "" {
+		t.Fatalf("no join token: %s", join)
+	}
 	call(200, "GET", "/v1/whoami", "", "Authorization", "Bearer "+made.Secret)
 	call(401, "GET", "/v1/vms", "", "Authorization", "Bearer "+secrets["a wrong token"])
 	call(200, "GET", "/v1/status", "", "Cookie", "__Host-palisade="+secrets["a cookie"])
