@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/enforce"
 	"github.com/palisade/palisade/enforce/nft"
@@ -100,8 +102,23 @@ type listWork struct {
 	caughtUp bool
 }
 
-// Run enforces until ctx ends. The kernel keeps what it has.
+// listNiceness is that of the thread that loads lists: it gets a third of what another thread gets where both want
+// the same core. With more, a loaded host would let it hold the kernel's lock on rules for too long.
+const listNiceness = 5
+
+// yieldToOthers binds the calling goroutine to a thread that has a lower priority than those of all other goroutines.
+// The thread ends with the goroutine.
+func yieldToOthers() error {
+	runtime.LockOSThread()
+	return unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), listNiceness)
+}
+
+// Run enforces until ctx ends. The kernel keeps what it has. The caller's goroutine must end after it: its thread is
+// no good for anything else.
 func (e *listEnforcer) Run(ctx context.Context) error {
+	if err := yieldToOthers(); err != nil {
+		e.log.Warn("lists are loaded with the priority of everything else", "err", err)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	feed := make(chan batch)
 	var wg sync.WaitGroup

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/enforce"
 	"github.com/palisade/palisade/enforce/nft"
@@ -27,6 +28,7 @@ type fakeListKernel struct {
 	tampered error
 	gate     chan struct{} // if not nil, Bring waits until it is closed
 	hits     []nft.Hit     // the next answer of Hits
+	called   func()        // by Bring, if not nil
 }
 
 func (k *fakeListKernel) Hits(context.Context) ([]nft.Hit, error) {
@@ -41,8 +43,11 @@ func (k *fakeListKernel) Index(context.Context) (uint64, error) { return k.index
 
 func (k *fakeListKernel) Bring(_ context.Context, c nft.ListChange) error {
 	k.mu.Lock()
-	gate := k.gate
+	gate, called := k.gate, k.called
 	k.mu.Unlock()
+	if called != nil {
+		called()
+	}
 	if gate != nil {
 		<-gate
 	}
@@ -301,5 +306,33 @@ func TestWhatListsDropIsCounted(t *testing.T) {
 		if got := b.lists.Receipt(b.store.View(), want.b); got.Packets != want.packets || got.Bytes != 100*want.packets {
 			t.Errorf("block %s dropped %d packets of %d bytes, want %d", want.b.ID, got.Packets, got.Bytes, want.packets)
 		}
+	}
+}
+
+// TestListsYieldToOthers: the thread that brings lists to the kernel has a lower priority than the rest of the process,
+// which keeps its own.
+func TestListsYieldToOthers(t *testing.T) {
+	niceness := func() int {
+		n, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // of the calling thread
+		if err != nil {
+			t.Error(err)
+		}
+		return 20 - n // as the system call gives it
+	}
+	own := niceness()
+	b := newListBench(t, 0)
+	b.kernel.called = func() {
+		if got := niceness(); got != own+listNiceness {
+			t.Errorf("lists are loaded with niceness %d, the process has %d", got, own)
+		}
+	}
+	close(b.caughtUp)
+	b.run()
+	b.guard()
+	b.put("drop", "192.0.2.0/24")
+	b.hold("drop")
+	b.enforced(b.index)
+	if got := niceness(); got != own {
+		t.Errorf("another thread has niceness %d, before it had %d", got, own)
 	}
 }
