@@ -90,7 +90,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	telling.Go(func() { manager.run(ctx) })
 	id, err := a.awaitIdentity(ctx, manager)
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // it was told to stop before there was anything to do
+		return nil // it was told to stop before there was anything to do
 	}
 	if err != nil {
 		return err

@@ -78,8 +78,20 @@ type Joined struct {
 	Peers     int       `json:"members"`        // this node included
 }
 
+// ErrToken is wrapped by the error of Join for a text that is no join token.
+var ErrToken = pki.ErrToken
+
+// RefusedError is what a fleet said when it did not admit a node, or that the token is of another fleet.
+type RefusedError struct{ Err error }
+
+// Error gives what was said.
+func (e *RefusedError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *RefusedError) Unwrap() error { return e.Err }
+
 // Join has a fleet admit this node. The agent may run: it goes on from there by itself. The same call again is safe, also
-// when the answer was lost. A refusal by the fleet is an *fsm.Error.
+// when the answer was lost. The error is a *RefusedError if the fleet was reached and did not admit it.
 func Join(ctx context.Context, cfg Config, o JoinOptions) (Joined, error) {
 	token, err := pki.ParseJoinToken(o.Token)
 	if err != nil {
@@ -97,7 +109,15 @@ func Join(ctx context.Context, cfg Config, o JoinOptions) (Joined, error) {
 		Address: peer, Gossip: gossip, API: cfg.advertisedAPI(),
 	})
 	// What was made must be the agent's also after an error: the key is used again.
-	err = errors.Join(err, handOver(cfg.DataDir))
+	if owned := handOver(cfg.DataDir); err == nil {
+		err = owned
+	}
+	if refused, ok := errors.AsType[*fsm.Error](err); ok {
+		return Joined{}, &RefusedError{refused}
+	}
+	if errors.Is(err, cluster.ErrOtherFleet) {
+		return Joined{}, &RefusedError{err}
+	}
 	if err != nil {
 		return Joined{}, err
 	}

@@ -57,14 +57,12 @@ func defaultRenewalTiming() renewalTiming {
 
 // Run renews until ctx ends.
 func (r *renewer) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		index := r.store.View().Index()
 		pause := r.tend(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		r.await(ctx, index, pause)
 	}
+	return nil
 }
 
 // tend does what is due and says after which pause to look again at the latest.
@@ -93,12 +91,9 @@ func (r *renewer) tend(ctx context.Context) time.Duration {
 		r.failed = 0
 		return r.untilDue()
 	}
-	if ctx.Err() != nil {
-		return 0
-	}
 	pause := min(r.timing.again<<min(r.failed, 16), r.timing.longest)
 	r.failed++
-	r.report(err, pause)
+	r.report(ctx, err, pause)
 	return pause
 }
 
@@ -165,8 +160,11 @@ func (r *renewer) serve(ctx context.Context, f *fsm.Fleet) error {
 	return nil
 }
 
-// report says what failed, the louder the less time is left.
-func (r *renewer) report(err error, pause time.Duration) {
+// report says what failed, the louder the less time is left; nothing if it is because ctx has ended.
+func (r *renewer) report(ctx context.Context, err error, pause time.Duration) {
+	if ctx.Err() != nil {
+		return
+	}
 	m := r.cluster.Certificate()
 	left := m.NotAfter.Sub(r.now())
 	level, msg := slog.LevelWarn, "a certificate can't be renewed now"
@@ -179,7 +177,7 @@ func (r *renewer) report(err error, pause time.Duration) {
 	case left < m.NotAfter.Sub(m.NotBefore)/6:
 		level, msg = slog.LevelError, "this node's certificate can't be renewed and ends soon: then its peers refuse it"
 	}
-	r.log.Log(context.Background(), level, msg, "err", err, "until", m.NotAfter, "again_in", pause)
+	r.log.Log(ctx, level, msg, "err", err, "until", m.NotAfter, "again_in", pause)
 }
 
 // untilDue is the time until something is due by the clock, at most the time to look again.

@@ -252,7 +252,7 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 	})
 }
 
-// TestTheAPIFollowsItsNames: an address that comes is certified, one that the fleet leaves out is not asked for for ever.
+// TestTheAPIFollowsItsNames: an address that comes is certified, one that the fleet leaves out is not asked for again and again.
 func TestTheAPIFollowsItsNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newAuthorityFleet(t, 90*24*time.Hour)

@@ -173,7 +173,7 @@ func newBirth(o FormOptions, now time.Time) (*newborn, error) {
 		ID: fleet, CA: ca, GossipKey: gossip,
 		Node: fsm.Admission{
 			ID: o.Node, Name: name, Zone: o.Zone, Address: o.Address, Gossip: o.Gossip, API: o.API,
-			KeyHash: hash, NotAfter: terms.NotAfter(now),
+			KeyHash: hash, NotAfter: terms.NotAfter(now), Format: fsm.Format,
 		},
 	}}, nil
 }

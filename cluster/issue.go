@@ -76,6 +76,7 @@ func admission(req *peerpb.AdmitRequest) (fsm.AdmitNode, *fsm.Error) {
 		Node: fsm.Admission{
 			ID: req.GetNode(), Name: req.GetName(), Zone: req.GetZone(),
 			Address: req.GetAddress(), Gossip: req.GetGossip(), API: req.GetApi(), KeyHash: hash,
+			Format: req.GetFormat(),
 		},
 	}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/cluster/internal/peerpb"
+	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -77,7 +78,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	}
 	resp, err := askToJoin(ctx, o.Remote, o.Token.Pin(), &peerpb.AdmitRequest{
 		Token: o.Token.ID(), Secret: o.Token.Secret(), Node: o.Node, Name: name, Zone: o.Zone,
-		Address: o.Address, Gossip: o.Gossip, Api: o.API, Request: request,
+		Address: o.Address, Gossip: o.Gossip, Api: o.API, Request: request, Format: fsm.Format,
 	})
 	if err != nil {
 		return Joined{}, err

@@ -236,11 +236,12 @@ func (b *rebuild) fleet() error {
 		return err
 	}
 	f := d.fleet(r.GetFleet())
-	if b.applier.state.fleet != nil {
+	a := &b.applier
+	if a.fleet != nil {
 		d.fail("it has a fleet twice")
 	}
 	if d.err == nil {
-		b.applier.setFleet(f)
+		a.setFleet(f)
 	}
 	return damage(d.err)
 }

@@ -66,7 +66,7 @@ func TestJoinTokensAreShownOnceAndPinTheFleet(t *testing.T) {
 	if node.Zone != "z2" || node.State != "active" || node.Address != "192.0.2.7:7420" || node.Certificate == nil || !node.Certificate.Confirmed || node.JoinedAt.IsZero() {
 		t.Errorf("the node is %+v", node)
 	}
-	if res := s.do(t, request{method: "DELETE", path: "/v1/join-tokens/" + short.ID}); res.StatusCode != 204 {
+	if res := s.do(t, request{method: "DELETE", path: "/v1/join-tokens/" + short.ID}); res.StatusCode != http.StatusNoContent {
 		t.Errorf("deleting answers %d", res.StatusCode)
 	}
 	refused(t, s, request{method: "DELETE", path: "/v1/join-tokens/" + short.ID}, 404, wire.CodeNotFound)

@@ -183,7 +183,7 @@ func TestARotationBreaksNoChain(t *testing.T) {
 		t.Errorf("no chain: %v", err)
 	}
 	// The certificate of the authority in a chain proves nothing about the leaf before it.
-	forged := append(node(t, must(NewAuthority(fleet, noon())), "n1", 1)[:1], old[1])
+	forged := []*x509.Certificate{node(t, must(NewAuthority(fleet, noon())), "n1", 1)[0], old[1]}
 	if _, err := VerifyPinned(forged, pin(first), noon()); !errors.Is(err, ErrUntrusted) {
 		t.Errorf("forged: %v", err)
 	}

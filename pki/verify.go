@@ -98,11 +98,11 @@ func verify(chain, roots []*x509.Certificate, now time.Time) (Member, error) {
 // explain sorts what the library says into our kinds.
 func explain(err error, leaf *x509.Certificate, now time.Time) error {
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
-		switch invalid.Reason {
-		case x509.Expired:
+		if invalid.Reason == x509.Expired {
 			return fmt.Errorf("%w: it is valid from %s to %s, the clock here says %s", ErrTime,
 				stamp(leaf.NotBefore), stamp(leaf.NotAfter), stamp(now))
-		case x509.IncompatibleUsage:
+		}
+		if invalid.Reason == x509.IncompatibleUsage {
 			return fmt.Errorf("%w: it is for another use", ErrNotNode)
 		}
 	}

@@ -78,6 +78,40 @@ func TestExamplesOfAccess(t *testing.T) {
 	}
 }
 
+// The worked examples of joining are run as they stand in the guide.
+func TestExamplesOfJoining(t *testing.T) {
+	check := map[string]func(f *fsm.Fleet, tokens int) bool{
+		"Admit a node": func(_ *fsm.Fleet, tokens int) bool { return tokens == 0 },
+		"New keys":     func(f *fsm.Fleet, _ int) bool { return len(f.CAs) == 2 && len(f.GossipKeys) == 2 },
+	}
+	scripts := examples(t, "../../docs/joining.md")
+	for heading, script := range scripts {
+		t.Run(heading, func(t *testing.T) {
+			f := apitest.New(t)
+			f.Form()
+			socket, _ := listen(t, f)
+			cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "PALISADE_SOCKET="+socket)
+			out, err := cmd.CombinedOutput()
+			if err != nil || strings.Contains(string(out), "pjt1.") {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			formed, _ := f.View().Fleet()
+			tokens := 0
+			for range f.View().JoinTokens() {
+				tokens++
+			}
+			if c, ok := check[heading]; !ok || !c(formed, tokens) {
+				t.Errorf("it left something else, or nobody says what:\n%s", out)
+			}
+		})
+	}
+	if len(scripts) != len(check) {
+		t.Errorf("%d examples, want %d", len(scripts), len(check))
+	}
+}
+
 // The worked examples are run as they stand in the guide; none may fail, and each must leave what it says.
 func TestExamplesOfTheBlacklist(t *testing.T) {
 	states := func(f *apitest.Fleet) string {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 
+	"github.com/palisade/palisade/agent"
 	"github.com/palisade/palisade/httpapi/client"
 )
 
@@ -38,12 +40,16 @@ func exitCode(err error) int {
 		unknown     *client.UnknownError
 		connect     *client.ConnectError
 		problem     *client.Problem
+		refused     *agent.RefusedError
+		network     *net.OpError
 	)
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, agent.ErrToken):
 		return exitUsage
+	case errors.As(err, &refused):
+		return exitRefused
 	case errors.As(err, &unconfirmed):
 		return exitUnconfirmed
 	case errors.As(err, &unknown):
@@ -57,7 +63,7 @@ func exitCode(err error) int {
 		case problem.Status >= 400 && problem.Status < 500:
 			return exitRefused
 		}
-	case errors.As(err, &connect):
+	case errors.As(err, &connect), errors.As(err, &network):
 		return exitUnavailable
 	}
 	return exitOther

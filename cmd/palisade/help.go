@@ -95,6 +95,51 @@ func (*SettingsSetCmd) Help() string {
 }
 
 // Help implements kong.HelpProvider.
+func (*InitCmd) Help() string {
+	return `Only on the first node; the others join. Example:
+
+    palisade init --zone rack-1`
+}
+
+// Help implements kong.HelpProvider.
+func (*JoinCmd) Help() string {
+	return `The token comes from a member: palisade join-token create. Examples:
+
+    palisade join 10.0.0.1:7420 --token-file kvm7.join
+    palisade join 10.0.0.1 --token-file - --zone rack-2`
+}
+
+// Help implements kong.HelpProvider.
+func (*JoinTokenCreateCmd) Help() string {
+	return `The token is all that is printed to the output. Examples:
+
+    palisade join-token create
+    palisade join-token create --node kvm7 --zone rack-2 --ttl 1h`
+}
+
+// Help implements kong.HelpProvider.
+func (*CAShowCmd) Help() string {
+	return `Examples:
+
+    palisade ca show
+    palisade ca show --pem`
+}
+
+// Help implements kong.HelpProvider.
+func (*CARotateCmd) Help() string {
+	return `Every node renews its certificate by itself; then the old authority ends. Example:
+
+    palisade ca rotate --wait 5m`
+}
+
+// Help implements kong.HelpProvider.
+func (*GossipKeyRotateCmd) Help() string {
+	return `Example:
+
+    palisade gossip-key rotate --wait 1m`
+}
+
+// Help implements kong.HelpProvider.
 func (*TokenCreateCmd) Help() string {
 	return `The secret is all that is printed. Examples:
 

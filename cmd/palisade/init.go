@@ -85,7 +85,7 @@ func (c *JoinCmd) Run(ctx context.Context, g *Globals) error {
 	say("key made, and admitted to fleet %s at index %d, as one of %s", out.Fleet, out.Index, count(out.Peers, "node"))
 	say("certificate until %s, renewed by itself; CA SHA-256 %s", local(out.NotAfter), out.Authority)
 	if c.Wait > 0 {
-		if err := c.await(ctx, g, cfg, &out, say); err != nil {
+		if err := c.await(ctx, cfg, &out, say); err != nil {
 			return err
 		}
 	}
@@ -125,8 +125,11 @@ func (c *JoinCmd) token(g *Globals) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
+// agentGrace is how long an agent that was just started may take to open its socket.
+const agentGrace = 3 * time.Second
+
 // await waits until the agent on this node has caught up and its kernel stands as the state says.
-func (c *JoinCmd) await(ctx context.Context, g *Globals, cfg agent.Config, out *joinOutput, say func(string, ...any)) error {
+func (c *JoinCmd) await(ctx context.Context, cfg agent.Config, out *joinOutput, say func(string, ...any)) error {
 	api, err := client.New(client.Options{Socket: cfg.API.Socket, RetryFor: -1})
 	if err != nil {
 		return err
@@ -138,7 +141,7 @@ func (c *JoinCmd) await(ctx context.Context, g *Globals, cfg agent.Config, out *
 	for {
 		n, err := api.Node(limit, cfg.Node.ID)
 		var connect *client.ConnectError
-		if errors.As(err, &connect) {
+		if errors.As(err, &connect) && time.Since(began) > agentGrace {
 			say("joined; start the agent on this node, for example with: systemctl start palisade")
 			return nil
 		}

@@ -127,6 +127,10 @@ func breakFleet(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: fleet ACTION")
 	}
+	if args[0] == "form" { // as palisade init does
+		f.Form()
+		return
+	}
 	if args[0] == "fire" { // what is due for a block happens
 		b, ok := f.View().Block(args[1])
 		if !ok {

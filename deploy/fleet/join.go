@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"net/netip"
 	"os"
@@ -13,9 +12,11 @@ import (
 	"time"
 )
 
-// CAFile holds the certificates (PEM) that verify the APIs of all nodes, as they were when the fleet was formed.
-// A client that trusts them goes on to do so over one rotation of the fleet's authority.
-func (f *Fleet) CAFile() string { return filepath.Join(f.dir, caName) }
+// CAFile holds the certificates (PEM) that verify the APIs of all nodes. The agent of the first node keeps it in step
+// with the fleet; a client that has read it goes on to trust over one rotation of the fleet's authority.
+func (f *Fleet) CAFile() string {
+	return filepath.Join(Node{Dir: filepath.Join(f.dir, nodeName(1))}.identity(), "ca.pem")
+}
 
 // Roots are the certificates in CAFile.
 func (f *Fleet) Roots() (*x509.CertPool, error) {
@@ -43,25 +44,21 @@ func (n Node) PeerAddress() string {
 	return netip.AddrPortFrom(netip.MustParseAddr(n.Addresses[0]), peerPort).String()
 }
 
-// enroll makes a node a member: by palisade init if no node is one, else by palisade join with a token
-// that a member's agent gives.
+// enroll makes a node a member: the first by palisade init, the others by palisade join with a token that a member's
+// agent gives.
 func (f *Fleet) enroll(ctx context.Context, node string) error {
 	n, err := f.Node(node)
 	if err != nil || n.enrolled() {
 		return err
 	}
 	s := f.snapshot()
-	if _, err := os.Stat(f.CAFile()); errors.Is(err, fs.ErrNotExist) {
-		if _, err := tool(ctx, "", n.enter(s.Binary, "init", "--config", n.configFile(), "-o", "json")...); err != nil {
-			return fmt.Errorf("form the fleet on %s: %w", node, err)
-		}
-		pem, err := os.ReadFile(filepath.Join(n.identity(), "ca.pem"))
-		if err != nil {
-			return err
-		}
-		return writeFile(f.CAFile(), pem)
+	if n.Name != nodeName(1) {
+		return f.join(ctx, n)
 	}
-	return f.join(ctx, n)
+	if _, err := tool(ctx, "", n.enter(s.Binary, "init", "--config", n.configFile(), "-o", "json")...); err != nil {
+		return fmt.Errorf("form the fleet on %s: %w", node, err)
+	}
+	return nil
 }
 
 func (f *Fleet) join(ctx context.Context, n Node) error {
@@ -99,13 +96,3 @@ func (f *Fleet) JoinToken(ctx context.Context, node string) (token, address stri
 }
 
 func (n Node) configFile() string { return filepath.Join(n.Dir, "agent.toml") }
-
-// startAll starts the agents of a new fleet and lets each join as soon as it can.
-func (f *Fleet) startAll(ctx context.Context, nodes []Node) error {
-	for _, n := range nodes {
-		if err := f.StartAgent(ctx, n.Name); err != nil {
-			return err
-		}
-	}
-	return nil
-}

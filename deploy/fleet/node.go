@@ -21,7 +21,6 @@ import (
 )
 
 const (
-	caName    = "ca.pem"
 	vmsName   = "vms.d"  // inventory files of a node
 	guestsDir = "guests" // logs of the guests
 	logName   = "agent.log"
@@ -93,6 +92,14 @@ func (n Node) enter(argv ...string) []string {
 // outlives this process, and ctx. It is an error if it runs already. A node that belongs to no fleet yet forms it, if it is
 // the first of all, or else joins it, which takes an agent of the fleet that runs and is ready.
 func (f *Fleet) StartAgent(ctx context.Context, node string) error {
+	if err := f.LaunchAgent(ctx, node); err != nil {
+		return err
+	}
+	return f.enroll(ctx, node)
+}
+
+// LaunchAgent is StartAgent for a node that must not become a member by that: its agent waits.
+func (f *Fleet) LaunchAgent(ctx context.Context, node string) error {
 	n, err := f.Node(node)
 	if err != nil {
 		return err
@@ -137,10 +144,7 @@ func (f *Fleet) StartAgent(ctx context.Context, node string) error {
 	if err != nil {
 		return fmt.Errorf("agent of %s: %w", node, err)
 	}
-	if err := f.update(func(s *state) { s.node(node).Agent = p }); err != nil {
-		return err
-	}
-	return f.enroll(ctx, n.Name)
+	return f.update(func(s *state) { s.node(node).Agent = p })
 }
 
 // KillAgent sends a signal to the agent of a node. After a signal that ends a process it returns when

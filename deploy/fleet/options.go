@@ -45,10 +45,13 @@ type Options struct {
 	Guests        string // GuestsNetns (default) or GuestsQEMU
 	// RoutedGuests are light guests that are routed instead of bridged, spread over the nodes.
 	RoutedGuests int
-	Unmanaged    bool     // also a host on node 1's bridge that no inventory knows
-	NoAgents     bool     // namespaces and guests alone; StartAgent can start agents later
-	AgentEnv     []string // added to the environment of every agent ("KEY=value")
-	LogLevel     string   // of the agents; default "info"
+	Unmanaged    bool // also a host on node 1's bridge that no inventory knows
+	// Apart are the last nodes whose agents are not started: machines that belong to no fleet yet. Their guests
+	// run. StartAgent lets such a node join, LaunchAgent leaves that to the caller.
+	Apart    int
+	NoAgents bool     // namespaces and guests alone; StartAgent can start agents later
+	AgentEnv []string // added to the environment of every agent ("KEY=value")
+	LogLevel string   // of the agents; default "info"
 	// Progress is told what is being done, one line at a time, from one goroutine. May be nil.
 	Progress func(string)
 }
@@ -85,6 +88,8 @@ func (o Options) complete() (Options, error) {
 		return o, errors.New("more than 800 guests")
 	case o.Guests != GuestsNetns && o.Guests != GuestsQEMU:
 		return o, fmt.Errorf("guests: %q, want %s or %s", o.Guests, GuestsNetns, GuestsQEMU)
+	case o.Apart < 0 || o.Apart >= o.Nodes:
+		return o, fmt.Errorf("apart: %d of %d nodes, want fewer", o.Apart, o.Nodes)
 	case o.RoutedGuests < 0:
 		return o, errors.New("routed guests: negative")
 	}

@@ -105,8 +105,15 @@ func (f *Fleet) AwaitGuests(ctx context.Context) error {
 		Node  string `json:"node"`
 		State string `json:"state"`
 	}
+	runs := map[string]bool{}
+	for _, n := range s.Nodes {
+		runs[n.Name] = n.Agent.PID != 0
+	}
 	for _, n := range s.Nodes {
 		for _, g := range s.VMs {
+			if !runs[n.Name] || !runs[g.Node] {
+				continue
+			}
 			err := until(ctx, readyLimit, 20*time.Millisecond, func() error {
 				var got vm
 				if err := f.Call(ctx, n.Name, http.MethodGet, "/v1/vms/"+g.VM, nil, &got); err != nil {

@@ -122,8 +122,10 @@ func (f *Fleet) build(ctx context.Context, o Options) error {
 		return nil
 	}
 	f.progress(fmt.Sprintf("starting %d agents: the first forms the fleet, the others join it", o.Nodes))
-	if err := f.startAll(ctx, plan.Nodes); err != nil {
-		return err
+	for _, n := range plan.Nodes[:o.Nodes-o.Apart] {
+		if err := f.StartAgent(ctx, n.Name); err != nil {
+			return err
+		}
 	}
 	if err := f.AwaitReady(ctx); err != nil {
 		return err
@@ -316,7 +318,7 @@ func (f *Fleet) erase(s state) error {
 	}
 	// Nodes that were planned but never recorded have directories too.
 	more, _ := filepath.Glob(filepath.Join(f.dir, "node-*"))
-	more = append(more, filepath.Join(f.dir, caName), filepath.Join(f.dir, guestsDir))
+	more = append(more, filepath.Join(f.dir, guestsDir))
 	for _, path := range more {
 		if err := os.RemoveAll(path); err != nil {
 			return err

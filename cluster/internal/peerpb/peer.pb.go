@@ -483,6 +483,7 @@ type AdmitRequest struct {
 	Api           string                 `protobuf:"bytes,8,opt,name=api,proto3" json:"api,omitempty"`
 	Request       []byte                 `protobuf:"bytes,9,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10
 	From          string                 `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`      // where it came from; set by the member it came to
+	Format        uint32                 `protobuf:"varint,11,opt,name=format,proto3" json:"format,omitempty"` // highest command format that the node's build reads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +586,13 @@ func (x *AdmitRequest) GetFrom() string {
 		return x.From
 	}
 	return ""
+}
+
+func (x *AdmitRequest) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
 }
 
 // AdmitResponse has either a refusal, a problem, or the rest.
@@ -2356,7 +2364,7 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_INVALID\x10\x04\"\x12\n" +
 	"\x10ReadIndexRequest\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xea\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x82\x02\n" +
 	"\fAdmitRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x12\n" +
@@ -2368,7 +2376,8 @@ const file_peer_proto_rawDesc = "" +
 	"\x03api\x18\b \x01(\tR\x03api\x12\x18\n" +
 	"\arequest\x18\t \x01(\fR\arequest\x12\x12\n" +
 	"\x04from\x18\n" +
-	" \x01(\tR\x04from\"\xe8\x01\n" +
+	" \x01(\tR\x04from\x12\x16\n" +
+	"\x06format\x18\v \x01(\rR\x06format\"\xe8\x01\n" +
 	"\rAdmitResponse\x123\n" +
 	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x14\n" +
