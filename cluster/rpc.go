@@ -23,6 +23,7 @@ import (
 	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/internal/hclogslog"
+	"github.com/palisade/palisade/pki"
 )
 
 // Bounds of peer RPC.
@@ -343,10 +344,15 @@ func answer(serve handler, heard func(id string)) http.Handler {
 	})
 }
 
-// peerOf is the node id in the caller's certificate.
+// peerOf is the node id in the caller's certificate, "" for who has none. It is read where the handshake has read it: the
+// common name is a shortened id, which may be another node's.
 func peerOf(cs *tls.ConnectionState) string {
 	if cs == nil || len(cs.PeerCertificates) == 0 {
 		return ""
 	}
-	return cs.PeerCertificates[0].Subject.CommonName
+	member, err := pki.ReadMember(cs.PeerCertificates[0])
+	if err != nil {
+		return ""
+	}
+	return member.Node
 }
