@@ -32,8 +32,9 @@ func (l Loss) String() string {
 	return fmt.Sprintf("%s: %s on %s, reason %s, since %s", l.Block.ID, l.Block.Kind, l.Block.Target, l.Block.Reason, l.Block.Since().Format("2006-01-02 15:04:05Z"))
 }
 
-// Losses returns what from holds and to would not, in the order of the blocks. A hold that to has in another
-// block on the same target, with the same effect, is none.
+// Losses returns what from holds and to would not, in the order of the blocks. A hold that to has in another block on the
+// same target is none, if it has the same effect, for the same reason and for as long: a block of another reason, or one
+// that ends sooner, would go without anybody having lifted this one.
 func Losses(from, to *fsm.View) []Loss {
 	var out []Loss
 	for b := range from.Blocks("") {
@@ -47,14 +48,20 @@ func Losses(from, to *fsm.View) []Loss {
 	return out
 }
 
-// held says whether the view has an active block that does the same.
+// held says whether the view has an active block that does the same, for the same reason and for as long.
 func held(v *fsm.View, b *fsm.Block) bool {
 	for o := range v.ActiveOn(b.Target) {
-		if same(o, b) || o.Kind == fsm.Drop && o.Direction == fsm.Both {
+		if o.Reason == b.Reason && lasts(o, b) && (same(o, b) || o.Kind == fsm.Drop && o.Direction == fsm.Both) {
 			return true
 		}
 	}
 	return false
+}
+
+// lasts says whether an active block goes on for at least as long as another one.
+func lasts(o, b *fsm.Block) bool {
+	ends, least := o.Due(), b.Due()
+	return ends.IsZero() || !least.IsZero() && !ends.Before(least)
 }
 
 func same(a, b *fsm.Block) bool {

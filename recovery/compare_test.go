@@ -78,12 +78,12 @@ func TestLossesAreCarriedOver(t *testing.T) {
 		t.Fatalf("of equal states: %v", got)
 	}
 	now.do(guest("vm2", 2, "203.0.113.2"))
-	now.do(drop(fsm.Target{VM: "vm2"}))                                                                                                // b3: nobody knows the VM there
-	now.do(drop(prefix("192.0.2.9/32")))                                                                                               // b4
-	now.do(fsm.LiftBlock{ID: "b2"})                                                                                                    // held again by the backup
-	now.do(fsm.AddBlock{Target: prefix("192.0.2.8/32"), Kind: fsm.Limit, Direction: fsm.In, Rate: fsm.Rate{Packets: 10}, Force: true}) // b5
-	now.do(fsm.AddBlock{Target: prefix("192.0.2.7/32"), StartsAt: time.Unix(1_000_000, 0), Force: true})                               // b6, pending
-	now.do(fsm.AddBlock{Target: fsm.Target{VM: "vm1"}, Kind: fsm.Limit, Direction: fsm.Out, Rate: fsm.Rate{Bits: 9000}, Force: true})  // b7: b1 holds more
+	now.do(drop(fsm.Target{VM: "vm2"}))                                                                                                                // b3: nobody knows the VM there
+	now.do(drop(prefix("192.0.2.9/32")))                                                                                                               // b4
+	now.do(fsm.LiftBlock{ID: "b2"})                                                                                                                    // held again by the backup
+	now.do(fsm.AddBlock{Target: prefix("192.0.2.8/32"), Kind: fsm.Limit, Direction: fsm.In, Rate: fsm.Rate{Packets: 10}, Force: true})                 // b5
+	now.do(fsm.AddBlock{Target: prefix("192.0.2.7/32"), StartsAt: time.Unix(1_000_000, 0), Force: true})                                               // b6, pending
+	now.do(fsm.AddBlock{Target: fsm.Target{VM: "vm1"}, Kind: fsm.Limit, Direction: fsm.Out, Rate: fsm.Rate{Bits: 9000}, Reason: "abuse", Force: true}) // b7: b1 holds more
 	backup.do(fsm.LiftBlock{ID: "b1"})
 	backup.do(drop(fsm.Target{VM: "vm1"})) // the same under another id
 	losses := Losses(now.view(), backup.view())
@@ -105,6 +105,40 @@ func TestLossesAreCarriedOver(t *testing.T) {
 	}
 	if vm, ok := backup.view().VM("vm2"); !ok || len(vm.AllAddresses()) == 0 {
 		t.Errorf("vm2: %+v", vm)
+	}
+}
+
+// What is held for two reasons is free once both are gone: neither stands for the other, nor does what ends sooner.
+func TestAHoldOfAnotherReasonOrOfLessTimeIsNone(t *testing.T) {
+	hold := func(reason string, ends int64) fsm.AddBlock {
+		b := fsm.AddBlock{Target: prefix("192.0.2.1/32"), Reason: reason, Force: true}
+		if ends != 0 {
+			b.EndsAt = time.Unix(ends, 0)
+		}
+		return b
+	}
+	for name, c := range map[string]struct {
+		now, backup []fsm.Op
+		lost        []string
+	}{
+		"another reason":  {[]fsm.Op{hold("unpaid", 0), hold("abuse", 0)}, []fsm.Op{hold("unpaid", 0)}, []string{"b2"}},
+		"ends sooner":     {[]fsm.Op{hold("abuse", 9000)}, []fsm.Op{hold("abuse", 8000)}, []string{"b1"}},
+		"ends by itself":  {[]fsm.Op{hold("abuse", 0)}, []fsm.Op{hold("abuse", 8000)}, []string{"b1"}},
+		"ends later":      {[]fsm.Op{hold("abuse", 8000)}, []fsm.Op{hold("abuse", 9000)}, nil},
+		"does not end":    {[]fsm.Op{hold("abuse", 8000)}, []fsm.Op{hold("abuse", 0)}, nil},
+		"of two the best": {[]fsm.Op{hold("abuse", 9000)}, []fsm.Op{hold("abuse", 8000), hold("abuse", 9000)}, nil},
+	} {
+		now, backup := newLog(t, c.now...), newLog(t, c.backup...)
+		losses := Losses(now.view(), backup.view())
+		if got := names(losses); !slices.Equal(got, c.lost) {
+			t.Errorf("%s: losses %v, want %v", name, got, c.lost)
+		}
+		for _, op := range Keep(losses) {
+			backup.do(op)
+		}
+		if left := Losses(now.view(), backup.view()); len(left) != 0 {
+			t.Errorf("%s: after all was kept: %v", name, names(left))
+		}
 	}
 }
 
