@@ -34,16 +34,21 @@ func (l Loss) String() string {
 
 // Losses returns what from holds and to would not, in the order of the blocks. A hold that to has in another block on the
 // same target is none, if it has the same effect, for the same reason and for as long: a block of another reason, or one
-// that ends sooner, would go without anybody having lifted this one.
+// that ends sooner, would go without anybody having lifted this one. A block on a list is lost in part if the list has less.
 func Losses(from, to *fsm.View) []Loss {
 	var out []Loss
 	for b := range from.Blocks("") {
-		if b.State != fsm.BlockActive || held(to, b) {
+		if b.State != fsm.BlockActive {
 			continue
 		}
 		l := Loss{Block: b}
-		l.ops, l.Unkept = keep(from, to, b)
-		out = append(out, l)
+		if !held(to, b) {
+			l.ops, l.Unkept = keep(from, to, b)
+			out = append(out, l)
+		} else if n := unlisted(from, to, b.Target.List); n > 0 {
+			l.Unkept = fmt.Sprintf("list %s lacks %d prefixes in what is restored; load it again", b.Target.List, n)
+			out = append(out, l)
+		}
 	}
 	return out
 }
@@ -56,6 +61,21 @@ func held(v *fsm.View, b *fsm.Block) bool {
 		}
 	}
 	return false
+}
+
+// unlisted counts the prefixes of a list in from that nothing in the list of to covers.
+func unlisted(from, to *fsm.View, list string) (n int) {
+	_, was, _ := from.List(list)
+	_, is, _ := to.List(list)
+	if list == "" || was.Hash() == is.Hash() {
+		return 0
+	}
+	for p := range was.All() {
+		if _, covered := is.Covering(p); !covered {
+			n++
+		}
+	}
+	return n
 }
 
 // lasts says whether an active block goes on for at least as long as another one.

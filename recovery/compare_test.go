@@ -152,6 +152,28 @@ func TestWhatCantBeKeptIsSaid(t *testing.T) {
 	}
 }
 
+// A block on a list holds what is in the list: an older content holds less under the same name.
+func TestAnOlderListHoldsLess(t *testing.T) {
+	listed := func(prefixes ...string) *fsm.View {
+		l := newLog(t, fsm.DescribeList{Name: "bad"})
+		for _, p := range prefixes {
+			l.do(fsm.PatchList{Name: "bad", Add: fsm.AppendPacked(nil, netip.MustParsePrefix(p))})
+		}
+		l.do(drop(fsm.Target{List: "bad"}))
+		return l.view()
+	}
+	now := listed("192.0.2.0/24", "198.51.100.7/32")
+	losses := Losses(now, listed("192.0.2.0/24"))
+	if len(losses) != 1 || !strings.Contains(losses[0].Unkept, "list bad lacks 1 prefixes") {
+		t.Errorf("%+v", losses)
+	}
+	for _, same := range []*fsm.View{now, listed("192.0.2.0/24", "198.51.100.0/24"), listed("192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24")} {
+		if losses := Losses(now, same); len(losses) != 0 {
+			t.Errorf("%+v", losses)
+		}
+	}
+}
+
 func TestKernelLosses(t *testing.T) {
 	local := enforce.Local{Node: "n1"}
 	now, backup := newLog(t, base()...), newLog(t, base()...)
