@@ -23,7 +23,7 @@ func TestJoinTokens(t *testing.T) {
 	secret := base64.RawURLEncoding.EncodeToString(token.secret[:])
 	for _, shown := range []string{fmt.Sprintf("%+v %#v %v", token, token, &token), log.String()} {
 		if strings.Contains(shown, secret[:8]) || strings.Contains(shown, token.Text()) ||
-			strings.Contains(shown, fmt.Sprint(token.secret[:4])[1:]) || !strings.Contains(shown, token.ID()) {
+			strings.Contains(shown, fmt.Sprintf("%d", token.secret[:4])[1:]) || !strings.Contains(shown, token.ID()) {
 			t.Errorf("shown as %s", shown)
 		}
 	}
