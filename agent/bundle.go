@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"regexp"
 	"runtime"
 	"runtime/pprof"
@@ -28,7 +27,6 @@ import (
 const (
 	bundleFileMost = 8 << 20 // bytes of one file of a bundle; what is more is cut off
 	bundlePeerTime = 2 * time.Second
-	bundleToolTime = 10 * time.Second
 )
 
 // bundler makes debug bundles: a tar of what this node knows of itself. Text goes through the scrubber; what is
@@ -60,8 +58,8 @@ func (b *bundler) files() []bundleFile {
 		{"metrics.txt", false, b.metrics},
 		{"log.txt", false, func(_ context.Context, w io.Writer) error { _, err := w.Write(b.recent()); return err }},
 		{"kernel.json", false, b.kernel},
-		{"ruleset-blocks.txt", false, b.ruleset("palisade", false)},
-		{"ruleset-lists.txt", false, b.ruleset("palisade_lists", true)},
+		{"ruleset-blocks.txt", false, func(ctx context.Context, w io.Writer) error { return b.rooms.kernel.Describe(ctx, w) }},
+		{"ruleset-lists.txt", false, func(ctx context.Context, w io.Writer) error { return b.rooms.listTable.Describe(ctx, w) }},
 		{"goroutines.txt", false, func(_ context.Context, w io.Writer) error { return pprof.Lookup("goroutine").WriteTo(w, 1) }},
 		{"heap.pb.gz", true, func(_ context.Context, w io.Writer) error { return pprof.Lookup("heap").WriteTo(w, 0) }},
 	}
@@ -218,7 +216,7 @@ func (b *bundler) metrics(_ context.Context, w io.Writer) error {
 func (b *bundler) kernel(ctx context.Context, w io.Writer) error {
 	enforced, problem := b.rooms.enforcer.Standing()
 	lists, listProblem := b.rooms.lists.Standing()
-	d, err := b.rooms.kernel.Verify(ctx)
+	d, err := b.rooms.kernel.Check(ctx)
 	if err != nil {
 		return err
 	}
@@ -226,25 +224,4 @@ func (b *bundler) kernel(ctx context.Context, w io.Writer) error {
 		"enforced": enforced, "problem": problem, "lists_enforced": lists, "lists_problem": listProblem,
 		"lacks": b.rooms.enforcer.Local().Missing, "differs": differs(d), "drift": b.rooms.enforcer.drift.told(), "lists_drift": b.rooms.lists.drift.told(),
 	})
-}
-
-// ruleset lists one of our tables in both families. Elements of lists, of which there can be a million, are left out.
-func (b *bundler) ruleset(table string, terse bool) func(ctx context.Context, w io.Writer) error {
-	return func(ctx context.Context, w io.Writer) error {
-		ctx, cancel := context.WithTimeout(ctx, bundleToolTime)
-		defer cancel()
-		for _, family := range []string{"bridge", "inet"} {
-			args := []string{"list", "table", family, table}
-			if terse {
-				args = append([]string{"--terse"}, args...)
-			}
-			cmd := exec.CommandContext(ctx, "nft", args...)
-			cmd.Env = []string{"PATH=/usr/sbin:/sbin:/usr/bin:/bin"}
-			cmd.Stdout, cmd.Stderr = w, w
-			if err := cmd.Run(); err != nil {
-				fmt.Fprintf(w, "nft list table %s %s: %v\n", family, table, err)
-			}
-		}
-		return nil
-	}
 }

@@ -344,14 +344,14 @@ func documented(t *testing.T, metrics string) {
 		slices.Sort(out)
 		return slices.Compact(out)
 	}
-	real, docs := names(`(?m)^# TYPE (palisade_\w+) `, metrics), names("(?m)^\\| `(palisade_\\w+)`", read(t, monitorMD))
-	for _, name := range real {
+	scraped, docs := names(`(?m)^# TYPE (palisade_\w+) `, metrics), names("(?m)^\\| `(palisade_\\w+)`", read(t, monitorMD))
+	for _, name := range scraped {
 		if !slices.Contains(docs, name) {
 			t.Errorf("docs/monitoring.md has no line for %s", name)
 		}
 	}
 	for _, name := range docs {
-		if !slices.Contains(real, name) {
+		if !slices.Contains(scraped, name) {
 			t.Errorf("docs/monitoring.md has %s, which is no metric of a node that has seen everything", name)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,5 +143,35 @@ func TestHealAfterAFailure(t *testing.T) {
 	verify(t, k)
 	if h := adopt(t, open(t, n)); h.Index != 7 || len(h.Elements) != len(story()) {
 		t.Errorf("%d elements at %d", len(h.Elements), h.Index)
+	}
+}
+
+// TestDescribe: what is in our tables, and what is not, is told.
+func TestDescribe(t *testing.T) {
+	n := newNetNS(t)
+	k := adopted(t, n)
+	apply(t, k, 9, slices.Concat(story(), kindStory(), addresses(describedElements)), nil)
+	describe := func() string {
+		var out strings.Builder
+		if err := k.Describe(t.Context(), &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	text := describe()
+	for _, want := range []string{
+		"table bridge palisade, flags 0x0\n", "  chain prerouting, filter, hook 0, priority -500, policy 1: ", "  chain limit_in_b3_8000000bits: ",
+		"  set a4_25: room for 64, ", " elements at log index 9\n", "\n  10.0.0.1\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it does not say %q", want)
+		}
+	}
+	if lines := strings.Count(text, "\n"); lines > describedElements+200 {
+		t.Errorf("%d lines", lines)
+	}
+	n.run("nft", "delete", "table", "inet", "palisade")
+	if text := describe(); !strings.Contains(text, "table inet palisade is missing\n") {
+		t.Errorf("a table that is gone:\n%.300s", text)
 	}
 }

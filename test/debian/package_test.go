@@ -323,6 +323,15 @@ func (m *machine) sandbox() {
 	if out := m.must("journalctl", "-b", "--no-pager", "-u", "palisade"); strings.Contains(out, "operation not permitted") {
 		m.t.Errorf("something was not permitted:\n%s", out)
 	}
+	m.must("palisade", "debug", "bundle", "--out", "/root/bundle.tar.gz")
+	if err := wants(m.must("tar", "-xzOf", "/root/bundle.tar.gz", "palisade-debug/ruleset-blocks.txt"), "chain prerouting, filter, hook 0, priority -500"); err != nil {
+		m.t.Errorf("the bundle: %v", err)
+	}
+	// The journal knows how urgent a line is, and has its own time.
+	line := m.must("journalctl", "-b", "--no-pager", "-u", "palisade", "-o", "json", "-n", "1", "--grep", "agent runs")
+	if err := errors.Join(wants(line, `"PRIORITY":"6"`), wants(line, `"MESSAGE":"level=INFO msg=`)); err != nil {
+		m.t.Error(err)
+	}
 }
 
 // watchdog stops the agent in its tracks: systemd ends and starts it again.
