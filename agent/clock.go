@@ -18,6 +18,9 @@ const (
 	// clockStep is by how much a clock that runs evenly may leave the monotonic one in that time; a larger
 	// difference is a step, after which nothing that was measured holds.
 	clockStep = 500 * time.Millisecond
+	// clockDoubt is how far the bounds of the fleet's time may lie apart for a stamp. State time never runs
+	// back: one clock that is years ahead must not move it while another voter is silent.
+	clockDoubt = time.Hour
 )
 
 // fleetClock tells the fleet's time on the leader: the latest time that a majority of the voters' clocks has
@@ -49,7 +52,7 @@ func newFleetClock(members func() []fsm.Member, ask func(context.Context, string
 }
 
 // Stamp is the time for a command: not before that of a majority of the clocks. It asks them if it has not
-// for long; the error says that no majority answered.
+// for long; the error says that no majority answered, or that they are too far apart to tell which is right.
 func (c *fleetClock) Stamp(ctx context.Context) (time.Time, error) {
 	if !c.holds(stampFor) {
 		select {
@@ -65,6 +68,10 @@ func (c *fleetClock) Stamp(ctx context.Context) (time.Time, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if doubt := c.bound - c.reached; doubt > clockDoubt {
+		return time.Time{}, fmt.Errorf("the clocks of the voters that answer are %s apart, and too few answer to tell which is right: "+
+			"set the wrong one (palisade node ls shows the offsets), or bring the silent voters back", doubt.Round(time.Minute))
+	}
 	return time.Now().Add(c.bound).UTC(), nil
 }
 

@@ -84,3 +84,32 @@ func TestNoStampWithoutAMajority(t *testing.T) {
 		}
 	})
 }
+
+// TestOneWrongClockDoesNotMoveTheTime: state time never runs back, so a stamp years ahead would end every token,
+// and let every duration end years late. While too few answer to tell which clock is right, there is none.
+func TestOneWrongClockDoesNotMoveTheTime(t *testing.T) {
+	for _, wrong := range []string{"n1", "n2"} {
+		t.Run(wrong, func(t *testing.T) {
+			bubble(t, func(t *testing.T, f *clockFleet, ctx context.Context) {
+				f.set(func() { f.offsets[wrong] = 87_600 * time.Hour; f.dead["n3"] = true })
+				c := f.clock("n1")
+				if at, err := c.Stamp(ctx); err == nil {
+					t.Fatalf("the stamp is %s ahead", time.Until(at))
+				}
+				f.set(func() { f.dead["n3"] = false })
+				time.Sleep(stampFor + time.Second)
+				at, err := c.Stamp(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				right := time.Now() // the bubble's clock is that of n1
+				if wrong == "n1" {
+					right = right.Add(-87_600 * time.Hour)
+				}
+				if off := at.Sub(right).Abs(); off > 10*time.Millisecond {
+					t.Fatalf("the stamp is %s away from two clocks of three", off)
+				}
+			})
+		})
+	}
+}

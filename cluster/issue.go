@@ -102,6 +102,9 @@ func (c *Cluster) onRenew(ctx context.Context, from string, req *peerpb.RenewReq
 	if err := c.leads(); err != nil {
 		return nil, err
 	}
+	if err := c.knows(from); err != nil {
+		return nil, err
+	}
 	hash, err := pki.RequestKey(req.GetRequest())
 	if err != nil {
 		return nil, err
@@ -210,6 +213,9 @@ const maxServingNames = 256
 
 func (c *Cluster) onServing(ctx context.Context, from string, req *peerpb.ServingRequest) (*peerpb.ServingResponse, error) {
 	if err := c.leads(); err != nil {
+		return nil, err
+	}
+	if err := c.knows(from); err != nil {
 		return nil, err
 	}
 	if len(req.GetNames()) > maxServingNames || len(req.GetAddresses()) > maxServingNames {

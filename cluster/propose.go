@@ -139,9 +139,15 @@ func (c *Cluster) waitOwn(ctx context.Context, index uint64) {
 }
 
 // onPropose serves the proposals that another node forwards.
-func (c *Cluster) onPropose(ctx context.Context, _ string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+func (c *Cluster) onPropose(ctx context.Context, from string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
 	in := req.GetCommands()
 	resp := &peerpb.ProposeResponse{Outcomes: make([]*peerpb.Outcome, len(in))}
+	if err := c.knows(from); err != nil {
+		for i := range in {
+			resp.Outcomes[i] = failed(notAppended, err).encode()
+		}
+		return resp, nil
+	}
 	cmds := make([]fsm.Command, 0, len(in))
 	at := make([]int, 0, len(in))
 	for i, data := range in {

@@ -59,8 +59,11 @@ func (c *Cluster) rotate(ctx context.Context, what, actor, from string) error {
 }
 
 // onRotate begins a rotation as the leader.
-func (c *Cluster) onRotate(ctx context.Context, _ string, req *peerpb.RotateRequest) (*peerpb.RotateResponse, error) {
+func (c *Cluster) onRotate(ctx context.Context, from string, req *peerpb.RotateRequest) (*peerpb.RotateResponse, error) {
 	if err := c.leads(); err != nil {
+		return nil, err
+	}
+	if err := c.knows(from); err != nil {
 		return nil, err
 	}
 	a, f, err := c.authority(c.store.View())

@@ -1,10 +1,17 @@
 package cluster
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/palisade/palisade/cluster/internal/peerpb"
+	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/pki"
 )
 
 // A common name has room for 64 bytes, an id may have 255: the identity is the one that the handshake has checked, or a
@@ -20,5 +27,44 @@ func TestACallerIsKnownByItsWholeID(t *testing.T) {
 	}
 	if got := peerOf(&tls.ConnectionState{}); got != "" {
 		t.Errorf("nobody is taken for %q", got)
+	}
+}
+
+// TestWhoIsNoMemberChangesNothing: a node that the state does not know is let in on the authority's word, to be
+// brought up to date; it may not write, nor get a certificate or a secret.
+func TestWhoIsNoMemberChangesNothing(t *testing.T) {
+	f := realFleet(t, 1).start().ready()
+	c, _ := f.leader().now()
+	request, err := pki.Request(mustKey(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command, err := fsm.MarshalCommand(declare("vm1", "o"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, from := range []string{"n1", "stranger"} {
+		member := from == "n1"
+		got := map[string]bool{} // what was granted
+		_, err := c.onSecrets(ctx, from, &peerpb.SecretsRequest{})
+		got["secrets"] = err == nil
+		_, err = c.onServing(ctx, from, &peerpb.ServingRequest{Request: request, Names: []string{from}})
+		got["serving"] = err == nil
+		resp, err := c.onRenew(ctx, from, &peerpb.RenewRequest{Request: request})
+		got["renew"] = err == nil || resp != nil || !errors.Is(err, fsm.ErrUnavailable)
+		_, err = c.onRotate(ctx, from, &peerpb.RotateRequest{What: rotateGossip})
+		got["rotate"] = err == nil
+		done, err := c.onPropose(ctx, from, &peerpb.ProposeRequest{Commands: [][]byte{command}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got["propose"] = done.GetOutcomes()[0].GetKind() != peerpb.Outcome_KIND_NOT_APPENDED
+		for what, granted := range got {
+			if granted != member {
+				t.Errorf("%s from %s: granted %v", what, from, granted)
+			}
+		}
 	}
 }

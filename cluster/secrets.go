@@ -106,10 +106,20 @@ func openKeys(f *fsm.Fleet, seal []byte) (Keys, error) {
 	return keys, nil
 }
 
+// knows says whether the state has the node as a member. The port also lets in who is not known yet, on the
+// authority's word, so that a node whose state is old can be brought up to date. What changes something, or is
+// secret, is only for members: after a restore an authority's word may be older than the state.
+func (c *Cluster) knows(node string) error {
+	if _, ok := c.dir.peer(node); !ok {
+		return fmt.Errorf("%w: node %q is no member", fsm.ErrUnavailable, node)
+	}
+	return nil
+}
+
 // onSecrets gives a member the open gossip keys. The caller's certificate was accepted, so it is a member.
 func (c *Cluster) onSecrets(_ context.Context, from string, req *peerpb.SecretsRequest) (*peerpb.SecretsResponse, error) {
-	if _, ok := c.dir.peer(from); !ok {
-		return nil, fmt.Errorf("%w: node %q is no member", fsm.ErrUnavailable, from)
+	if err := c.knows(from); err != nil {
+		return nil, err
 	}
 	if c.identity == nil || c.identity.SealKey() == nil {
 		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, errNoSeal)
