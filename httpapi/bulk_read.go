@@ -59,10 +59,10 @@ func (r *bulkReader) next() (element, error) {
 		if e.problem != nil {
 			return e, nil
 		}
-		if err := permit(r.caller, e.op, r.find); err != nil {
-			e.problem = problemIn(err)
+		if refused := permit(r.caller, e.op, r.find); refused != nil {
+			e.problem = problemIn(refused)
 		}
-		return e, nil
+		return e, nil //nolint:nilerr // the refusal is the element's
 	}
 }
 

@@ -129,6 +129,8 @@ func TestDeepAndDoubleJSON(t *testing.T) {
 		"twice":            `{"target":{"prefix":"203.0.113.7"},"reason":"abuse","reason":"unpaid"}`,
 		"twice, deeper":    `{"target":{"prefix":"203.0.113.7","prefix":"203.0.113.8"}}`,
 		"twice, escaped":   `{"target":{"prefix":"203.0.113.7"},"reason":"abuse","re\u0061son":"unpaid"}`,
+		"twice, of many":   `{"target":{"prefix":"203.0.113.7"},` + names(60) + names(60) + `"x":1}`,
+		"twice, of many 2": `{` + names(60) + `"n50":1}`,
 		"twice, far apart": `{"target":{"prefix":"203.0.113.7"},` + names(200) + `"target":{}}`,
 	} {
 		p := decode[wire.Problem](t, s.do(t, request{method: "POST", path: "/v1/blocks", body: body}), 400)
@@ -328,7 +330,7 @@ func TestSlowHandshakes(t *testing.T) {
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
 	defer tr.CloseIdleConnections()
 	res, err := (&http.Client{Transport: tr}).Get("https://" + addr + "/healthz")
-	if err != nil || res.StatusCode != 200 || res.ProtoMajor != 2 {
+	if err != nil || res.StatusCode != http.StatusOK || res.ProtoMajor != 2 {
 		t.Fatalf("%v, %v", res, err)
 	}
 	_ = res.Body.Close()

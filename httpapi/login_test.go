@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -90,7 +91,7 @@ func TestLoginAndLogout(t *testing.T) {
 	}
 	decode[wire.Problem](t, b.do(t, "PUT", "/v1/settings", `{"max_vms":1,"max_addresses":1,"redirect":{"title":"","text":"","link":""}}`), 403)
 	old := b.cookies[sessionCookie]
-	if res := b.do(t, "POST", "/v1/logout", ""); res.StatusCode != 204 || b.cookies[sessionCookie] != "" || b.cookies[deviceCookie] == "" {
+	if res := b.do(t, "POST", "/v1/logout", ""); res.StatusCode != http.StatusNoContent || b.cookies[sessionCookie] != "" || b.cookies[deviceCookie] == "" {
 		t.Fatalf("logout: %d, cookies %v", res.StatusCode, b.cookies)
 	}
 	b.cookies[sessionCookie] = old
@@ -103,7 +104,7 @@ func TestLoginAndLogout(t *testing.T) {
 	}
 	other := newBrowser(here)
 	decode[wire.Whoami](t, other.login(t, "ann", rightPassword), 200)
-	if res := b.do(t, "POST", "/v1/logout?everywhere=true", ""); res.StatusCode != 204 {
+	if res := b.do(t, "POST", "/v1/logout?everywhere=true", ""); res.StatusCode != http.StatusNoContent {
 		t.Fatalf("logout everywhere: %d", res.StatusCode)
 	}
 	decode[wire.Problem](t, other.do(t, "GET", "/v1/whoami", ""), 401)
@@ -157,7 +158,7 @@ func TestRefusedLoginsLookTheSame(t *testing.T) {
 		if first == "" {
 			first = string(b)
 		}
-		if res.StatusCode != 401 || string(b) != first || len(res.Cookies()) != 0 || strings.Contains(string(b), "CANARY") {
+		if res.StatusCode != http.StatusUnauthorized || string(b) != first || len(res.Cookies()) != 0 || strings.Contains(string(b), "CANARY") {
 			t.Errorf("%q: %d %s", c, res.StatusCode, b)
 		}
 	}
@@ -166,7 +167,7 @@ func TestRefusedLoginsLookTheSame(t *testing.T) {
 	}
 	// A body that is not valid is not echoed.
 	res := newBrowser(s).do(t, "POST", "/v1/login", `{"user":"ann","pasword":"CANARY"}`)
-	if b, _ := io.ReadAll(res.Body); res.StatusCode != 422 || strings.Contains(string(b), "CANARY") {
+	if b, _ := io.ReadAll(res.Body); res.StatusCode != http.StatusUnprocessableEntity || strings.Contains(string(b), "CANARY") {
 		t.Errorf("%d %s", res.StatusCode, b)
 	}
 }
@@ -218,20 +219,20 @@ func TestOwnPasswordAndSessions(t *testing.T) {
 	}
 	other := list.Items[slices.IndexFunc(list.Items, func(se wire.Session) bool { return !se.Current })].ID
 	decode[wire.Problem](t, bob.do(t, "DELETE", "/v1/sessions/"+other, ""), 404)
-	if res := ann.do(t, "DELETE", "/v1/sessions/"+other, ""); res.StatusCode != 204 {
+	if res := ann.do(t, "DELETE", "/v1/sessions/"+other, ""); res.StatusCode != http.StatusNoContent {
 		t.Errorf("ending one's own: %d", res.StatusCode)
 	}
 	decode[wire.Problem](t, anns.do(t, "GET", "/v1/whoami", ""), 401)
 	for body, status := range map[string]int{
-		`{"old":"wrong wrong wrong","new":"correct horse battery"}`: 401,
-		`{"old":"` + rightPassword + `","new":"short"}`:             422,
-		`{"old":"` + rightPassword + `","new":"aaaaaaaaaaaaaaaa"}`:  422,
+		`{"old":"quite wrong indeed","new":"correct horse battery"}`: 401,
+		`{"old":"` + rightPassword + `","new":"short"}`:              422,
+		`{"old":"` + rightPassword + `","new":"aaaaaaaaaaaaaaaa"}`:   422,
 	} {
 		if res := ann.do(t, "POST", "/v1/password", body); res.StatusCode != status {
 			t.Errorf("%s: %d", body, res.StatusCode)
 		}
 	}
-	if res := ann.do(t, "POST", "/v1/password", `{"old":"`+rightPassword+`","new":"correct horse battery"}`); res.StatusCode != 204 {
+	if res := ann.do(t, "POST", "/v1/password", `{"old":"`+rightPassword+`","new":"correct horse battery"}`); res.StatusCode != http.StatusNoContent {
 		t.Fatalf("changing the password: %d", res.StatusCode)
 	}
 	decode[wire.Problem](t, ann.do(t, "GET", "/v1/whoami", ""), 401)
@@ -263,7 +264,7 @@ func TestLimitsOfLogins(t *testing.T) {
 		evil := newBrowser(s)
 		evil.from = "198.51.100.1:1"
 		tried := 0
-		for evil.login(t, "ann", "guess guess guess").StatusCode == 401 {
+		for evil.login(t, "ann", "guess after guess").StatusCode == http.StatusUnauthorized {
 			tried++
 		}
 		if tried != 5 {
@@ -274,15 +275,15 @@ func TestLimitsOfLogins(t *testing.T) {
 			t.Errorf("%+v, Retry-After %q", p, res.Header.Get("Retry-After"))
 		}
 		for i := range 30 { // other names, same source
-			evil.login(t, fmt.Sprint("user", i), "guess guess guess")
+			evil.login(t, fmt.Sprint("user", i), "guess after guess")
 		}
 		decode[wire.Problem](t, evil.login(t, "never tried", "x"), 429)
 		// All of a customer's IPv6 addresses are one source.
 		for i := range 6 {
 			evil.from = fmt.Sprintf("[2001:db8:1:2::%x]:1", i+1)
-			res = evil.login(t, "ann", "guess guess guess")
+			res = evil.login(t, "ann", "guess after guess")
 		}
-		if res.StatusCode != 429 {
+		if res.StatusCode != http.StatusTooManyRequests {
 			t.Errorf("another address of the same network: %d", res.StatusCode)
 		}
 		// Others, and the user's own device even from the same address, still get in.
@@ -291,7 +292,7 @@ func TestLimitsOfLogins(t *testing.T) {
 		decode[wire.Whoami](t, mine.login(t, "ann", rightPassword), 200)
 		// A stolen device cookie has a limit of its own.
 		tried = 0
-		for mine.login(t, "ann", "guess guess guess").StatusCode == 401 {
+		for mine.login(t, "ann", "guess after guess").StatusCode == http.StatusUnauthorized {
 			tried++
 		}
 		if tried != 10 {
@@ -341,7 +342,7 @@ func TestSessionsEndByThemselves(t *testing.T) {
 		there := newBrowser(newServer(t, f))
 		there.cookies = b.cookies
 		time.Sleep(40 * time.Minute)
-		if res := there.do(t, "GET", "/v1/whoami", ""); res.StatusCode != 200 {
+		if res := there.do(t, "GET", "/v1/whoami", ""); res.StatusCode != http.StatusOK {
 			t.Error("the use on another node is not known")
 		}
 		synctest.Wait()
@@ -377,7 +378,7 @@ func TestTheAuditIsNotFlooded(t *testing.T) {
 			return n, total, first
 		}
 		b := newBrowser(s)
-		b.login(t, "ann", "wrong wrong wrong")
+		b.login(t, "ann", "quite wrong indeed")
 		b.login(t, "hunter2hunter2", "x")
 		time.Sleep(2 * time.Second)
 		n, total, first := records()
@@ -409,7 +410,7 @@ func TestAStreamEndsWithItsSession(t *testing.T) {
 	s := serve(t, f)
 	b := newBrowser(s.Server)
 	who := decode[wire.Whoami](t, b.login(t, "ann", rightPassword), 200)
-	from := fmt.Sprint(f.View().Index())
+	from := strconv.FormatUint(f.View().Index(), 10)
 	session := openEvents(t, s, "/v1/events?from="+from, "", "Authorization", "", "Cookie", sessionCookie+"="+b.cookies[sessionCookie])
 	token := openEvents(t, s, "/v1/events?from="+from, "", "Authorization", "Bearer "+text)
 	waitFor(t, "the streams", func() bool { return s.streams.Load() == 2 })
@@ -437,7 +438,7 @@ func TestAFloodOfLoginsIsBounded(t *testing.T) {
 		go func() {
 			b := newBrowser(s)
 			b.from = fmt.Sprintf("198.51.100.%d:1", i)
-			results <- b.login(t, "nobody", "guess guess guess").StatusCode
+			results <- b.login(t, "nobody", "guess after guess").StatusCode
 		}()
 	}
 	began := time.Now()

@@ -255,7 +255,7 @@ func TestHostileProviders(t *testing.T) {
 		}},
 		"no token":        {sign: func(*provider) func(h, b []byte) string { return func(_, _ []byte) string { return "" } }},
 		"wrong state":     {path: func(s string) string { return strings.Replace(s, "&state=", "&state=x", 1) }},
-		"no state":        {path: func(s string) string { return s[:strings.Index(s, "?")] + "?code=x" }},
+		"no state":        {path: func(s string) string { s, _, _ = strings.Cut(s, "?"); return s + "?code=x" }},
 		"wrong code":      {path: func(s string) string { return strings.Replace(s, "code=", "code=x", 1) }},
 		"an error":        {path: func(s string) string { return s + "&error=access_denied&error_description=%3Cscript%3E" }},
 		"no cookie":       {cookie: func(b *browser) { delete(b.cookies, oidcCookie) }},

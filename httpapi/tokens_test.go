@@ -25,9 +25,7 @@ func TestTokensAreShownOnceAndWorkAtOnce(t *testing.T) {
 		t.Error("two tokens have one secret")
 	}
 	res := there.do(t, request{method: "GET", path: "/v1/blocks", token: made.Secret})
-	if decode[wire.Page[wire.Block]](t, res, 200); res.StatusCode != 200 {
-		t.Error("a token does not work on another node")
-	}
+	decode[wire.Page[wire.Block]](t, res, 200) // on another node
 	refused(t, there, request{method: "POST", path: "/v1/tokens", body: `{"name":"ci","scope":"admin"}`}, 409, wire.CodeConflict)
 	refused(t, there, request{method: "POST", path: "/v1/tokens", token: made.Secret, body: `{"name":"mine","scope":"admin"}`}, 403, wire.CodeForbidden)
 	refused(t, there, request{method: "POST", path: "/v1/tokens", body: `{"name":"a b","scope":"admin"}`}, 422, wire.CodeInvalid)

@@ -33,12 +33,16 @@ func (n *Follower) follow() {
 	if n.cut {
 		return
 	}
-	n.Fleet.mu.Lock()
-	entries := n.Fleet.entries[n.store.View().Index():]
-	n.Fleet.mu.Unlock()
-	if _, err := n.store.ApplyBatch(entries); err != nil {
+	if _, err := n.store.ApplyBatch(n.after(n.store.View().Index())); err != nil {
 		n.t.Errorf("follow: %v", err)
 	}
+}
+
+// after returns what was applied after a log index.
+func (f *Fleet) after(index uint64) []fsm.Entry {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.entries[index:]
 }
 
 // View returns the node's own state.

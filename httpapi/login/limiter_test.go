@@ -1,7 +1,7 @@
 package login
 
 import (
-	"fmt"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -64,7 +64,7 @@ func TestTheLimiterForgetsTheOldest(t *testing.T) {
 	admitted := 0
 	for i := range 3 * maxCounted {
 		now = now.Add(time.Millisecond)
-		l.Try(map[string]Limit{fmt.Sprint(i): limit})
+		l.Try(map[string]Limit{strconv.Itoa(i): limit})
 		if l.Try(map[string]Limit{"busy": limit}) == 0 {
 			admitted++
 		}
@@ -72,7 +72,7 @@ func TestTheLimiterForgetsTheOldest(t *testing.T) {
 	if len(l.counts) > maxCounted || l.order.Len() > maxCounted {
 		t.Errorf("%d are counted", len(l.counts))
 	}
-	if l.Try(map[string]Limit{fmt.Sprint(3*maxCounted - 1): limit}) == 0 {
+	if l.Try(map[string]Limit{strconv.Itoa(3*maxCounted - 1): limit}) == 0 {
 		t.Error("the newest is forgotten")
 	}
 	if admitted != 1 {

@@ -114,6 +114,10 @@ func TestPasswordsAreBounded(t *testing.T) {
 	if _, err := p.Verify(ctx, "", "x", false); !errors.Is(err, context.Canceled) {
 		t.Errorf("who went away waits: %v", err)
 	}
+	// While all places of the others are taken, a known device does not wait.
+	if ok, err := p.Verify(t.Context(), "", "x", true); ok || err != nil {
+		t.Errorf("a known device, while others take all places: %v, %v", ok, err)
+	}
 }
 
 func FuzzDecode(f *testing.F) {
