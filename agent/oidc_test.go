@@ -36,7 +36,7 @@ func TestOIDCConfig(t *testing.T) {
 	if _, err := newOIDC(cfg.API.OIDC); err == nil || !strings.Contains(err.Error(), "chmod 600") || strings.Contains(err.Error(), "CANARY") {
 		t.Errorf("a secret that others can read: %v", err)
 	}
-	if err := os.WriteFile(secret, []byte("CANARY\nCANARY\n"), 0o600); err != nil {
+	if err := os.WriteFile(secret, []byte("CANARY\nSECRET\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(secret, 0o600); err != nil {

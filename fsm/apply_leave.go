@@ -152,7 +152,7 @@ func (a *applier) checkEpoch(f *Fleet, op *BeginEpoch) *Error {
 		return &Error{CodeConflict, "epoch", fmt.Sprintf("the fleet is at epoch %d already", f.Epoch)}
 	case op.How != EpochRecovered && op.How != EpochRestored:
 		return &Error{CodeInvalid, "how", quote(string(op.How)) + " is neither recover nor restore"}
-	case op.GossipKeys != nil && len(op.GossipKeys) > maxGossipKeys:
+	case len(op.GossipKeys) > maxGossipKeys:
 		return &Error{CodeInvalid, "gossip_keys", "are too many"}
 	}
 	if op.CA != nil {

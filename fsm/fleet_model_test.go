@@ -186,10 +186,10 @@ func (m *fleetModel) checkID(id string) Code {
 }
 
 func (m *fleetModel) leave(op Op) Code {
-	id, force := "", false
 	drain, draining := op.(DrainNode)
 	retire, _ := op.(RetireNode)
-	if id, force = retire.ID, retire.Force; draining {
+	id, force := retire.ID, retire.Force
+	if draining {
 		id = drain.ID
 	}
 	n, known := m.nodes[id]

@@ -57,12 +57,12 @@ func (r *bulkReader) next() (element, error) {
 		}
 		e.op, e.fields, e.problem = r.decode.element(r.caller, text)
 		if e.problem != nil {
-			return e, nil
+			return e, nil //nolint:nilerr // the refusal is the element's
 		}
 		if refused := permit(r.caller, e.op, r.find); refused != nil {
 			e.problem = problemIn(refused)
 		}
-		return e, nil //nolint:nilerr // the refusal is the element's
+		return e, nil
 	}
 }
 

@@ -104,13 +104,13 @@ func (s *Server) identifySession(r *http.Request, secret string) (caller, *wire.
 		return caller{}, problem(wire.CodeUnauthorized, "the session has ended; log in again")
 	}
 	if s.uses.note(v, se, s.clock()) {
-		s.touch(se)
+		s.touch(r.Context(), se)
 	}
 	return caller{actor: actorOf(se.User), scope: se.Scope, from: remote(r), session: se}, nil
 }
 
 // touch tells the fleet that a session is used. If that fails, the next use after a time tells it.
-func (s *Server) touch(se *fsm.Session) {
+func (s *Server) touch(ctx context.Context, se *fsm.Session) {
 	select {
 	case <-s.closing:
 		return
@@ -118,7 +118,7 @@ func (s *Server) touch(se *fsm.Session) {
 	}
 	c := fsm.Command{Actor: actorOf(se.User), Op: fsm.TouchSession{ID: se.ID}}
 	s.asks.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), s.opts.ProposeTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opts.ProposeTimeout)
 		defer cancel()
 		if _, err := s.opts.Backend.Propose(ctx, c); err != nil {
 			s.log.Debug("the use of a session was not noted", "session", se.ID, "error", err)

@@ -41,7 +41,7 @@ func TestTokensAreShownOnceAndWorkAtOnce(t *testing.T) {
 	if n := strings.Count(string(body), `"name"`); n != 2 {
 		t.Errorf("%d tokens are listed: %s", n, body)
 	}
-	if res := here.do(t, request{method: "DELETE", path: "/v1/tokens/ci"}); res.StatusCode != 204 {
+	if res := here.do(t, request{method: "DELETE", path: "/v1/tokens/ci"}); res.StatusCode != http.StatusNoContent {
 		t.Fatalf("deleting answers %d", res.StatusCode)
 	}
 	refused(t, there, request{method: "GET", path: "/v1/blocks", token: made.Secret}, 401, wire.CodeUnauthorized)

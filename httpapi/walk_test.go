@@ -351,7 +351,7 @@ func billElement(t *testing.T, s *Server, token, line string) {
 	res := s.do(t, q)
 	body, _ := io.ReadAll(res.Body)
 	lines := strings.Split(strings.TrimSpace(string(body)), "\n")
-	if res.StatusCode != 200 || len(lines) != 3 || !strings.Contains(lines[1], `"status":403`) || !strings.Contains(lines[0], `"status":200`) || !strings.Contains(lines[2], `"status":200`) {
+	if res.StatusCode != http.StatusOK || len(lines) != 3 || !strings.Contains(lines[1], `"status":403`) || !strings.Contains(lines[0], `"status":200`) || !strings.Contains(lines[2], `"status":200`) {
 		t.Errorf("%s among others: %d %s", line, res.StatusCode, body)
 	}
 	q.path += "?atomic=true"
@@ -375,7 +375,7 @@ func TestBillingFindsWhatWasJustMadeElsewhere(t *testing.T) {
 	refused(t, s, request{method: "DELETE", path: "/v1/blocks/" + made, token: bill}, 503, wire.CodeNoQuorum)
 	f.Set(func() { f.StrongRead = nil })
 	node.Cut(false)
-	if res := s.do(t, request{method: "DELETE", path: "/v1/blocks/" + made, token: bill}); res.StatusCode != 200 {
+	if res := s.do(t, request{method: "DELETE", path: "/v1/blocks/" + made, token: bill}); res.StatusCode != http.StatusOK {
 		t.Errorf("lifting answers %d", res.StatusCode)
 	}
 }
