@@ -195,7 +195,7 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 				if rt.stream {
 					s = shut
 				}
-				before := len(f.Proposals())
+				before := writes(f.Proposals())
 				res := s.do(t, q)
 				want := "forbidden"
 				switch {
@@ -212,7 +212,7 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 				}
 				check := fmt.Sprintf("%s: %s %s with %s", node, q.method, q.path, c.name)
 				wasAnswered(t, check, res, want, c.token, rt.stream)
-				if n := len(f.Proposals()); want != "admitted" && n != before {
+				if n := writes(f.Proposals()); want != "admitted" && n != before {
 					t.Errorf("%s was refused and still written", check)
 				}
 			}
@@ -223,6 +223,17 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 			t.Errorf("%s is no route", id)
 		}
 	}
+}
+
+// writes counts commands, without the note that a session is used: any request may bring that, and it goes out on
+// its own time.
+func writes(proposed []fsm.Command) (n int) {
+	for _, c := range proposed {
+		if _, noted := c.Op.(fsm.TouchSession); !noted {
+			n++
+		}
+	}
+	return n
 }
 
 // wasAnswered compares how a request was answered with what it should be.
