@@ -70,6 +70,9 @@ func TestRulesThatOthersFlushComeBack(t *testing.T) {
 		if v := l.metric(t, "node-1", `palisade_kernel_drift_healed_total{tables="blocks"}`); v == "0" {
 			return errors.New("not yet")
 		}
+		if lists := "palisade_lists"; strings.Contains(before, lists) && !strings.Contains(l.Ruleset(t, "node-1"), lists) { // these tables are watched by themselves
+			return errors.New("those of the lists not yet")
+		}
 		return nil
 	})
 	back := time.Now()
