@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"net/url"
 	"strings"
 )
@@ -65,6 +66,7 @@ func (a *applier) putSettings(op PutSettings) (*Settings, *Error) {
 		checkSettingsText("redirect_title", is.RedirectTitle),
 		checkSettingsText("redirect_text", is.RedirectText),
 		checkLink("redirect_link", is.RedirectLink),
+		checkVoters(is),
 	); refused != nil {
 		return nil, refused
 	}
@@ -77,6 +79,17 @@ func (a *applier) putSettings(op PutSettings) (*Settings, *Error) {
 	a.settings = &is
 	a.emit(Event{Type: EventSettings, Settings: &is})
 	return &is, nil
+}
+
+func checkVoters(is Settings) *Error {
+	n, after := is.WantedVoters(), is.VoterPatience()
+	switch {
+	case n > MaxVoters || n%2 == 0:
+		return &Error{CodeInvalid, "voters", fmt.Sprintf("is %d; 1, 3, 5 or 7 nodes can vote", n)}
+	case after < MinReplaceVoterAfter || after > MaxReplaceVoterAfter:
+		return &Error{CodeInvalid, "replace_voter_after", fmt.Sprintf("is %s; from %s to %s is possible", after, MinReplaceVoterAfter, MaxReplaceVoterAfter)}
+	}
+	return nil
 }
 
 func checkSettingsText(field, s string) *Error {

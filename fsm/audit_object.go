@@ -201,6 +201,8 @@ func (j *auditJSON) settings(k string, s *Settings) {
 	j.text("redirect_title", s.RedirectTitle)
 	j.text("redirect_text", s.RedirectText)
 	j.text("redirect_link", s.RedirectLink)
+	j.number("voters", uint64(s.Voters))
+	j.duration("replace_voter_after", s.ReplaceVoterAfter)
 	j.number("revision", s.Revision)
 	j.close('}')
 }

@@ -99,6 +99,7 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 		case 11:
 			return PutSettings{Settings{
 				number.Draw(t, "VMs"), number.Draw(t, "addresses"), text.Draw(t, "title"), text.Draw(t, "text"), text.Draw(t, "link"), 0,
+				uint32(number.Draw(t, "voters")), time.Duration(number.Draw(t, "after")),
 			}, number.Draw(t, "revision")}
 		case 12:
 			return genAnyFleetOp().Draw(t, "fleet")

@@ -104,6 +104,12 @@ func (m *model) op(op Op) Result {
 		if op.IfRevision != 0 && op.IfRevision != m.settings.Revision {
 			return no(CodeRevision, "if_revision")
 		}
+		if !slices.Contains([]int{1, 3, 5, 7}, op.Settings.WantedVoters()) {
+			return no(CodeInvalid, "voters")
+		}
+		if d := op.Settings.ReplaceVoterAfter; d != 0 && (d < 10*time.Second || d > 720*time.Hour) {
+			return no(CodeInvalid, "replace_voter_after")
+		}
 		is := op.Settings
 		if is.Revision = m.settings.Revision; is != m.settings {
 			is.Revision = m.index

@@ -8,6 +8,7 @@
 package fsm
 
 import (
+	"cmp"
 	"net/netip"
 	"net/url"
 	"time"
@@ -240,6 +241,28 @@ type Settings struct {
 	// What the page of Redirect says. Text is plain text, Link an http or https URL or empty.
 	RedirectTitle, RedirectText, RedirectLink string
 	Revision                                  uint64
+	// Voters is how many nodes vote, if there are that many: 1, 3, 5 or 7; 0 stands for DefaultVoters.
+	Voters uint32
+	// ReplaceVoterAfter is how long a voter is dead before another node takes its place; 0 stands for
+	// DefaultReplaceVoterAfter.
+	ReplaceVoterAfter time.Duration
+}
+
+// What the settings of a fleet stand for that says nothing of its voters, and what they may say.
+const (
+	DefaultVoters            = 3
+	MaxVoters                = 7
+	DefaultReplaceVoterAfter = 5 * time.Minute
+	MinReplaceVoterAfter     = 10 * time.Second
+	MaxReplaceVoterAfter     = 30 * 24 * time.Hour
+)
+
+// WantedVoters is how many nodes are to vote.
+func (s Settings) WantedVoters() int { return int(cmp.Or(s.Voters, DefaultVoters)) }
+
+// VoterPatience is how long a voter is dead before it is replaced.
+func (s Settings) VoterPatience() time.Duration {
+	return cmp.Or(s.ReplaceVoterAfter, DefaultReplaceVoterAfter)
 }
 
 // List is a named set of prefixes. Its content is in the same View, see View.List.

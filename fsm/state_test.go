@@ -419,6 +419,8 @@ func genOp(blocks int) *rapid.Generator[Op] {
 			if rapid.Bool().Draw(t, "settings") {
 				s := DefaultSettings()
 				s.MaxVMs, s.MaxAddresses = rapid.Uint64Range(0, 2).Draw(t, "VMs"), rapid.SampledFrom([]uint64{0, 1, 256, 1 << 24}).Draw(t, "addresses")
+				s.Voters = rapid.SampledFrom([]uint32{0, 1, 2, 5, 9}).Draw(t, "voters")
+				s.ReplaceVoterAfter = rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour, 1 << 62}).Draw(t, "replace after")
 				return PutSettings{Settings: s, IfRevision: revision.Draw(t, "revision")}
 			}
 			vm := rapid.SampledFrom([]string{"v1", "v2", "web"}).Draw(t, "vm")

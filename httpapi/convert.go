@@ -117,6 +117,7 @@ func wireSettings(s *fsm.Settings) wire.Settings {
 		SettingsRequest: wire.SettingsRequest{
 			MaxVMs: s.MaxVMs, MaxAddresses: s.MaxAddresses,
 			Redirect: wire.RedirectPage{Title: s.RedirectTitle, Text: s.RedirectText, Link: s.RedirectLink},
+			Voters:   s.WantedVoters(), ReplaceVoterAfter: s.VoterPatience().String(),
 		},
 		Revision: s.Revision,
 	}

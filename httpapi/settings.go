@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/wire"
@@ -41,15 +42,24 @@ func (s *Server) putSettings(ctx context.Context, in *putSettingsInput) (*putSet
 		return nil, err
 	}
 	page := in.Body.Redirect
+	var after time.Duration
+	if text := in.Body.ReplaceVoterAfter; text != "" {
+		if after, err = wire.ParseDuration(text); err != nil {
+			return nil, fieldProblem("body.replace_voter_after", text, "%s", err)
+		}
+	}
 	op := fsm.PutSettings{IfRevision: rev, Settings: fsm.Settings{
 		MaxVMs: in.Body.MaxVMs, MaxAddresses: in.Body.MaxAddresses,
+		Voters: uint32(in.Body.Voters), ReplaceVoterAfter: after, //nolint:gosec // one of four numbers
 		RedirectTitle: page.Title, RedirectText: page.Text, RedirectLink: page.Link,
 	}}
 	res, err := s.propose(ctx, in.WriteInput, op, sent{
-		"redirect_title": at("body.redirect.title", page.Title),
-		"redirect_text":  at("body.redirect.text", nil),
-		"redirect_link":  at("body.redirect.link", page.Link),
-		"if_revision":    at("header.If-Match", in.IfMatch),
+		"redirect_title":      at("body.redirect.title", page.Title),
+		"redirect_text":       at("body.redirect.text", nil),
+		"redirect_link":       at("body.redirect.link", page.Link),
+		"voters":              at("body.voters", in.Body.Voters),
+		"replace_voter_after": at("body.replace_voter_after", in.Body.ReplaceVoterAfter),
+		"if_revision":         at("header.If-Match", in.IfMatch),
 	}.just)
 	if err != nil {
 		return nil, err

@@ -39,17 +39,22 @@ func (g *Globals) printSettings(s *client.Settings) error {
 	g.printf("  redirect-title  %s\n", cell(s.Redirect.Title))
 	g.printf("  redirect-text   %s\n", cell(s.Redirect.Text))
 	g.printf("  redirect-link   %s\n", cell(s.Redirect.Link))
+	g.printf("the fleet agrees by:\n")
+	g.printf("  voters               %d nodes, if there are that many\n", s.Voters)
+	g.printf("  replace-voter-after  %s\n", s.ReplaceVoterAfter)
 	return nil
 }
 
 // SettingsSetCmd changes settings.
 type SettingsSetCmd struct {
-	MaxVMs        *uint64 `name:"max-vms" placeholder:"N" help:"VMs that one block may touch without --confirm-within or --force."`
-	MaxAddresses  *uint64 `placeholder:"N" help:"Addresses that one block may touch; IPv6 counts in /64 networks."`
-	RedirectTitle *string `placeholder:"TEXT" help:"Title of the page that visitors of a redirected VM see."`
-	RedirectText  *string `placeholder:"TEXT" help:"Text of the page."`
-	RedirectLink  *string `placeholder:"URL" help:"Link on the page, for example to pay; empty for none."`
-	Key           string  `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
+	MaxVMs            *uint64 `name:"max-vms" placeholder:"N" help:"VMs that one block may touch without --confirm-within or --force."`
+	MaxAddresses      *uint64 `placeholder:"N" help:"Addresses that one block may touch; IPv6 counts in /64 networks."`
+	RedirectTitle     *string `placeholder:"TEXT" help:"Title of the page that visitors of a redirected VM see."`
+	RedirectText      *string `placeholder:"TEXT" help:"Text of the page."`
+	RedirectLink      *string `placeholder:"URL" help:"Link on the page, for example to pay; empty for none."`
+	Voters            *int    `placeholder:"N" help:"How many nodes vote: 1, 3, 5 or 7."`
+	ReplaceVoterAfter *span   `placeholder:"TIME" help:"How long a voter is dead before another node takes its place, for example 5m."`
+	Key               string  `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
 }
 
 // Run implements the command. It reads the settings and writes them back on the condition that nobody changed
@@ -72,6 +77,10 @@ func (c *SettingsSetCmd) Run(ctx context.Context, g *Globals) error {
 	replace(&body.Redirect.Title, c.RedirectTitle)
 	replace(&body.Redirect.Text, c.RedirectText)
 	replace(&body.Redirect.Link, c.RedirectLink)
+	replace(&body.Voters, c.Voters)
+	if c.ReplaceVoterAfter != nil {
+		body.ReplaceVoterAfter = string(*c.ReplaceVoterAfter)
+	}
 	if s, err = api.PutSettings(ctx, body, client.Write{Key: c.Key, IfMatch: s.Revision}); err != nil {
 		return err
 	}

@@ -28,9 +28,11 @@ type Settings struct {
 
 // SettingsRequest is the body of PUT /v1/settings. It replaces all of them.
 type SettingsRequest struct {
-	MaxVMs       uint64       `json:"max_vms" doc:"VMs that one block may touch without confirm_within or force"`
-	MaxAddresses uint64       `json:"max_addresses" doc:"Addresses that one block may touch without confirm_within or force; IPv6 counts in /64 networks"`
-	Redirect     RedirectPage `json:"redirect" doc:"What visitors of a redirected VM are shown"`
+	MaxVMs            uint64       `json:"max_vms" doc:"VMs that one block may touch without confirm_within or force"`
+	MaxAddresses      uint64       `json:"max_addresses" doc:"Addresses that one block may touch without confirm_within or force; IPv6 counts in /64 networks"`
+	Redirect          RedirectPage `json:"redirect" doc:"What visitors of a redirected VM are shown"`
+	Voters            int          `json:"voters,omitempty" enum:"1,3,5,7" doc:"How many nodes vote, if there are that many; 3 if it is left out"`
+	ReplaceVoterAfter string       `json:"replace_voter_after,omitempty" maxLength:"32" doc:"How long a voter is dead before another node takes its place; 5m if it is left out" example:"5m"`
 }
 
 // RedirectPage is what visitors of a redirected VM are shown.

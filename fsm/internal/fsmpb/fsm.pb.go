@@ -4803,15 +4803,17 @@ func (x *Account) GetRevision() uint64 {
 }
 
 type Settings struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MaxVms        uint64                 `protobuf:"varint,1,opt,name=max_vms,json=maxVms,proto3" json:"max_vms,omitempty"`
-	MaxAddresses  uint64                 `protobuf:"varint,2,opt,name=max_addresses,json=maxAddresses,proto3" json:"max_addresses,omitempty"`
-	RedirectTitle string                 `protobuf:"bytes,3,opt,name=redirect_title,json=redirectTitle,proto3" json:"redirect_title,omitempty"`
-	RedirectText  string                 `protobuf:"bytes,4,opt,name=redirect_text,json=redirectText,proto3" json:"redirect_text,omitempty"`
-	RedirectLink  string                 `protobuf:"bytes,5,opt,name=redirect_link,json=redirectLink,proto3" json:"redirect_link,omitempty"`
-	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	MaxVms            uint64                 `protobuf:"varint,1,opt,name=max_vms,json=maxVms,proto3" json:"max_vms,omitempty"`
+	MaxAddresses      uint64                 `protobuf:"varint,2,opt,name=max_addresses,json=maxAddresses,proto3" json:"max_addresses,omitempty"`
+	RedirectTitle     string                 `protobuf:"bytes,3,opt,name=redirect_title,json=redirectTitle,proto3" json:"redirect_title,omitempty"`
+	RedirectText      string                 `protobuf:"bytes,4,opt,name=redirect_text,json=redirectText,proto3" json:"redirect_text,omitempty"`
+	RedirectLink      string                 `protobuf:"bytes,5,opt,name=redirect_link,json=redirectLink,proto3" json:"redirect_link,omitempty"`
+	Revision          uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	Voters            uint32                 `protobuf:"varint,7,opt,name=voters,proto3" json:"voters,omitempty"`
+	ReplaceVoterAfter int64                  `protobuf:"varint,8,opt,name=replace_voter_after,json=replaceVoterAfter,proto3" json:"replace_voter_after,omitempty"` // nanoseconds
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -4882,6 +4884,20 @@ func (x *Settings) GetRedirectLink() string {
 func (x *Settings) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Settings) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *Settings) GetReplaceVoterAfter() int64 {
+	if x != nil {
+		return x.ReplaceVoterAfter
 	}
 	return 0
 }
@@ -7578,14 +7594,16 @@ const file_fsm_proto_rawDesc = "" +
 	"\x12do_not_block_until\x18\x02 \x01(\x10R\x0fdoNotBlockUntil\x12\x12\n" +
 	"\x04note\x18\x03 \x01(\tR\x04note\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\"\xd5\x01\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\x9d\x02\n" +
 	"\bSettings\x12\x17\n" +
 	"\amax_vms\x18\x01 \x01(\x04R\x06maxVms\x12#\n" +
 	"\rmax_addresses\x18\x02 \x01(\x04R\fmaxAddresses\x12%\n" +
 	"\x0eredirect_title\x18\x03 \x01(\tR\rredirectTitle\x12#\n" +
 	"\rredirect_text\x18\x04 \x01(\tR\fredirectText\x12#\n" +
 	"\rredirect_link\x18\x05 \x01(\tR\fredirectLink\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x04R\brevision\"\x88\x02\n" +
+	"\brevision\x18\x06 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06voters\x18\a \x01(\rR\x06voters\x12.\n" +
+	"\x13replace_voter_after\x18\b \x01(\x03R\x11replaceVoterAfter\"\x88\x02\n" +
 	"\x04List\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
