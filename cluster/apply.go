@@ -13,10 +13,15 @@ import (
 	"github.com/palisade/palisade/fsm"
 )
 
-// applier is raft's view of the fsm.Store. Raft calls it from one goroutine.
+// applier brings committed entries into the fsm.Store, for raft or for a follower: one goroutine at a time
+// calls it. It lives as long as the Cluster.
 type applier struct {
-	store     *fsm.Store
-	committed func(index, term uint64) // called with the last entry of a batch before it is applied
+	store *fsm.Store
+	// committed is called with the last entry of a batch before it is applied; nil for nothing.
+	committed atomic.Pointer[func(index, term uint64)]
+	members   *membership
+	// restored gives the description of the newest snapshot, which says who were raft's members; nil for nothing.
+	restored func() (*raft.SnapshotMeta, error)
 
 	last atomic.Uint64 // log index up to which every entry that concerns the store is in it
 
@@ -31,8 +36,8 @@ type waiter struct {
 
 var _ raft.BatchingFSM = (*applier)(nil)
 
-func newApplier(store *fsm.Store, committed func(index, term uint64)) *applier {
-	return &applier{store: store, committed: committed, waiters: map[*waiter]struct{}{}}
+func newApplier(store *fsm.Store, members *membership) *applier {
+	return &applier{store: store, members: members, waiters: map[*waiter]struct{}{}}
 }
 
 // notApplied is the response for an entry that a halted store did not apply: it is committed, and
@@ -43,12 +48,17 @@ type notApplied struct{ err error }
 // the node stays a member and tells why.
 func (a *applier) ApplyBatch(logs []*raft.Log) []any {
 	final := logs[len(logs)-1]
-	a.committed(final.Index, final.Term)
+	if f := a.committed.Load(); f != nil {
+		(*f)(final.Index, final.Term)
+	}
 
 	out := make([]any, len(logs))
 	entries := make([]fsm.Entry, 0, len(logs))
 	at := make([]int, 0, len(logs))
 	for i, l := range logs {
+		if l.Type == raft.LogConfiguration {
+			a.members.note(l.Index, raft.DecodeConfiguration(l.Data))
+		}
 		if l.Type == raft.LogCommand {
 			entries = append(entries, fsm.Entry{Index: l.Index, Data: l.Data})
 			at = append(at, i)
@@ -90,13 +100,23 @@ func (a *applier) Restore(rc io.ReadCloser) error {
 	}
 	a.last.Store(0)
 	a.advance(a.store.View().Index())
-	return nil
+	if a.restored == nil {
+		return nil
+	}
+	meta, err := a.restored()
+	if meta != nil {
+		a.members.note(meta.ConfigurationIndex, meta.Configuration)
+	}
+	return err
 }
 
 func (a *applier) advance(index uint64) {
-	a.last.Store(index)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if index < a.last.Load() {
+		return // raft hands over again what a follower had applied
+	}
+	a.last.Store(index)
 	for w := range a.waiters {
 		if w.index <= index {
 			close(w.done)

@@ -122,7 +122,7 @@ func TestDamagedStoreIsSetAside(t *testing.T) {
 				t.Errorf("what was damaged is not kept: %v", err)
 			}
 			f.ready().agree(index)
-			f.await("the gate to open", func() bool { return !n.c.running.Load().tap.gated.Load() })
+			f.await("the gate to open", n.votes)
 			if got := owner(n.store, "last"); !strings.HasPrefix(got, damageMe) {
 				t.Errorf("the node came back with %q", got)
 			}
@@ -161,7 +161,7 @@ func TestMajorityOfDamagedStores(t *testing.T) {
 	f.start()
 	f.await("all to run", func() bool {
 		for _, n := range f.nodes {
-			if n.c.running.Load() == nil {
+			if n.c.running.Load() == nil && n.c.follows.Load() == nil {
 				return false
 			}
 		}
@@ -175,9 +175,8 @@ func TestMajorityOfDamagedStores(t *testing.T) {
 		}
 	}
 	for _, n := range f.nodes {
-		gated := n.c.running.Load().tap.gated.Load()
-		if gated == (n == whole) {
-			t.Errorf("%s: gated is %v", n.id, gated)
+		if !n.votes() == (n == whole) {
+			t.Errorf("%s: votes is %v", n.id, n.votes())
 		}
 		if s := n.c.Status(); s.Quorum || s.CaughtUp {
 			t.Errorf("%s claims to be in order: %+v", n.id, s)
@@ -188,14 +187,14 @@ func TestMajorityOfDamagedStores(t *testing.T) {
 	f.start()
 	f.await("all to run again", func() bool {
 		for _, n := range f.nodes {
-			if n.c.running.Load() == nil {
+			if n.c.running.Load() == nil && n.c.follows.Load() == nil {
 				return false
 			}
 		}
 		return true
 	})
 	for _, n := range f.nodes {
-		if n != whole && !n.c.running.Load().tap.gated.Load() {
+		if n != whole && n.votes() {
 			t.Errorf("%s votes after a restart", n.id)
 		}
 	}

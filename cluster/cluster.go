@@ -53,23 +53,31 @@ type Cluster struct {
 	running  atomic.Pointer[running]
 	hint     atomic.Pointer[string] // who leads, by another member's word
 	aside    atomic.Pointer[[]fsm.SetAside]
-	inflight *tally
 	convoy   *convoy
-	calls    sync.WaitGroup  // of forwarders
-	callCtx  context.Context //nolint:containedctx // ends the calls that this node has under way
+	applier  *applier
+	members  *membership
+	relay    relay
+	source   *source                  // of the followers of this node
+	follows  atomic.Pointer[follower] // nil while raft runs
+	calls    sync.WaitGroup           // of forwarders
+	callCtx  context.Context          //nolint:containedctx // ends the calls that this node has under way
 	endCalls context.CancelFunc
 }
 
 // running is what exists while raft runs.
 type running struct {
-	raft    *raft.Raft
-	tap     *tap
-	applier *applier
-	throne  *throne
-	nudger  *nudger
-	disk    *disk
-	logs    raft.LogStore // with the cache
-	began   time.Time
+	raft   *raft.Raft
+	tap    *tap
+	throne *throne
+	nudger *nudger
+	disk   *disk
+	logs   raft.LogStore // with the cache
+	began  time.Time
+	// inflight counts the calls to raft that must end before it is shut down.
+	inflight *tally
+	// handed is set once this process has tried to hand over its leadership: raft can get stuck when that is
+	// repeated.
+	handed atomic.Bool
 	// bare is a log index up to which the store holds all that concerns it, though it may be
 	// beyond the store's last entry.
 	bare atomic.Uint64
@@ -92,9 +100,12 @@ func newCluster(o Options, w world) (*Cluster, error) {
 		id: o.ID, version: o.Version, identity: o.Identity, lifetime: o.Lifetime, timing: o.Timing.withDefaults(),
 		store: o.Store, knownIndex: o.KnownIndex, clock: o.Clock, answer: o.Answer, onFatal: o.Fatal,
 		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
-		ready: make(chan struct{}), stopping: make(chan struct{}), inflight: newTally(), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
+		ready: make(chan struct{}), stopping: make(chan struct{}), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
 		started: time.Now(),
 	}
+	c.members = newMembership()
+	c.applier = newApplier(o.Store, c.members)
+	c.source = newSource(o.ID, c.timing.Heartbeat/beatsPerSilence, c.mayServe)
 	if c.clock == nil {
 		c.clock = func(context.Context) (time.Time, error) { return time.Now().UTC(), nil }
 	}

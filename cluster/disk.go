@@ -32,6 +32,9 @@ const (
 	keyRejoin = "palisade/rejoin"
 	// keyEpoch is the fleet's epoch in which the store was begun.
 	keyEpoch = "palisade/epoch"
+	// keyFollows is 1 while the log is taken as a stream: then all of it is committed.
+	keyFollows = "palisade/follows"
+	keyTerm    = "CurrentTerm" // the name is raft's
 )
 
 // disk is what raft keeps, behind a guard.
@@ -53,7 +56,7 @@ func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 	if err := checkSnapshots(dir); err != nil {
 		return nil, err
 	}
-	first, last, err := checkLog(path)
+	first, last, dead, err := checkLog(path)
 	if err != nil {
 		return nil, fmt.Errorf("the store %s: %w", path, err)
 	}
@@ -85,6 +88,7 @@ func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 		func() error { return d.checkGap(path, first, last) },
 		func() error { return d.checkEntries(first, last) },
 		d.checkNewest,
+		func() error { return bury(bolt, dead) },
 	} {
 		if err := check(); err != nil {
 			return nil, errors.Join(err, bolt.Close())
@@ -93,15 +97,26 @@ func openDisk(dir string, g *guard, logger *slog.Logger) (d *disk, err error) {
 	return d, nil
 }
 
+// bury removes entries before a gap, which a snapshot has in it.
+func bury(bolt *raftboltdb.BoltStore, dead uint64) error {
+	if dead == 0 {
+		return nil
+	}
+	return bolt.DeleteRange(1, dead)
+}
+
 // checkLog reads every key and value of the log file read-only, in this goroutine, where a bad page
 // (bbolt panics) and a truncated file (SIGBUS) can be caught, and returns the first and last index.
-func checkLog(path string) (first, last uint64, err error) {
+//
+// Raft leaves the old entries of a node that was given a snapshot, and goes on behind it. Then first is the entry after
+// that gap, and dead the last before it, else 0.
+func checkLog(path string) (first, last, dead uint64, err error) {
 	if st, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
-		return 0, 0, nil
+		return 0, 0, 0, nil
 	}
 	// First as a file: bbolt says "invalid" of a file that the disk fails to give.
 	if err := readWhole(path); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -113,14 +128,22 @@ func checkLog(path string) (first, last uint64, err error) {
 	}()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: 3 * time.Second})
 	if err != nil {
-		return 0, 0, damageOr(err)
+		return 0, 0, 0, damageOr(err)
 	}
 	defer func() { _ = db.Close() }()
 	tx, err := db.Begin(false)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer func() { _ = tx.Rollback() }()
+	// What is in use now may all lie in front of a cut; the next write would go behind it.
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	if st.Size() < tx.Size() {
+		return 0, 0, 0, damagef("the file has %d bytes of %d", st.Size(), tx.Size())
+	}
 	err = tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 		return b.ForEach(func(k, v []byte) error {
 			if string(name) != "logs" {
@@ -130,17 +153,20 @@ func checkLog(path string) (first, last uint64, err error) {
 				return damagef("log key of %d bytes", len(k))
 			}
 			index := binary.BigEndian.Uint64(k)
-			if last != 0 && index != last+1 {
-				return damagef("entry %d follows entry %d", index, last)
-			}
-			if first == 0 {
+			switch {
+			case last == 0:
 				first = index
+			case index == last+1:
+			case dead == 0 && index > last:
+				first, dead = index, last
+			default:
+				return damagef("entry %d follows entry %d", index, last)
 			}
 			last = index
 			return nil
 		})
 	})
-	return first, last, damageOr(err)
+	return first, last, dead, damageOr(err)
 }
 
 // checkSnapshots removes snapshots that were never finished and refuses ones whose description can't
@@ -234,17 +260,68 @@ func (d *disk) claim(id string) error {
 
 // mustRejoin tells whether this node still has to be brought up to date before it may vote.
 func (d *disk) mustRejoin() (bool, error) {
-	v, err := d.stable.GetUint64([]byte(keyRejoin))
+	return d.flag(keyRejoin)
+}
+
+func (d *disk) flag(key string) (bool, error) {
+	v, err := d.stable.GetUint64([]byte(key))
 	if err != nil && !notFound(err) {
 		return false, err
 	}
 	return err == nil && v != 0, nil
 }
 
-func (d *disk) setRejoin(on bool) error {
+func (d *disk) setRejoin(on bool) error { return d.setFlag(keyRejoin, on) }
+
+func (d *disk) setFlag(key string, on bool) error {
 	var v uint64
 	if on {
 		v = 1
 	}
-	return d.stable.SetUint64([]byte(keyRejoin), v)
+	return d.stable.SetUint64([]byte(key), v)
+}
+
+// follows says whether this node was a follower when it stopped.
+func (d *disk) follows() (bool, error) { return d.flag(keyFollows) }
+
+// setFollows writes only what is new.
+func (d *disk) setFollows(on bool) error {
+	is, err := d.follows()
+	if err != nil || is == on {
+		return err
+	}
+	return d.setFlag(keyFollows, on)
+}
+
+// raiseTerm makes raft's term at least that of the last entry, as it is where raft wrote the log itself.
+func (d *disk) raiseTerm() error {
+	last, err := d.logs.LastIndex()
+	if err != nil {
+		return err
+	}
+	var l raft.Log
+	if last > 0 {
+		if err := d.logs.GetLog(last, &l); err != nil {
+			return err
+		}
+	}
+	if meta, err := d.newest(); err != nil {
+		return err
+	} else if meta != nil {
+		l.Term = max(l.Term, meta.Term)
+	}
+	term, err := d.stable.GetUint64([]byte(keyTerm))
+	if err != nil && !notFound(err) || term >= l.Term {
+		return err
+	}
+	return d.stable.SetUint64([]byte(keyTerm), l.Term)
+}
+
+// newest describes the newest snapshot, nil if there is none.
+func (d *disk) newest() (*raft.SnapshotMeta, error) {
+	list, err := d.snaps.List()
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	return list[0], nil
 }

@@ -19,12 +19,15 @@ const (
 
 // start is how a node begins its life with raft.
 type start struct {
-	gated bool // don't vote before the leader has brought this node up to date
+	gated  bool // don't vote before the leader has brought this node up to date
+	follow bool // take the log as a stream instead
+	chosen bool // it was a follower until now
 }
 
 // form decides how to start. No node forms a fleet by starting: the store of the first one was born formed
-// (see Form), and an empty store is that of a node that was just admitted, or one that was lost. Either way a
-// leader fills it, and the node does not vote until then.
+// (see Form), and an empty store is that of a node that was just admitted, or one that was lost. Either way the node
+// begins as a follower. If the log that it takes says that it is a voter, it does not vote until a leader has brought
+// it up to date.
 func (c *Cluster) form(d *disk) (start, error) {
 	last, err := d.lastIndex()
 	if err != nil {
@@ -38,17 +41,22 @@ func (c *Cluster) form(d *disk) (start, error) {
 	if err != nil {
 		return start{}, err
 	}
+	follow, err := d.follows()
+	if err != nil {
+		return start{}, err
+	}
+	follow = follow || !hasState
 	switch {
 	case rejoin:
 	case !hasState:
-		c.log.Info("the store is empty: the leader will fill this node, and it does not vote until then", "known_index", c.knownIndex)
+		c.log.Info("the store is empty: this node follows, and does not vote until a leader has brought it up to date", "known_index", c.knownIndex)
 	case last < c.knownIndex:
 		c.log.Warn("the store is older than what this node is known to have applied: it was rolled back; the node does not vote until it is up to date",
 			"store_index", last, "known_index", c.knownIndex)
 	default:
-		return start{}, nil
+		return start{follow: follow}, nil
 	}
-	return start{gated: true}, d.setRejoin(true)
+	return start{gated: true, follow: follow}, d.setRejoin(true)
 }
 
 // birth writes the log that a new fleet begins with: this node as its only voter, then the commands. The
@@ -125,9 +133,18 @@ func (c *Cluster) tryGate(ctx context.Context, r *running) error {
 // onHello tells a peer what this node's store holds and whom it follows. It works from the opening of
 // the store on, before raft runs.
 func (c *Cluster) onHello(ctx context.Context, _ string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
-	resp := &peerpb.HelloResponse{Node: c.id, Version: c.version, Sealed: c.identity != nil && c.identity.SealKey() != nil}
+	c.members.hear(req.GetMembership())
+	resp := &peerpb.HelloResponse{
+		Node: c.id, Version: c.version, Sealed: c.identity != nil && c.identity.SealKey() != nil,
+		Membership: c.members.encode(), CaughtUp: c.Status().CaughtUp, Room: c.source.currentRoom(),
+	}
 	if c.keyring != nil {
 		_, _, resp.KeysRevision = c.keyring.standing()
+	}
+	if f := c.follows.Load(); f != nil {
+		k := f.know.now()
+		resp.Term, resp.Leader, resp.LastIndex, resp.Follows = k.term, c.leader(), f.log.last.Load().index, true
+		return resp, nil
 	}
 	r := c.running.Load()
 	if r == nil {

@@ -156,6 +156,12 @@ func (f *fleet) leader() *node {
 	return l
 }
 
+// votes says whether the node asks for votes and gives them.
+func (n *node) votes() bool {
+	r := n.c.running.Load()
+	return r != nil && !r.tap.gated.Load()
+}
+
 func (n *node) leads() bool {
 	r := n.c.running.Load()
 	return r != nil && r.throne.current() != nil
@@ -368,7 +374,7 @@ func (b *born) settle(id, dataDir string) {
 func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet {
 	t.Helper()
 	base := diskDir(t)
-	f := &fleet{t: t, voters: odd(min(n, wantedVoters))}
+	f := &fleet{t: t, voters: odd(min(n, fsm.DefaultVoters))}
 	var list []Peer
 	for i := range n {
 		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: f.port(), Gossip: f.port()})
@@ -478,3 +484,6 @@ func owner(s *fsm.Store, vm string) string {
 	}
 	return v.Owner
 }
+
+// odd is the largest odd number that is not above n.
+func odd(n int) int { return n - (n+1)%2 }

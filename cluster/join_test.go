@@ -82,7 +82,7 @@ func (f *fleet) grow(base, id string, by *node) *node {
 		f.t.Errorf("%s joined: %+v", id, got)
 	}
 	n := f.add(Peer{ID: id, Address: o.Address, Gossip: o.Gossip}, base).start()
-	f.voters = odd(min(len(f.nodes), wantedVoters))
+	f.voters = odd(min(len(f.nodes), fsm.DefaultVoters))
 	return n
 }
 

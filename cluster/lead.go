@@ -82,7 +82,7 @@ func (t *throne) establish(run *running, claim uint64) {
 	r := run.raft
 	for {
 		term := r.CurrentTerm()
-		err := t.c.barrier(r)
+		err := run.barrier()
 		t.mu.Lock()
 		if t.claim != claim {
 			t.mu.Unlock()
@@ -93,6 +93,7 @@ func (t *throne) establish(run *running, claim uint64) {
 			t.tell()
 			t.mu.Unlock()
 			run.tellBarrier(term)
+			t.c.pulse(run)
 			t.c.log.Info("leadership established, writes are accepted", "term", term)
 			return
 		}
@@ -139,7 +140,8 @@ func (t *throne) current() *reign {
 // watch ends the process if this node leads, or believes it does, and nothing gets committed: a
 // barrier is proposed when nothing else was committed for some seconds. Followers answer
 // heartbeats also when their disks hang, so nobody else would depose this leader.
-func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
+func (t *throne) watch(ctx context.Context, run *running) {
+	r, tap := run.raft, run.tap
 	limit := t.c.timing.StuckLead
 	tick := time.NewTicker(limit / 10)
 	defer tick.Stop()
@@ -179,7 +181,7 @@ func (t *throne) watch(ctx context.Context, r *raft.Raft, tap *tap) {
 			select {
 			case probing <- struct{}{}:
 				probes.Go(func() {
-					_ = t.c.barrier(r) // a success shows in the commit index
+					_ = run.barrier() // a success shows in the commit index
 					<-probing
 				})
 			default:
@@ -217,17 +219,17 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	if err := c.store.Halted(); err != nil {
 		return fill(0, failed(notAppended, fmt.Errorf("this leader's state is halted: %w", err)))
 	}
-	if !c.inflight.begin() {
+	if !r.inflight.begin() {
 		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
 	}
 	now, err := c.clock(ctx)
 	if err != nil {
-		c.inflight.end()
+		r.inflight.end()
 		return fill(0, failed(notAppended, err))
 	}
 	with, err := c.convoy.join(ctx)
 	if err != nil {
-		c.inflight.end()
+		r.inflight.end()
 		return fill(0, failed(notAppended, err))
 	}
 	futures := make([]raft.ApplyFuture, len(cmds))
@@ -260,7 +262,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	var mu sync.Mutex
 	finished := make(chan struct{})
 	go func() {
-		defer c.inflight.end()
+		defer r.inflight.end()
 		defer close(finished)
 		defer c.convoy.arrive(with)
 		for i, f := range futures {
@@ -297,12 +299,12 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 }
 
 // barrier waits until everything committed so far is applied here. It costs an entry in the log.
-func (c *Cluster) barrier(r *raft.Raft) error {
-	if !c.inflight.begin() {
+func (r *running) barrier() error {
+	if !r.inflight.begin() {
 		return raft.ErrRaftShutdown
 	}
-	defer c.inflight.end()
-	return r.Barrier(enqueueTime).Error()
+	defer r.inflight.end()
+	return r.raft.Barrier(enqueueTime).Error()
 }
 
 var errTransfer = errors.New("no other voter took over")
@@ -317,7 +319,7 @@ func (c *Cluster) abdicate(r *running, limit time.Duration) error {
 			voters++
 		}
 	}
-	if r.raft.State() != raft.Leader || voters < 2 {
+	if r.raft.State() != raft.Leader || voters < 2 || !r.handed.CompareAndSwap(false, true) {
 		return nil
 	}
 	ended := make(chan error, 1)

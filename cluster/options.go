@@ -71,6 +71,7 @@ type seams struct {
 	roster  Roster // in the place of what is beside the Identity
 	voters  int    // how many there should be; 0: as usual
 	noNudge bool
+	fanOut  int // instead of the constant
 }
 
 // Timing holds the cluster's times. The zero value of a field means its default.

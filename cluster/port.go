@@ -40,16 +40,16 @@ type port struct {
 	logger    *slog.Logger
 	refused   seldom
 
-	raft *connQueue
-	rpc  *connQueue
-	ctx  context.Context //nolint:containedctx // of all dials; ends with close
-	end  context.CancelFunc
+	rpc *connQueue
+	ctx context.Context //nolint:containedctx // of all dials; ends with close
+	end context.CancelFunc
 
 	mu    sync.Mutex
 	hosts map[string]int // handshakes going on, by remote host
 	busy  int            // all of them
 	doors map[string]int // joining nodes that are answered, by remote host
 	conns map[*peerConn]struct{}
+	raft  *connQueue // closed while raft does not run
 	done  bool
 	wg    sync.WaitGroup
 }
@@ -60,6 +60,7 @@ type peerConn struct {
 	port   *port
 	once   sync.Once
 	member pki.Member // of the other end, guarded by port.mu; zero before the handshake
+	raft   bool       // it is raft's, guarded by port.mu
 }
 
 // Close closes the connection at once, without TLS's farewell, which may block.
@@ -74,11 +75,12 @@ func (c *peerConn) Close() error {
 
 func newPort(identity *Identity, dir *directory, t Timing, logger *slog.Logger) *port {
 	ctx, end := context.WithCancel(context.Background())
+	raftQueue := newConnQueue(peerAddr(dir.self))
+	_ = raftQueue.Close()
 	return &port{
-		ctx: ctx, end: end,
+		ctx: ctx, end: end, raft: raftQueue,
 		identity: identity, dir: dir, handshake: t.Handshake, logger: logger,
 		refused: seldom{every: 10 * time.Second},
-		raft:    newConnQueue(peerAddr(dir.self)),
 		rpc:     newConnQueue(peerAddr(dir.self)),
 		hosts:   map[string]int{},
 		doors:   map[string]int{},
@@ -162,7 +164,7 @@ func (p *port) admit(raw *peerConn, host string, server *tls.Config) {
 	taken := false
 	switch proto {
 	case alpnRaft:
-		taken = p.raft.push(conn)
+		taken = p.raftQueue().push(conn)
 	case alpnRPC:
 		taken = p.rpc.push(conn)
 	case alpnJoin:
@@ -190,13 +192,13 @@ func (p *port) check(ctx context.Context, raw *peerConn, conn *tls.Conn, proto s
 			return fmt.Errorf("%w: node %q is no voter and may not speak raft", errRefused, member.Node)
 		}
 	}
-	return p.enrol(raw, member)
+	return p.enrol(raw, member, proto)
 }
 
 // enrol notes who is at the other end of a connection, so that it can be cut; it fails if that is due already.
-func (p *port) enrol(raw *peerConn, member pki.Member) error {
+func (p *port) enrol(raw *peerConn, member pki.Member, proto string) error {
 	p.mu.Lock()
-	raw.member = member
+	raw.member, raw.raft = member, proto == alpnRaft
 	done := p.done
 	p.mu.Unlock()
 	if done {
@@ -277,8 +279,42 @@ func (p *port) close() {
 	if p.ln != nil {
 		_ = p.ln.Close()
 	}
-	_ = p.raft.Close()
+	p.closeRaft()
 	_ = p.rpc.Close()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
+
+// openRaft begins to take raft's connections.
+func (p *port) openRaft() *connQueue {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.raft = newConnQueue(peerAddr(p.dir.self))
+	if p.done {
+		_ = p.raft.Close()
+	}
+	return p.raft
+}
+
+// raftQueue is where raft accepts; it may be closed.
+func (p *port) raftQueue() *connQueue {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.raft
+}
+
+// closeRaft ends raft's connections and takes no more, until openRaft.
+func (p *port) closeRaft() {
+	p.mu.Lock()
+	_ = p.raft.Close()
+	var conns []*peerConn
+	for c := range p.conns {
+		if c.raft {
+			conns = append(conns, c)
+		}
+	}
+	p.mu.Unlock()
 	for _, c := range conns {
 		_ = c.Close()
 	}
@@ -325,7 +361,7 @@ func (p *port) greet(ctx context.Context, raw *peerConn, id, proto string) (*tls
 			return nil, err
 		}
 	}
-	return conn, p.enrol(raw, member)
+	return conn, p.enrol(raw, member, proto)
 }
 
 func hostOf(conn net.Conn) string {

@@ -129,13 +129,9 @@ func (c *Cluster) attempt(ctx context.Context, cmd fsm.Command, data []byte) out
 
 // waitOwn makes a write visible on the node where it was asked for.
 func (c *Cluster) waitOwn(ctx context.Context, index uint64) {
-	r := c.running.Load()
-	if r == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, ownApply)
 	defer cancel()
-	_ = r.applier.wait(ctx, index) // the write is committed either way
+	_ = c.applier.wait(ctx, index) // the write is committed either way
 }
 
 // onPropose serves the proposals that another node forwards.

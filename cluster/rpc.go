@@ -46,6 +46,8 @@ var errNotSent = errors.New("peer not reached")
 // errNotSent if nothing was sent, and fsm.ErrUnavailable if the peer refused because it does not lead.
 type peers interface {
 	call(ctx context.Context, id, verb string, req, resp proto.Message) error
+	// follow opens a stream that lives until it is closed or ctx ends.
+	follow(ctx context.Context, id string, first *peerpb.FollowUp) (upstream, error)
 }
 
 // calls are the calls of a peer, with their types.
@@ -280,11 +282,12 @@ func budget(left time.Duration) time.Duration {
 }
 
 // newRPCServer answers peers. base ends every call when the cluster stops.
-func newRPCServer(base context.Context, handlers map[string]handler, heard func(id string), logger *slog.Logger) *http.Server {
+func newRPCServer(base context.Context, handlers map[string]handler, follow followed, heard func(id string), logger *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	for verb, h := range handlers {
 		mux.Handle("POST /v1/"+verb, answer(h, heard))
 	}
+	mux.Handle("POST /v1/follow", serveFollow(follow, heard))
 	protocols := &http.Protocols{}
 	protocols.SetHTTP2(true)
 	quiet := func(_ string, l slog.Level) slog.Level { return min(l, slog.LevelDebug) }

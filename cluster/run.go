@@ -76,6 +76,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 	c.opened.Store(d)
 	defer c.opened.Store(nil)
+	c.applier.restored = d.newest
 	if err := c.world.serve(c, spawn); err != nil {
 		return err
 	}
@@ -92,6 +93,38 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	spawn(func(ctx context.Context) error { c.awaitReady(ctx); return nil })
+	for {
+		if how.follow {
+			err = c.runFollower(ctx, d, failed)
+		} else {
+			err = c.runRaft(ctx, d, how, failed)
+		}
+		if how, err = c.after(d, err); err != nil || ctx.Err() != nil || how == (start{}) {
+			return err
+		}
+	}
+}
+
+// after turns the end of one way of taking part into the beginning of the other; the zero start ends it.
+func (c *Cluster) after(d *disk, err error) (start, error) {
+	switch {
+	case errors.Is(err, errChosen):
+		gated, err := d.mustRejoin()
+		return start{gated: gated, chosen: true}, err
+	case errors.Is(err, errExpelled):
+		return start{follow: true}, nil
+	default:
+		return start{}, err
+	}
+}
+
+// runRaft takes part in raft until ctx ends, something that serves the node fails, or this node is no
+// member any more, which is errExpelled.
+func (c *Cluster) runRaft(ctx context.Context, d *disk, how start, failed chan error) error {
+	if err := d.setFollows(false); err != nil {
+		return err
+	}
 	r, err := c.startRaft(d, how)
 	if err != nil {
 		return err
@@ -100,22 +133,33 @@ func (c *Cluster) Run(ctx context.Context) error {
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRaft()
 	loops.Go(func() { r.throne.run(raftCtx, r) })
-	loops.Go(func() { r.throne.watch(raftCtx, r.raft, r.tap) })
+	loops.Go(func() { r.throne.watch(raftCtx, r) })
 	loops.Go(func() { r.nudger.run(raftCtx) })
 	loops.Go(func() { c.openGate(raftCtx, r) })
-	loops.Go(func() { c.awaitReady(raftCtx) })
 	loops.Go(func() { c.greetLeaders(raftCtx, r.raft) })
 	loops.Go(func() { c.seekLeader(raftCtx) })
 	loops.Go(func() { c.tendVoters(raftCtx, r) })
 	loops.Go(func() { c.tendRotations(raftCtx, r) })
+	loops.Go(func() { c.tellFollowers(raftCtx, r) })
+	expelled := make(chan struct{})
+	loops.Go(func() { c.awaitExpulsion(raftCtx, r, expelled) })
 
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+	case <-expelled:
+		err = errExpelled
 	}
-	c.stopRaft(ctx, r)
+	if errors.Is(err, errExpelled) {
+		c.leaveRaft(r)
+	} else {
+		c.stopRaft(ctx, r)
+	}
 	endRaft()
 	loops.Wait()
+	if errors.Is(err, errExpelled) {
+		return errors.Join(err, c.settle(d, r))
+	}
 	return err
 }
 
@@ -146,16 +190,18 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{disk: d, throne: newThrone(c), began: time.Now()}
+	r := &running{disk: d, throne: newThrone(c), began: time.Now(), inflight: newTally()}
 	r.tap = newTap(inner, c.ears, c.timing.Heartbeat)
 	r.tap.gated.Store(how.gated)
 	r.nudger = newNudger(r.tap, c.metrics.nudges.Inc)
-	committed := r.nudger.committed
-	if c.seams.noNudge {
-		committed = func(uint64, uint64) {}
+	committed := func(index, term uint64) {
+		if !c.seams.noNudge {
+			r.nudger.committed(index, term)
+		}
+		c.source.publish(func(p *pulse) { p.index = max(p.index, index) })
 	}
-	r.applier = newApplier(c.store, committed)
-	if err := c.newRaft(r); err != nil {
+	c.applier.committed.Store(&committed)
+	if err := c.newRaft(r, how); err != nil {
 		_ = r.tap.Close()
 		r.tap.stop()
 		return nil, fmt.Errorf("start raft on %s: %w", d.guard.where, errors.Join(err, d.guard.err()))
@@ -170,7 +216,7 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	return r, nil
 }
 
-func (c *Cluster) newRaft(r *running) (err error) {
+func (c *Cluster) newRaft(r *running, how start) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log that it can't read
 			err = fmt.Errorf("raft gave up: %v", p)
@@ -181,7 +227,14 @@ func (c *Cluster) newRaft(r *running) (err error) {
 		return err
 	}
 	conf := c.raftConfig(r.throne)
-	r.raft, err = raft.NewRaft(conf, r.applier, r.logs, d.stable, d.snaps, r.tap)
+	if how.chosen {
+		// The state is past the newest snapshot already.
+		conf.NoSnapshotRestoreOnStart = true
+		if err := d.raiseTerm(); err != nil {
+			return err
+		}
+	}
+	r.raft, err = raft.NewRaft(conf, c.applier, r.logs, d.stable, d.snaps, r.tap)
 	return err
 }
 
@@ -213,12 +266,17 @@ func (c *Cluster) stopRaft(ctx context.Context, r *running) {
 	if abrupt {
 		c.world.stop(false)
 	}
-	if !c.inflight.close(drainTime) {
+	c.endRaft(r, func() { c.world.stop(true) })
+}
+
+// endRaft shuts raft down after the calls to it have ended.
+func (c *Cluster) endRaft(r *running, cut func()) {
+	if !r.inflight.close(drainTime) {
 		c.log.Warn("proposals are still under way at the end")
 	}
 	c.running.Store(nil)
 	// Cutting the connections first lets raft's calls to peers end at once.
-	c.world.stop(true)
+	cut()
 	if err := r.raft.Shutdown().Error(); err != nil {
 		c.log.Warn("raft did not shut down cleanly", "err", err)
 	}

@@ -17,6 +17,9 @@ func (c *Cluster) Status() fsm.Status {
 	if aside := c.aside.Load(); aside != nil {
 		s.Aside = *aside
 	}
+	if f := c.follows.Load(); f != nil {
+		return f.status(s)
+	}
 	r := c.running.Load()
 	if r == nil {
 		return s
@@ -38,7 +41,7 @@ func (c *Cluster) Status() fsm.Status {
 		s.LastContact = r.throne.endedAt()
 	}
 	s.Quorum = s.Leader != "" && time.Since(s.LastContact) < c.timing.Heartbeat
-	s.CaughtUp = r.caughtUp(c.store)
+	s.CaughtUp = r.caughtUp(c.applier)
 	return s
 }
 
@@ -51,14 +54,14 @@ func (t *throne) endedAt() time.Time {
 // caughtUp says that a follower's store holds everything its leader had committed at the last
 // contact. It is false until the current leader has proven a commit of its own, so that a node that
 // has just started, whose raft knows of no commit, is never taken for up to date.
-func (r *running) caughtUp(store *fsm.Store) bool {
+func (r *running) caughtUp(a *applier) bool {
 	commit, proven := r.tap.feed.committed()
-	if !proven || store.Halted() != nil || r.raft.AppliedIndex() < commit {
+	if !proven || a.store.Halted() != nil || r.raft.AppliedIndex() < commit {
 		return false
 	}
 	// Raft has handed everything over. Entries without a command never reach the store (an idle
 	// leader's barriers, mostly), so what lies behind the store's last one is looked at, once.
-	seen := max(r.applier.last.Load(), r.bare.Load())
+	seen := max(a.last.Load(), r.bare.Load())
 	for i := commit; i > seen; i-- {
 		var l raft.Log
 		err := r.logs.GetLog(i, &l)
@@ -77,6 +80,12 @@ func (r *running) caughtUp(store *fsm.Store) bool {
 // has fallen silent until it stands for election itself; a call to it would end with nobody knowing what
 // became of it.
 func (c *Cluster) leader() string {
+	if f := c.follows.Load(); f != nil {
+		if k := f.know.now(); k.fresh(c.timing.Heartbeat) {
+			return k.leader
+		}
+		return ""
+	}
 	r := c.running.Load()
 	if r == nil {
 		return ""
@@ -91,6 +100,12 @@ func (c *Cluster) leader() string {
 // leaderSeen is when this node last led or heard a leader, at the earliest its start.
 func (c *Cluster) leaderSeen() time.Time {
 	seen := c.started
+	if f := c.follows.Load(); f != nil {
+		if k := f.know.now(); k.contact.After(seen) {
+			return k.contact
+		}
+		return seen
+	}
 	r := c.running.Load()
 	if r == nil {
 		return seen
@@ -129,6 +144,12 @@ func (c *Cluster) Members() []fsm.Member {
 // voters are the ids of raft's voters, as this node's log has them.
 func (c *Cluster) voters() map[string]bool {
 	out := map[string]bool{}
+	if c.follows.Load() != nil {
+		for _, id := range c.members.voters() {
+			out[id] = true
+		}
+		return out
+	}
 	if r := c.running.Load(); r != nil {
 		for _, s := range r.servers() {
 			if s.Suffrage == raft.Voter {

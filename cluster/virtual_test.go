@@ -20,6 +20,7 @@ type memNet struct {
 	mu     sync.Mutex
 	worlds map[string]*memWorld // those that are up
 	cuts   map[[2]string]bool   // one-way: from, to
+	measures
 }
 
 // memStore is a disk that outlives its node.
@@ -40,6 +41,7 @@ type memWorld struct {
 	wrap  func(*disk) // changes the disk before it is used
 	c     *Cluster
 	trans *raft.InmemTransport
+	memLife
 }
 
 var (
@@ -50,6 +52,7 @@ var (
 
 func (w *memWorld) connect(c *Cluster) error {
 	w.c = c
+	w.begin()
 	c.rpc, c.gossip = calls{w}, w
 	return nil
 }
@@ -81,16 +84,32 @@ func (w *memWorld) transport(*Cluster) (raft.Transport, error) {
 			w.net.wire(other, w)
 		}
 	}
+	if w.net.latency > 0 {
+		return &lagTransport{InmemTransport: trans, net: w.net, id: w.id}, nil
+	}
 	return trans, nil
 }
 
 func (w *memWorld) stop(bool) {
+	defer w.end()
 	w.net.mu.Lock()
 	defer w.net.mu.Unlock()
 	if w.net.worlds[w.id] != w {
 		return
 	}
 	delete(w.net.worlds, w.id)
+	w.unwire()
+}
+
+func (w *memWorld) cut() {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	w.unwire()
+	w.trans = nil
+}
+
+// unwire takes raft's transport from the others. The caller holds mu.
+func (w *memWorld) unwire() {
 	if w.trans == nil {
 		return
 	}
@@ -115,7 +134,7 @@ func (n *memNet) wire(from, to *memWorld) {
 func (n *memNet) cut(id string, on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for i := range 9 {
+	for i := range 99 {
 		other := fmt.Sprintf("n%d", i+1)
 		if other == id {
 			continue
@@ -154,13 +173,17 @@ func (w *memWorld) call(ctx context.Context, id, verb string, req, resp proto.Me
 	}
 	ch := make(chan answer, 1)
 	go func() {
-		m, err := to.c.handlers()[verb](ctx, w.id, body)
-		if err != nil {
-			ch <- answer{nil, err}
-			return
-		}
-		out, err := proto.Marshal(m)
-		ch <- answer{out, err}
+		_ = w.net.as(id, func() error {
+			sleep(ctx, w.net.latency)
+			m, err := to.c.handlers()[verb](ctx, w.id, body)
+			var out []byte
+			if err == nil {
+				out, err = proto.Marshal(m)
+			}
+			sleep(ctx, w.net.latency)
+			ch <- answer{out, err}
+			return err
+		})
 	}()
 	select {
 	case a := <-ch:
@@ -184,7 +207,7 @@ func (w *memWorld) alive(id string) bool          { return id == w.id || w.net.r
 func (w *memWorld) health() int { return 0 }
 
 func (w *memWorld) announce(msg []byte) {
-	for i := range 9 {
+	for i := range 99 {
 		if to := w.net.reach(w.id, fmt.Sprintf("n%d", i+1)); to != nil && to != w {
 			to.c.sightings.take(msg)
 		}
@@ -213,7 +236,8 @@ func memFleet(t testing.TB, n int, tune ...func(w *memWorld, o *Options)) (*flee
 }
 
 func memPeer(i int) Peer {
-	return Peer{ID: fmt.Sprintf("n%d", i), Address: fmt.Sprintf("10.0.0.%d:1", i), Gossip: fmt.Sprintf("10.0.0.%d:2", i)}
+	ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250+1)
+	return Peer{ID: fmt.Sprintf("n%d", i), Address: ip + ":1", Gossip: ip + ":2"}
 }
 
 // addVirtual makes a node of a fleet in virtual time. It starts with what known says of the others.

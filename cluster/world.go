@@ -27,6 +27,8 @@ type world interface {
 	transport(c *Cluster) (raft.Transport, error)
 	// tidy gives up what is kept for nodes that are no members any more, or are reached elsewhere.
 	tidy()
+	// cut ends raft's connections, while everything else goes on.
+	cut()
 	// stop ends what serve began and cuts all connections; with grace, answers that are on their
 	// way still leave. It can be called more than once.
 	stop(grace bool)
@@ -55,7 +57,7 @@ func (w *realWorld) connect(c *Cluster) error {
 	w.peers = newHTTPPeers(w.port, c.dir)
 	c.rpc = calls{w.peers}
 	w.base, w.end = context.WithCancel(context.Background())
-	w.server = newRPCServer(w.base, c.handlers(), c.ears.hear, c.log.With("part", "rpc"))
+	w.server = newRPCServer(w.base, c.handlers(), c.onFollow, c.ears.hear, c.log.With("part", "rpc"))
 	w.server.Handler = understood(ownProtocols(), c.version, w.server.Handler)
 	w.port.ln = w.opts.Listen
 	if w.opts.GossipBind != "" {
@@ -94,7 +96,7 @@ func (w *realWorld) serve(c *Cluster, spawn func(func(context.Context) error)) e
 func (w *realWorld) transport(c *Cluster) (raft.Transport, error) {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger:  hclogslog.New(c.log.With("part", "raft"), raftLevel),
-		Stream:  &streamLayer{connQueue: w.port.raft, port: w.port},
+		Stream:  &streamLayer{connQueue: w.port.openRaft(), port: w.port},
 		MaxPool: 4,
 		Timeout: c.timing.Call,
 	}), nil
@@ -104,6 +106,8 @@ func (w *realWorld) tidy() {
 	w.port.cut()
 	w.peers.tidy()
 }
+
+func (w *realWorld) cut() { w.port.closeRaft() }
 
 func (w *realWorld) stop(grace bool) {
 	w.once.Do(func() {

@@ -77,14 +77,15 @@ func (x Outcome_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome_Kind.Descriptor instead.
 func (Outcome_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{4, 0}
+	return file_peer_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type HelloRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// verify asks a leader to prove by a round to its followers that it still leads.
-	Verify        bool `protobuf:"varint,2,opt,name=verify,proto3" json:"verify,omitempty"`
+	Verify        bool        `protobuf:"varint,2,opt,name=verify,proto3" json:"verify,omitempty"`
+	Membership    *Membership `protobuf:"bytes,5,opt,name=membership,proto3" json:"membership,omitempty"` // what the caller knows to be committed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -133,24 +134,89 @@ func (x *HelloRequest) GetVerify() bool {
 	return false
 }
 
-type HelloResponse struct {
+func (x *HelloRequest) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+// Membership is a committed list of raft's members.
+type Membership struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	LastIndex     uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of the log, committed or not
-	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
-	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`    // node id, empty if none is known
-	Leading       bool                   `protobuf:"varint,6,opt,name=leading,proto3" json:"leading,omitempty"` // this peer leads; proven if verify was asked
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	Gated         bool                   `protobuf:"varint,8,opt,name=gated,proto3" json:"gated,omitempty"`                                    // this peer does not vote: it may lack what it once acknowledged
-	Sealed        bool                   `protobuf:"varint,9,opt,name=sealed,proto3" json:"sealed,omitempty"`                                  // this peer has the seal key
-	KeysRevision  uint64                 `protobuf:"varint,10,opt,name=keys_revision,json=keysRevision,proto3" json:"keys_revision,omitempty"` // of the fleet, whose gossip keys this peer has taken
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of its log entry
+	Members       []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Membership) Reset() {
+	*x = Membership{}
+	mi := &file_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Membership) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Membership) ProtoMessage() {}
+
+func (x *Membership) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Membership.ProtoReflect.Descriptor instead.
+func (*Membership) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Membership) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Membership) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type HelloResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Node         string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	LastIndex    uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of the log, committed or not
+	Term         uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
+	Leader       string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`    // node id, empty if none is known
+	Leading      bool                   `protobuf:"varint,6,opt,name=leading,proto3" json:"leading,omitempty"` // this peer leads; proven if verify was asked
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	Gated        bool                   `protobuf:"varint,8,opt,name=gated,proto3" json:"gated,omitempty"`                                    // this peer does not vote: it may lack what it once acknowledged
+	Sealed       bool                   `protobuf:"varint,9,opt,name=sealed,proto3" json:"sealed,omitempty"`                                  // this peer has the seal key
+	KeysRevision uint64                 `protobuf:"varint,10,opt,name=keys_revision,json=keysRevision,proto3" json:"keys_revision,omitempty"` // of the fleet, whose gossip keys this peer has taken
+	Membership   *Membership            `protobuf:"bytes,12,opt,name=membership,proto3" json:"membership,omitempty"`                          // what the peer knows to be committed
+	Follows      bool                   `protobuf:"varint,13,opt,name=follows,proto3" json:"follows,omitempty"`                               // it takes the log as a stream and runs no raft
+	CaughtUp     bool                   `protobuf:"varint,14,opt,name=caught_up,json=caughtUp,proto3" json:"caught_up,omitempty"`             // as far as it knows, and its state applies what it is given
+	// room is how many levels below it the nearest place for another follower is; 0: it has one itself.
+	Room          uint32 `protobuf:"varint,15,opt,name=room,proto3" json:"room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_peer_proto_msgTypes[1]
+	mi := &file_peer_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -162,7 +228,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[1]
+	mi := &file_peer_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -175,7 +241,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{1}
+	return file_peer_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *HelloResponse) GetNode() string {
@@ -241,6 +307,34 @@ func (x *HelloResponse) GetKeysRevision() uint64 {
 	return 0
 }
 
+func (x *HelloResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+func (x *HelloResponse) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
+func (x *HelloResponse) GetCaughtUp() bool {
+	if x != nil {
+		return x.CaughtUp
+	}
+	return false
+}
+
+func (x *HelloResponse) GetRoom() uint32 {
+	if x != nil {
+		return x.Room
+	}
+	return 0
+}
+
 type ProposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Commands      [][]byte               `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"` // as fsm.MarshalCommand gives them, without a time
@@ -250,7 +344,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_peer_proto_msgTypes[2]
+	mi := &file_peer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +356,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[2]
+	mi := &file_peer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +369,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{2}
+	return file_peer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ProposeRequest) GetCommands() [][]byte {
@@ -294,7 +388,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +400,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +413,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{3}
+	return file_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ProposeResponse) GetOutcomes() []*Outcome {
@@ -340,7 +434,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +446,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +459,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{4}
+	return file_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Outcome) GetKind() Outcome_Kind {
@@ -390,14 +484,16 @@ func (x *Outcome) GetDetail() string {
 }
 
 type ReadIndexRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// hops is how many peers may hand the question on, towards the leader.
+	Hops          uint32 `protobuf:"varint,1,opt,name=hops,proto3" json:"hops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +505,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +518,14 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{5}
+	return file_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReadIndexRequest) GetHops() uint32 {
+	if x != nil {
+		return x.Hops
+	}
+	return 0
 }
 
 type ReadIndexResponse struct {
@@ -434,7 +537,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +549,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +562,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{6}
+	return file_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -490,7 +593,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +605,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +618,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{7}
+	return file_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AdmitRequest) GetToken() string {
@@ -610,7 +713,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +725,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +738,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{8}
+	return file_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AdmitResponse) GetRefusal() *Refusal {
@@ -691,7 +794,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +806,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +819,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{9}
+	return file_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Refusal) GetCode() string {
@@ -752,7 +855,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +867,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +880,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Roster) GetEpoch() uint64 {
@@ -823,7 +926,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +938,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +951,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Peer) GetId() string {
@@ -913,7 +1016,7 @@ type Keys struct {
 
 func (x *Keys) Reset() {
 	*x = Keys{}
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1028,7 @@ func (x *Keys) String() string {
 func (*Keys) ProtoMessage() {}
 
 func (x *Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1041,7 @@ func (x *Keys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keys.ProtoReflect.Descriptor instead.
 func (*Keys) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Keys) GetEpoch() uint64 {
@@ -979,7 +1082,7 @@ type GossipKey struct {
 
 func (x *GossipKey) Reset() {
 	*x = GossipKey{}
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1094,7 @@ func (x *GossipKey) String() string {
 func (*GossipKey) ProtoMessage() {}
 
 func (x *GossipKey) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1107,7 @@ func (x *GossipKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
 func (*GossipKey) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GossipKey) GetId() string {
@@ -1031,7 +1134,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1146,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1159,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -1083,7 +1186,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1198,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1211,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewResponse) GetRefusal() *Refusal {
@@ -1136,7 +1239,7 @@ type ServingRequest struct {
 
 func (x *ServingRequest) Reset() {
 	*x = ServingRequest{}
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1251,7 @@ func (x *ServingRequest) String() string {
 func (*ServingRequest) ProtoMessage() {}
 
 func (x *ServingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1264,7 @@ func (x *ServingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServingRequest.ProtoReflect.Descriptor instead.
 func (*ServingRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServingRequest) GetRequest() []byte {
@@ -1194,7 +1297,7 @@ type ServingResponse struct {
 
 func (x *ServingResponse) Reset() {
 	*x = ServingResponse{}
-	mi := &file_peer_proto_msgTypes[17]
+	mi := &file_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1309,7 @@ func (x *ServingResponse) String() string {
 func (*ServingResponse) ProtoMessage() {}
 
 func (x *ServingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[17]
+	mi := &file_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1322,7 @@ func (x *ServingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServingResponse.ProtoReflect.Descriptor instead.
 func (*ServingResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServingResponse) GetChain() [][]byte {
@@ -1238,7 +1341,7 @@ type SecretsRequest struct {
 
 func (x *SecretsRequest) Reset() {
 	*x = SecretsRequest{}
-	mi := &file_peer_proto_msgTypes[18]
+	mi := &file_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1353,7 @@ func (x *SecretsRequest) String() string {
 func (*SecretsRequest) ProtoMessage() {}
 
 func (x *SecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[18]
+	mi := &file_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1366,7 @@ func (x *SecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretsRequest.ProtoReflect.Descriptor instead.
 func (*SecretsRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SecretsRequest) GetRevision() uint64 {
@@ -1282,7 +1385,7 @@ type SecretsResponse struct {
 
 func (x *SecretsResponse) Reset() {
 	*x = SecretsResponse{}
-	mi := &file_peer_proto_msgTypes[19]
+	mi := &file_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1397,7 @@ func (x *SecretsResponse) String() string {
 func (*SecretsResponse) ProtoMessage() {}
 
 func (x *SecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[19]
+	mi := &file_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1410,7 @@ func (x *SecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretsResponse.ProtoReflect.Descriptor instead.
 func (*SecretsResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SecretsResponse) GetKeys() *Keys {
@@ -1326,7 +1429,7 @@ type EntrustRequest struct {
 
 func (x *EntrustRequest) Reset() {
 	*x = EntrustRequest{}
-	mi := &file_peer_proto_msgTypes[20]
+	mi := &file_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1441,7 @@ func (x *EntrustRequest) String() string {
 func (*EntrustRequest) ProtoMessage() {}
 
 func (x *EntrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[20]
+	mi := &file_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1454,7 @@ func (x *EntrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntrustRequest.ProtoReflect.Descriptor instead.
 func (*EntrustRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EntrustRequest) GetSealKey() []byte {
@@ -1369,7 +1472,7 @@ type EntrustResponse struct {
 
 func (x *EntrustResponse) Reset() {
 	*x = EntrustResponse{}
-	mi := &file_peer_proto_msgTypes[21]
+	mi := &file_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1484,7 @@ func (x *EntrustResponse) String() string {
 func (*EntrustResponse) ProtoMessage() {}
 
 func (x *EntrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[21]
+	mi := &file_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1497,7 @@ func (x *EntrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntrustResponse.ProtoReflect.Descriptor instead.
 func (*EntrustResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_proto_rawDescGZIP(), []int{22}
 }
 
 type RotateRequest struct {
@@ -1408,7 +1511,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_peer_proto_msgTypes[22]
+	mi := &file_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1523,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[22]
+	mi := &file_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1536,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RotateRequest) GetWhat() string {
@@ -1467,7 +1570,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_peer_proto_msgTypes[23]
+	mi := &file_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1582,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[23]
+	mi := &file_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1595,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RotateResponse) GetRefusal() *Refusal {
@@ -1522,7 +1625,7 @@ type AskRequest struct {
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_peer_proto_msgTypes[24]
+	mi := &file_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1637,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[24]
+	mi := &file_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1650,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AskRequest) GetWaitIndex() uint64 {
@@ -1598,7 +1701,7 @@ type Packet struct {
 
 func (x *Packet) Reset() {
 	*x = Packet{}
-	mi := &file_peer_proto_msgTypes[25]
+	mi := &file_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1713,7 @@ func (x *Packet) String() string {
 func (*Packet) ProtoMessage() {}
 
 func (x *Packet) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[25]
+	mi := &file_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1726,7 @@ func (x *Packet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Packet.ProtoReflect.Descriptor instead.
 func (*Packet) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Packet) GetSrc() []byte {
@@ -1684,7 +1787,7 @@ type AskResponse struct {
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[26]
+	mi := &file_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1799,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[26]
+	mi := &file_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1812,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -1829,7 +1932,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_peer_proto_msgTypes[27]
+	mi := &file_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1944,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[27]
+	mi := &file_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1957,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Problem) GetCode() string {
@@ -1895,7 +1998,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_peer_proto_msgTypes[28]
+	mi := &file_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2010,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[28]
+	mi := &file_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2023,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
@@ -1949,7 +2052,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2064,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2077,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -2022,7 +2125,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2137,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2150,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -2126,7 +2229,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2241,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2254,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{31}
+	return file_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -2189,6 +2292,559 @@ func (x *BlockReport) GetBytes() uint64 {
 	return 0
 }
 
+// FollowUp is what a follower says on its stream: first where it stands, then how much room it has.
+type FollowUp struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // the last entry in its store, 0 if there is none
+	Term  uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`   // of that entry
+	// room is how many levels below it the nearest place for another follower is; 0: it has one itself.
+	Room          uint32 `protobuf:"varint,4,opt,name=room,proto3" json:"room,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowUp) Reset() {
+	*x = FollowUp{}
+	mi := &file_peer_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowUp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowUp) ProtoMessage() {}
+
+func (x *FollowUp) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowUp.ProtoReflect.Descriptor instead.
+func (*FollowUp) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *FollowUp) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *FollowUp) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FollowUp) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FollowUp) GetRoom() uint32 {
+	if x != nil {
+		return x.Room
+	}
+	return 0
+}
+
+// FollowDown is what a source says: a refusal and nothing more, or a beat and then what the follower lacks.
+type FollowDown struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*FollowDown_Refused
+	//	*FollowDown_Beat
+	//	*FollowDown_Entries
+	//	*FollowDown_Snapshot
+	//	*FollowDown_Chunk
+	What          isFollowDown_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowDown) Reset() {
+	*x = FollowDown{}
+	mi := &file_peer_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowDown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowDown) ProtoMessage() {}
+
+func (x *FollowDown) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowDown.ProtoReflect.Descriptor instead.
+func (*FollowDown) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FollowDown) GetWhat() isFollowDown_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *FollowDown) GetRefused() *FollowRefused {
+	if x != nil {
+		if x, ok := x.What.(*FollowDown_Refused); ok {
+			return x.Refused
+		}
+	}
+	return nil
+}
+
+func (x *FollowDown) GetBeat() *FollowBeat {
+	if x != nil {
+		if x, ok := x.What.(*FollowDown_Beat); ok {
+			return x.Beat
+		}
+	}
+	return nil
+}
+
+func (x *FollowDown) GetEntries() *FollowEntries {
+	if x != nil {
+		if x, ok := x.What.(*FollowDown_Entries); ok {
+			return x.Entries
+		}
+	}
+	return nil
+}
+
+func (x *FollowDown) GetSnapshot() *FollowSnapshot {
+	if x != nil {
+		if x, ok := x.What.(*FollowDown_Snapshot); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *FollowDown) GetChunk() []byte {
+	if x != nil {
+		if x, ok := x.What.(*FollowDown_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isFollowDown_What interface {
+	isFollowDown_What()
+}
+
+type FollowDown_Refused struct {
+	Refused *FollowRefused `protobuf:"bytes,1,opt,name=refused,proto3,oneof"`
+}
+
+type FollowDown_Beat struct {
+	Beat *FollowBeat `protobuf:"bytes,2,opt,name=beat,proto3,oneof"`
+}
+
+type FollowDown_Entries struct {
+	Entries *FollowEntries `protobuf:"bytes,3,opt,name=entries,proto3,oneof"`
+}
+
+type FollowDown_Snapshot struct {
+	Snapshot *FollowSnapshot `protobuf:"bytes,4,opt,name=snapshot,proto3,oneof"` // followed by its chunks
+}
+
+type FollowDown_Chunk struct {
+	Chunk []byte `protobuf:"bytes,5,opt,name=chunk,proto3,oneof"`
+}
+
+func (*FollowDown_Refused) isFollowDown_What() {}
+
+func (*FollowDown_Beat) isFollowDown_What() {}
+
+func (*FollowDown_Entries) isFollowDown_What() {}
+
+func (*FollowDown_Snapshot) isFollowDown_What() {}
+
+func (*FollowDown_Chunk) isFollowDown_What() {}
+
+type FollowRefused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Why           string                 `protobuf:"bytes,1,opt,name=why,proto3" json:"why,omitempty"`
+	Try           []string               `protobuf:"bytes,2,rep,name=try,proto3" json:"try,omitempty"` // peers that may have room, the best first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowRefused) Reset() {
+	*x = FollowRefused{}
+	mi := &file_peer_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowRefused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowRefused) ProtoMessage() {}
+
+func (x *FollowRefused) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowRefused.ProtoReflect.Descriptor instead.
+func (*FollowRefused) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *FollowRefused) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *FollowRefused) GetTry() []string {
+	if x != nil {
+		return x.Try
+	}
+	return nil
+}
+
+// FollowBeat is what a source knows of the leader.
+type FollowBeat struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Leader string                 `protobuf:"bytes,1,opt,name=leader,proto3" json:"leader,omitempty"` // node id, empty if none is known
+	Term   uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// commit is what the leader is known to have committed, proven to include an entry of its term; 0 if not.
+	Commit uint64 `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// age is how long ago the leader was heard when this was sent, in nanoseconds; negative if never. Time on
+	// the way is not in it.
+	Age           int64    `protobuf:"varint,4,opt,name=age,proto3" json:"age,omitempty"`
+	Path          []string `protobuf:"bytes,5,rep,name=path,proto3" json:"path,omitempty"`          // from a voter to the source, which is the last
+	Attached      bool     `protobuf:"varint,6,opt,name=attached,proto3" json:"attached,omitempty"` // the path is whole: each hears the one before
+	Index         uint64   `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`       // the last entry that the source can send
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowBeat) Reset() {
+	*x = FollowBeat{}
+	mi := &file_peer_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowBeat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowBeat) ProtoMessage() {}
+
+func (x *FollowBeat) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowBeat.ProtoReflect.Descriptor instead.
+func (*FollowBeat) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *FollowBeat) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *FollowBeat) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FollowBeat) GetCommit() uint64 {
+	if x != nil {
+		return x.Commit
+	}
+	return 0
+}
+
+func (x *FollowBeat) GetAge() int64 {
+	if x != nil {
+		return x.Age
+	}
+	return 0
+}
+
+func (x *FollowBeat) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *FollowBeat) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *FollowBeat) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type FollowEntries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*FollowEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"` // without a gap
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowEntries) Reset() {
+	*x = FollowEntries{}
+	mi := &file_peer_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowEntries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowEntries) ProtoMessage() {}
+
+func (x *FollowEntries) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowEntries.ProtoReflect.Descriptor instead.
+func (*FollowEntries) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *FollowEntries) GetEntries() []*FollowEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type FollowEntry struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Index            uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term             uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Type             uint32                 `protobuf:"varint,3,opt,name=type,proto3" json:"type,omitempty"` // as raft numbers them
+	Data             []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	Seal             []byte                 `protobuf:"bytes,5,opt,name=seal,proto3" json:"seal,omitempty"` // the checksum over the fields above, as it stands in the store
+	AppendedUnixNano int64                  `protobuf:"varint,6,opt,name=appended_unix_nano,json=appendedUnixNano,proto3" json:"appended_unix_nano,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *FollowEntry) Reset() {
+	*x = FollowEntry{}
+	mi := &file_peer_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowEntry) ProtoMessage() {}
+
+func (x *FollowEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowEntry.ProtoReflect.Descriptor instead.
+func (*FollowEntry) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *FollowEntry) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FollowEntry) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FollowEntry) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *FollowEntry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *FollowEntry) GetSeal() []byte {
+	if x != nil {
+		return x.Seal
+	}
+	return nil
+}
+
+func (x *FollowEntry) GetAppendedUnixNano() int64 {
+	if x != nil {
+		return x.AppendedUnixNano
+	}
+	return 0
+}
+
+type FollowSnapshot struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Index              uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term               uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Configuration      []byte                 `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"` // as raft encodes it
+	ConfigurationIndex uint64                 `protobuf:"varint,4,opt,name=configuration_index,json=configurationIndex,proto3" json:"configuration_index,omitempty"`
+	Size               uint64                 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"` // of all chunks
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *FollowSnapshot) Reset() {
+	*x = FollowSnapshot{}
+	mi := &file_peer_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowSnapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowSnapshot) ProtoMessage() {}
+
+func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowSnapshot.ProtoReflect.Descriptor instead.
+func (*FollowSnapshot) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *FollowSnapshot) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FollowSnapshot) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *FollowSnapshot) GetConfiguration() []byte {
+	if x != nil {
+		return x.Configuration
+	}
+	return nil
+}
+
+func (x *FollowSnapshot) GetConfigurationIndex() uint64 {
+	if x != nil {
+		return x.ConfigurationIndex
+	}
+	return 0
+}
+
+func (x *FollowSnapshot) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 // Sighting goes by gossip, in one packet.
 type Sighting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2204,7 +2860,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2872,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2885,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{32}
+	return file_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Sighting) GetVm() string {
@@ -2285,7 +2941,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2953,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2966,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{33}
+	return file_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -2332,10 +2988,17 @@ var File_peer_proto protoreflect.FileDescriptor
 const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"peer.proto\x12\x10palisade.peer.v1\":\n" +
+	"peer.proto\x12\x10palisade.peer.v1\"x\n" +
 	"\fHelloRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06verify\x18\x02 \x01(\bR\x06verify\"\xfb\x01\n" +
+	"\x06verify\x18\x02 \x01(\bR\x06verify\x12<\n" +
+	"\n" +
+	"membership\x18\x05 \x01(\v2\x1c.palisade.peer.v1.MembershipR\n" +
+	"membership\"<\n" +
+	"\n" +
+	"Membership\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\"\x84\x03\n" +
 	"\rHelloResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
@@ -2347,7 +3010,13 @@ const file_peer_proto_rawDesc = "" +
 	"\x05gated\x18\b \x01(\bR\x05gated\x12\x16\n" +
 	"\x06sealed\x18\t \x01(\bR\x06sealed\x12#\n" +
 	"\rkeys_revision\x18\n" +
-	" \x01(\x04R\fkeysRevisionJ\x04\b\x02\x10\x03\",\n" +
+	" \x01(\x04R\fkeysRevision\x12<\n" +
+	"\n" +
+	"membership\x18\f \x01(\v2\x1c.palisade.peer.v1.MembershipR\n" +
+	"membership\x12\x18\n" +
+	"\afollows\x18\r \x01(\bR\afollows\x12\x1b\n" +
+	"\tcaught_up\x18\x0e \x01(\bR\bcaughtUp\x12\x12\n" +
+	"\x04room\x18\x0f \x01(\rR\x04roomJ\x04\b\x02\x10\x03\",\n" +
 	"\x0eProposeRequest\x12\x1a\n" +
 	"\bcommands\x18\x01 \x03(\fR\bcommands\"H\n" +
 	"\x0fProposeResponse\x125\n" +
@@ -2361,8 +3030,9 @@ const file_peer_proto_rawDesc = "" +
 	"\tKIND_DONE\x10\x01\x12\x15\n" +
 	"\x11KIND_NOT_APPENDED\x10\x02\x12\x10\n" +
 	"\fKIND_UNKNOWN\x10\x03\x12\x10\n" +
-	"\fKIND_INVALID\x10\x04\"\x12\n" +
-	"\x10ReadIndexRequest\")\n" +
+	"\fKIND_INVALID\x10\x04\"&\n" +
+	"\x10ReadIndexRequest\x12\x12\n" +
+	"\x04hops\x18\x01 \x01(\rR\x04hops\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\x82\x02\n" +
 	"\fAdmitRequest\x12\x14\n" +
@@ -2505,7 +3175,47 @@ const file_peer_proto_rawDesc = "" +
 	"\fat_unix_nano\x18\x03 \x01(\x03R\n" +
 	"atUnixNano\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\x90\x01\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\\\n" +
+	"\bFollowUp\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04room\x18\x04 \x01(\rR\x04room\"\x9a\x02\n" +
+	"\n" +
+	"FollowDown\x12;\n" +
+	"\arefused\x18\x01 \x01(\v2\x1f.palisade.peer.v1.FollowRefusedH\x00R\arefused\x122\n" +
+	"\x04beat\x18\x02 \x01(\v2\x1c.palisade.peer.v1.FollowBeatH\x00R\x04beat\x12;\n" +
+	"\aentries\x18\x03 \x01(\v2\x1f.palisade.peer.v1.FollowEntriesH\x00R\aentries\x12>\n" +
+	"\bsnapshot\x18\x04 \x01(\v2 .palisade.peer.v1.FollowSnapshotH\x00R\bsnapshot\x12\x16\n" +
+	"\x05chunk\x18\x05 \x01(\fH\x00R\x05chunkB\x06\n" +
+	"\x04what\"3\n" +
+	"\rFollowRefused\x12\x10\n" +
+	"\x03why\x18\x01 \x01(\tR\x03why\x12\x10\n" +
+	"\x03try\x18\x02 \x03(\tR\x03try\"\xa8\x01\n" +
+	"\n" +
+	"FollowBeat\x12\x16\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06commit\x18\x03 \x01(\x04R\x06commit\x12\x10\n" +
+	"\x03age\x18\x04 \x01(\x03R\x03age\x12\x12\n" +
+	"\x04path\x18\x05 \x03(\tR\x04path\x12\x1a\n" +
+	"\battached\x18\x06 \x01(\bR\battached\x12\x14\n" +
+	"\x05index\x18\a \x01(\x04R\x05index\"H\n" +
+	"\rFollowEntries\x127\n" +
+	"\aentries\x18\x01 \x03(\v2\x1d.palisade.peer.v1.FollowEntryR\aentries\"\xa1\x01\n" +
+	"\vFollowEntry\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\rR\x04type\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\x12\x12\n" +
+	"\x04seal\x18\x05 \x01(\fR\x04seal\x12,\n" +
+	"\x12appended_unix_nano\x18\x06 \x01(\x03R\x10appendedUnixNano\"\xa5\x01\n" +
+	"\x0eFollowSnapshot\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12$\n" +
+	"\rconfiguration\x18\x03 \x01(\fR\rconfiguration\x12/\n" +
+	"\x13configuration_index\x18\x04 \x01(\x04R\x12configurationIndex\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x04R\x04size\"\x90\x01\n" +
 	"\bSighting\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2531,70 +3241,85 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_peer_proto_goTypes = []any{
 	(Outcome_Kind)(0),         // 0: palisade.peer.v1.Outcome.Kind
 	(*HelloRequest)(nil),      // 1: palisade.peer.v1.HelloRequest
-	(*HelloResponse)(nil),     // 2: palisade.peer.v1.HelloResponse
-	(*ProposeRequest)(nil),    // 3: palisade.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 4: palisade.peer.v1.ProposeResponse
-	(*Outcome)(nil),           // 5: palisade.peer.v1.Outcome
-	(*ReadIndexRequest)(nil),  // 6: palisade.peer.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 7: palisade.peer.v1.ReadIndexResponse
-	(*AdmitRequest)(nil),      // 8: palisade.peer.v1.AdmitRequest
-	(*AdmitResponse)(nil),     // 9: palisade.peer.v1.AdmitResponse
-	(*Refusal)(nil),           // 10: palisade.peer.v1.Refusal
-	(*Roster)(nil),            // 11: palisade.peer.v1.Roster
-	(*Peer)(nil),              // 12: palisade.peer.v1.Peer
-	(*Keys)(nil),              // 13: palisade.peer.v1.Keys
-	(*GossipKey)(nil),         // 14: palisade.peer.v1.GossipKey
-	(*RenewRequest)(nil),      // 15: palisade.peer.v1.RenewRequest
-	(*RenewResponse)(nil),     // 16: palisade.peer.v1.RenewResponse
-	(*ServingRequest)(nil),    // 17: palisade.peer.v1.ServingRequest
-	(*ServingResponse)(nil),   // 18: palisade.peer.v1.ServingResponse
-	(*SecretsRequest)(nil),    // 19: palisade.peer.v1.SecretsRequest
-	(*SecretsResponse)(nil),   // 20: palisade.peer.v1.SecretsResponse
-	(*EntrustRequest)(nil),    // 21: palisade.peer.v1.EntrustRequest
-	(*EntrustResponse)(nil),   // 22: palisade.peer.v1.EntrustResponse
-	(*RotateRequest)(nil),     // 23: palisade.peer.v1.RotateRequest
-	(*RotateResponse)(nil),    // 24: palisade.peer.v1.RotateResponse
-	(*AskRequest)(nil),        // 25: palisade.peer.v1.AskRequest
-	(*Packet)(nil),            // 26: palisade.peer.v1.Packet
-	(*AskResponse)(nil),       // 27: palisade.peer.v1.AskResponse
-	(*Problem)(nil),           // 28: palisade.peer.v1.Problem
-	(*SourceStatus)(nil),      // 29: palisade.peer.v1.SourceStatus
-	(*Explanation)(nil),       // 30: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 31: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 32: palisade.peer.v1.BlockReport
-	(*Sighting)(nil),          // 33: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 34: palisade.peer.v1.NodeMeta
-	nil,                       // 35: palisade.peer.v1.AskResponse.BlocksEntry
-	nil,                       // 36: palisade.peer.v1.AskResponse.SourcesEntry
+	(*Membership)(nil),        // 2: palisade.peer.v1.Membership
+	(*HelloResponse)(nil),     // 3: palisade.peer.v1.HelloResponse
+	(*ProposeRequest)(nil),    // 4: palisade.peer.v1.ProposeRequest
+	(*ProposeResponse)(nil),   // 5: palisade.peer.v1.ProposeResponse
+	(*Outcome)(nil),           // 6: palisade.peer.v1.Outcome
+	(*ReadIndexRequest)(nil),  // 7: palisade.peer.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil), // 8: palisade.peer.v1.ReadIndexResponse
+	(*AdmitRequest)(nil),      // 9: palisade.peer.v1.AdmitRequest
+	(*AdmitResponse)(nil),     // 10: palisade.peer.v1.AdmitResponse
+	(*Refusal)(nil),           // 11: palisade.peer.v1.Refusal
+	(*Roster)(nil),            // 12: palisade.peer.v1.Roster
+	(*Peer)(nil),              // 13: palisade.peer.v1.Peer
+	(*Keys)(nil),              // 14: palisade.peer.v1.Keys
+	(*GossipKey)(nil),         // 15: palisade.peer.v1.GossipKey
+	(*RenewRequest)(nil),      // 16: palisade.peer.v1.RenewRequest
+	(*RenewResponse)(nil),     // 17: palisade.peer.v1.RenewResponse
+	(*ServingRequest)(nil),    // 18: palisade.peer.v1.ServingRequest
+	(*ServingResponse)(nil),   // 19: palisade.peer.v1.ServingResponse
+	(*SecretsRequest)(nil),    // 20: palisade.peer.v1.SecretsRequest
+	(*SecretsResponse)(nil),   // 21: palisade.peer.v1.SecretsResponse
+	(*EntrustRequest)(nil),    // 22: palisade.peer.v1.EntrustRequest
+	(*EntrustResponse)(nil),   // 23: palisade.peer.v1.EntrustResponse
+	(*RotateRequest)(nil),     // 24: palisade.peer.v1.RotateRequest
+	(*RotateResponse)(nil),    // 25: palisade.peer.v1.RotateResponse
+	(*AskRequest)(nil),        // 26: palisade.peer.v1.AskRequest
+	(*Packet)(nil),            // 27: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 28: palisade.peer.v1.AskResponse
+	(*Problem)(nil),           // 29: palisade.peer.v1.Problem
+	(*SourceStatus)(nil),      // 30: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 31: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 32: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 33: palisade.peer.v1.BlockReport
+	(*FollowUp)(nil),          // 34: palisade.peer.v1.FollowUp
+	(*FollowDown)(nil),        // 35: palisade.peer.v1.FollowDown
+	(*FollowRefused)(nil),     // 36: palisade.peer.v1.FollowRefused
+	(*FollowBeat)(nil),        // 37: palisade.peer.v1.FollowBeat
+	(*FollowEntries)(nil),     // 38: palisade.peer.v1.FollowEntries
+	(*FollowEntry)(nil),       // 39: palisade.peer.v1.FollowEntry
+	(*FollowSnapshot)(nil),    // 40: palisade.peer.v1.FollowSnapshot
+	(*Sighting)(nil),          // 41: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 42: palisade.peer.v1.NodeMeta
+	nil,                       // 43: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 44: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
-	5,  // 0: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
-	0,  // 1: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
-	10, // 2: palisade.peer.v1.AdmitResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	11, // 3: palisade.peer.v1.AdmitResponse.roster:type_name -> palisade.peer.v1.Roster
-	13, // 4: palisade.peer.v1.AdmitResponse.keys:type_name -> palisade.peer.v1.Keys
-	12, // 5: palisade.peer.v1.Roster.peers:type_name -> palisade.peer.v1.Peer
-	14, // 6: palisade.peer.v1.Keys.keys:type_name -> palisade.peer.v1.GossipKey
-	10, // 7: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	13, // 8: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
-	10, // 9: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	26, // 10: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	35, // 11: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	30, // 12: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	36, // 13: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
-	28, // 14: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	31, // 15: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	32, // 16: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	29, // 17: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	2,  // 0: palisade.peer.v1.HelloRequest.membership:type_name -> palisade.peer.v1.Membership
+	2,  // 1: palisade.peer.v1.HelloResponse.membership:type_name -> palisade.peer.v1.Membership
+	6,  // 2: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
+	0,  // 3: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
+	11, // 4: palisade.peer.v1.AdmitResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	12, // 5: palisade.peer.v1.AdmitResponse.roster:type_name -> palisade.peer.v1.Roster
+	14, // 6: palisade.peer.v1.AdmitResponse.keys:type_name -> palisade.peer.v1.Keys
+	13, // 7: palisade.peer.v1.Roster.peers:type_name -> palisade.peer.v1.Peer
+	15, // 8: palisade.peer.v1.Keys.keys:type_name -> palisade.peer.v1.GossipKey
+	11, // 9: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	14, // 10: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
+	11, // 11: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	27, // 12: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	43, // 13: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	31, // 14: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	44, // 15: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	29, // 16: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	32, // 17: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	36, // 18: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
+	37, // 19: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
+	38, // 20: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
+	40, // 21: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
+	39, // 22: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
+	33, // 23: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	30, // 24: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -2602,14 +3327,21 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
-	file_peer_proto_msgTypes[26].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[27].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[34].OneofWrappers = []any{
+		(*FollowDown_Refused)(nil),
+		(*FollowDown_Beat)(nil),
+		(*FollowDown_Entries)(nil),
+		(*FollowDown_Snapshot)(nil),
+		(*FollowDown_Chunk)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   36,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
