@@ -28,7 +28,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the fleet and etcd keep their data (default: a new directory in /var/tmp)")
 	flag.IntVar(&o.blocks, "blocks", 100_000, "blocks in the scale part; 0 leaves it out")
 	flag.IntVar(&o.vms, "vms", 10_000, "VMs in the scale part")
-	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule or lists")
+	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule, lists or followers")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -103,6 +103,14 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	b.duration("fdatasync of 4 KiB, median", b.sync, "")
+	if o.only == "" || o.only == "followers" {
+		if err := b.followers(ctx); err != nil {
+			return err
+		}
+	}
+	if o.only == "followers" {
+		return b.end()
+	}
 	if err := b.up(ctx); err != nil {
 		return errors.Join(err, b.down(ctx))
 	}
@@ -118,6 +126,10 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
+	return b.end()
+}
+
+func (b *bench) end() error {
 	if b.json {
 		return json.NewEncoder(os.Stdout).Encode(b.figures)
 	}
