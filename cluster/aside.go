@@ -89,7 +89,7 @@ func readWhole(path string) error {
 
 // openWhole opens the store in dir for a node. One that is damaged is set aside first: then the store is
 // empty, and the node does not vote before a leader has filled it. An error of the disk is returned as it is.
-func openWhole(dir, id string, guard func() *guard, logger *slog.Logger) (*disk, error) {
+func openWhole(dir, id string, epoch uint64, guard func() *guard, logger *slog.Logger) (*disk, error) {
 	if err := finishAside(dir); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func openWhole(dir, id string, guard func() *guard, logger *slog.Logger) (*disk,
 	if !ok {
 		return d, err
 	}
-	at, err := setAside(dir, id, fsm.SetAside{At: time.Now().UTC(), Why: damaged.Error()})
+	at, err := setAside(dir, id, epoch, fsm.SetAside{At: time.Now().UTC(), Why: damaged.Error()})
 	if err != nil {
 		return nil, fmt.Errorf("the store %s is %w; it could not be set aside: %w", dir, damaged, err)
 	}
@@ -109,12 +109,12 @@ func openWhole(dir, id string, guard func() *guard, logger *slog.Logger) (*disk,
 
 // setAside puts a new store, with the gate shut, in the place of the one in dir, and returns where that is kept. If it is
 // cut short, finishAside completes it: at no time is there an empty store that may vote.
-func setAside(dir, id string, why fsm.SetAside) (string, error) {
+func setAside(dir, id string, epoch uint64, why fsm.SetAside) (string, error) {
 	fresh := dir + freshMark
 	if err := os.RemoveAll(fresh); err != nil {
 		return "", err
 	}
-	if err := makeGated(fresh, id); err != nil {
+	if err := makeGated(fresh, id, epoch); err != nil {
 		return "", err
 	}
 	return replaceStore(dir, why)
@@ -161,7 +161,7 @@ func finishAside(dir string) error {
 }
 
 // makeGated makes an empty store that does not vote.
-func makeGated(dir, id string) error {
+func makeGated(dir, id string, epoch uint64) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func makeGated(dir, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(bolt.Set([]byte(keyNode), []byte(id)), bolt.SetUint64([]byte(keyRejoin), 1), bolt.Close()); err != nil {
+	if err := errors.Join(bolt.Set([]byte(keyNode), []byte(id)), bolt.SetUint64([]byte(keyRejoin), 1), bolt.SetUint64([]byte(keyEpoch), epoch), bolt.Close()); err != nil {
 		return err
 	}
 	return syncDir(dir)

@@ -219,18 +219,18 @@ func TestPassingFailureSetsNothingAside(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, logFile), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openWhole(dir, "n1", guard, logger(t)); !errors.Is(err, syscall.EISDIR) {
+	if _, err := openWhole(dir, "n1", 1, guard, logger(t)); !errors.Is(err, syscall.EISDIR) {
 		t.Errorf("openWhole: %v", err)
 	}
 	// Another process has the store open.
 	if err := os.Remove(filepath.Join(dir, logFile)); err != nil {
 		t.Fatal(err)
 	}
-	d, err := openWhole(dir, "n1", guard, logger(t))
+	d, err := openWhole(dir, "n1", 1, guard, logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openWhole(dir, "n1", guard, logger(t)); err == nil || !strings.Contains(err.Error(), "timeout") {
+	if _, err := openWhole(dir, "n1", 1, guard, logger(t)); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("openWhole of an open store: %v", err)
 	}
 	if err := d.close(); err != nil {
@@ -263,9 +263,9 @@ func TestSetAsideSurvivesACrash(t *testing.T) {
 		"while the new one is made": func(dir string) error {
 			return errors.Join(os.MkdirAll(dir+freshMark, 0o700), os.WriteFile(filepath.Join(dir+freshMark, logFile), []byte("half"), 0o600))
 		},
-		"before the rename": func(dir string) error { return makeGated(dir+freshMark, "n1") },
+		"before the rename": func(dir string) error { return makeGated(dir+freshMark, "n1", 1) },
 		"between the renames": func(dir string) error {
-			return errors.Join(makeGated(dir+freshMark, "n1"), os.Rename(dir, dir+asideMark+"20260102T030405.000Z"))
+			return errors.Join(makeGated(dir+freshMark, "n1", 1), os.Rename(dir, dir+asideMark+"20260102T030405.000Z"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -274,7 +274,7 @@ func TestSetAsideSurvivesACrash(t *testing.T) {
 			if err := crash(dir); err != nil {
 				t.Fatal(err)
 			}
-			d, err := openWhole(dir, "n1", guard, logger(t))
+			d, err := openWhole(dir, "n1", 1, guard, logger(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -294,7 +294,7 @@ func TestSetAsideSurvivesACrash(t *testing.T) {
 	var last string
 	for range keptAside + 3 {
 		garbage(dir)
-		d, err := openWhole(dir, "n1", guard, logger(t))
+		d, err := openWhole(dir, "n1", 1, guard, logger(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -53,6 +53,10 @@ type Cluster struct {
 	running  atomic.Pointer[running]
 	hint     atomic.Pointer[string] // who leads, by another member's word
 	aside    atomic.Pointer[[]fsm.SetAside]
+	contacts *contacts     // nil in tests without a network
+	over     chan struct{} // closed when this node's part has ended for good, by overErr
+	overErr  error
+	overOnce sync.Once
 	convoy   *convoy
 	applier  *applier
 	members  *membership
@@ -100,7 +104,7 @@ func newCluster(o Options, w world) (*Cluster, error) {
 		id: o.ID, version: o.Version, identity: o.Identity, lifetime: o.Lifetime, timing: o.Timing.withDefaults(),
 		store: o.Store, knownIndex: o.KnownIndex, clock: o.Clock, answer: o.Answer, onFatal: o.Fatal,
 		log: o.Logger.With("part", "cluster"), world: w, seams: o.seams,
-		ready: make(chan struct{}), stopping: make(chan struct{}), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
+		ready: make(chan struct{}), stopping: make(chan struct{}), over: make(chan struct{}), convoy: &convoy{max: maxRounds, large: largeRound, wait: gather},
 		started: time.Now(),
 	}
 	c.members = newMembership()

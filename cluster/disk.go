@@ -35,6 +35,8 @@ const (
 	// keyFollows is 1 while the log is taken as a stream: then all of it is committed.
 	keyFollows = "palisade/follows"
 	keyTerm    = "CurrentTerm" // the name is raft's
+	// keyProof is the proof of that epoch, as JSON, if this node began it.
+	keyProof = "palisade/epoch-proof"
 )
 
 // disk is what raft keeps, behind a guard.

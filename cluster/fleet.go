@@ -111,7 +111,7 @@ func formIn(dir string, o FormOptions) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
-	joined, err := settle(identity, b.cred, r, keys)
+	joined, err := settle(identity, b.cred, r, keys, fleetJSON{})
 	joined.Index = 0
 	return joined, err
 }

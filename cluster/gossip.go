@@ -257,6 +257,9 @@ func (g *gossip) MergeRemoteState([]byte, bool) {}
 // NotifyAlive refuses nodes that this node does not know as members, or knows as retired: to have the gossip
 // key is not enough. One that has just been admitted is called once the state knows it, see rejoin.
 func (g *gossip) NotifyAlive(n *memberlist.Node) error {
+	if n.Name == g.opts.ID {
+		return nil // memberlist panics when it leaves without being there
+	}
 	if _, ok := g.dir.peer(n.Name); !ok {
 		return fmt.Errorf("node %q is no member of the fleet", n.Name)
 	}

@@ -354,7 +354,7 @@ func (b *born) settle(id, dataDir string) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		b.t.Fatal(err)
 	}
-	if _, err := settle(dir, b.creds[id], b.roster, b.keys); err != nil {
+	if _, err := settle(dir, b.creds[id], b.roster, b.keys, fleetJSON{}); err != nil {
 		b.t.Fatal(err)
 	}
 	if id != b.op.Node.ID {

@@ -72,6 +72,10 @@ type credentials struct {
 type fleetJSON struct {
 	Fleet string `json:"fleet"`
 	Node  string `json:"node"`
+	// Proof is that of the present epoch, nil in the first.
+	Proof *epochProof `json:"epoch_proof,omitempty"`
+	// Generation is the number of starts of the agent.
+	Generation uint64 `json:"generation"`
 }
 
 // LoadIdentity reads the identity under a data directory. The error wraps ErrNoIdentity if there is none, and

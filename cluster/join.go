@@ -96,7 +96,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	if cred.member.Node != o.Node || cred.member.Fleet != resp.GetFleet() {
 		return Joined{}, fmt.Errorf("the fleet gave a certificate of node %q, this is node %q", cred.member.Node, o.Node)
 	}
-	return settle(dir, cred, decodeRoster(resp.GetRoster()), decodeKeys(resp.GetKeys()))
+	return settle(dir, cred, decodeRoster(resp.GetRoster()), decodeKeys(resp.GetKeys()), fleetJSON{Proof: decodeProof(resp.GetEpochProof()), Generation: resp.GetGeneration()})
 }
 
 // checkNoIdentity refuses a data directory that is used.
@@ -182,9 +182,10 @@ func verifyPinned(chain []*x509.Certificate, pin [32]byte) error {
 	return err
 }
 
-// settle keeps an identity. The file that makes it one is written last.
-func settle(dir string, cred *credentials, r Roster, keys Keys) (Joined, error) {
-	about, err := json.MarshalIndent(fleetJSON{Fleet: cred.member.Fleet, Node: cred.member.Node}, "", " ")
+// settle keeps an identity, with what is known about the fleet beside what the certificate says. The file that makes it one is written last.
+func settle(dir string, cred *credentials, r Roster, keys Keys, about fleetJSON) (Joined, error) {
+	about.Fleet, about.Node = cred.member.Fleet, cred.member.Node
+	text, err := json.MarshalIndent(about, "", " ")
 	if err != nil {
 		return Joined{}, err
 	}
@@ -195,7 +196,7 @@ func settle(dir string, cred *credentials, r Roster, keys Keys) (Joined, error) 
 	); err != nil {
 		return Joined{}, fmt.Errorf("keep the identity: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, fleetFile), about); err != nil {
+	if err := writeFile(filepath.Join(dir, fleetFile), text); err != nil {
 		return Joined{}, fmt.Errorf("keep the identity: %w", err)
 	}
 	l, err := newListing(r)

@@ -70,6 +70,7 @@ func TestFourthNodeJoinsAndLeaves(t *testing.T) {
 		if _, err := f.leader().c.Ask(within(t, time.Second), "n4", fsm.Query{}); err == nil {
 			t.Error("a retired node is asked")
 		}
+		n.refusedAs(t, "retired")
 		f.stopVirtual()
 	})
 }
@@ -269,6 +270,7 @@ func TestRetiredNodeIsCutOff(t *testing.T) {
 	if _, err := gone.c.Propose(within(t, 3*time.Second), declare("vm", "from the retired one")); err == nil {
 		t.Error("a retired node writes")
 	}
+	gone.refusedAs(t, "retired")
 	f.await("raft to drop it", func() bool { return !f.leader().c.voters()[gone.id] })
 	here.propose(declare("vm", "from a member"))
 }

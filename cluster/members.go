@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/palisade/palisade/fsm"
 )
@@ -20,8 +22,19 @@ func (c *Cluster) followState(ctx context.Context) {
 			continue
 		}
 		c.take(view)
+		c.lookAtSelf(view)
 	}
 }
+
+// lookAtSelf ends this node's part once its own state says that it was retired.
+func (c *Cluster) lookAtSelf(view *fsm.View) {
+	if n, known := view.Node(c.id); known && !n.Member() {
+		c.finish(&RefusedError{Why: fmt.Sprintf("node %s was retired at %s: no node deals with it any more. %s", c.id, n.RetiredAt.Format(time.RFC3339), outside)})
+	}
+}
+
+// outside is what a node is told that the fleet refuses.
+const outside = "Its kernel goes on enforcing what it holds. To use this machine again, move the data directory away and join under a new id"
 
 func concernMembers(events []fsm.Event) bool {
 	for _, e := range events {

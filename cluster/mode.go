@@ -50,6 +50,10 @@ func (c *Cluster) runFollower(ctx context.Context, d *disk, failed chan error) e
 	case err = <-failed:
 		cancel(nil)
 		_ = <-ended // what failed counts
+	case <-c.over:
+		err = c.overErr
+		cancel(nil)
+		_ = <-ended
 	}
 	if !errors.Is(err, errChosen) {
 		c.stop()

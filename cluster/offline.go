@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -116,11 +117,12 @@ func voters(c raft.Configuration) []string {
 
 // Founding is a store whose node is the only voter of its fleet.
 type Founding struct {
-	Node  string // id
-	Epoch uint64
-	Term  uint64 // above every term of the fleet's that is known
-	View  *fsm.View
-	Why   string // why the store that was there, if one was, is set aside
+	Node string // id
+	Term uint64 // above every term of the fleet's that is known
+	View *fsm.View
+	Why  string // why the store that was there, if one was, is set aside
+
+	proof *epochProof // nil in tests
 }
 
 // Found puts the store in the place of the one in dir, which is kept beside it, and returns where, "" if there was
@@ -157,6 +159,18 @@ func Found(ctx context.Context, dir string, f Founding, logger *slog.Logger) (ke
 	return replaceStore(dir, fsm.SetAside{At: time.Now().UTC(), Why: f.Why})
 }
 
+// writeEpoch writes the epoch with its proof: if the identity is not told any more, the store tells it.
+func (f *Founding) writeEpoch(bolt *raftboltdb.BoltStore) error {
+	if f.proof == nil {
+		return nil
+	}
+	data, err := json.Marshal(f.proof)
+	if err != nil {
+		return err
+	}
+	return errors.Join(bolt.SetUint64([]byte(keyEpoch), f.proof.Epoch), bolt.Set([]byte(keyProof), data))
+}
+
 func (f *Founding) write(dir string, logger *slog.Logger) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -167,7 +181,7 @@ func (f *Founding) write(dir string, logger *slog.Logger) error {
 	}
 	err = errors.Join(
 		bolt.Set([]byte(keyNode), []byte(f.Node)),
-		bolt.SetUint64([]byte(keyEpoch), f.Epoch),
+		f.writeEpoch(bolt),
 		bolt.SetUint64([]byte("CurrentTerm"), f.Term), // the key is raft's
 		bolt.Close(),
 	)

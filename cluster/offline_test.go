@@ -44,7 +44,7 @@ func TestFoundOnASurvivor(t *testing.T) {
 		!slices.Equal(off.Voters, []string{"n1", "n2", "n3"}) || off.Gated || off.Owner != n.id {
 		t.Errorf("read %+v at index %d", off, v.Index())
 	}
-	found := Founding{Node: n.id, Epoch: 2, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
+	found := Founding{Node: n.id, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
 	if _, err := Found(stopped, n.dir(), found, logger(t)); !errors.Is(err, context.Canceled) {

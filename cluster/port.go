@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -35,7 +36,9 @@ type port struct {
 	identity  *Identity
 	dir       *directory
 	mayRaft   func(from string, proven bool) bool
-	join      func(net.Conn) // answers one joining node and closes; nil refuses all
+	contacts  *contacts
+	refusedBy func(id string) // called when a node has refused to speak raft with this one
+	join      func(net.Conn)  // answers one joining node and closes; nil refuses all
 	handshake time.Duration
 	logger    *slog.Logger
 	refused   seldom
@@ -186,6 +189,9 @@ func (p *port) check(ctx context.Context, raw *peerConn, conn *tls.Conn, proto s
 	if proto == alpnRaft {
 		proven, err := p.identity.readProof(ctx, conn)
 		if err != nil {
+			return err
+		}
+		if err := p.meet(ctx, conn, member.Node); err != nil {
 			return err
 		}
 		if !p.mayRaft(member.Node, proven) {
@@ -360,8 +366,46 @@ func (p *port) greet(ctx context.Context, raw *peerConn, id, proto string) (*tls
 		if err := p.identity.sendProof(ctx, conn); err != nil {
 			return nil, err
 		}
+		if err := p.introduce(ctx, conn, id); err != nil {
+			return nil, err
+		}
 	}
 	return conn, p.enrol(raw, member, proto)
+}
+
+// introduce says who this node is before raft speaks, and reads whether the other end will have it.
+func (p *port) introduce(ctx context.Context, conn *tls.Conn, id string) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	if _, err := conn.Write(p.contacts.mine.bytes()); err != nil {
+		return err
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		return err
+	}
+	if answer[0] != 0 {
+		p.refusedBy(id)
+		return fmt.Errorf("%w: node %q refuses to speak raft with this node", errRefused, id)
+	}
+	return nil
+}
+
+// meet is the other end of introduce.
+func (p *port) meet(ctx context.Context, conn *tls.Conn, from string) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
+	b := make([]byte, saidBytes)
+	if _, err := io.ReadFull(conn, b); err != nil {
+		return err
+	}
+	met := p.contacts.meet(ctx, from, readSaid(b), nil, "")
+	answer := []byte{0}
+	if met != nil {
+		answer[0] = 1
+		p.refusedBy(from) // if it is at a higher epoch, it can prove that
+		met = fmt.Errorf("%w: node %q: %w", errRefused, from, met)
+	}
+	_, err := conn.Write(answer)
+	return errors.Join(met, err)
 }
 
 func hostOf(conn net.Conn) string {

@@ -89,6 +89,7 @@ func TestPeerRPCIsBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.nodes[1].c.contacts.say(req.Header)
 		if c.timeout != "" {
 			req.Header.Set(timeoutHeader, c.timeout)
 		}

@@ -290,6 +290,7 @@ func TestRetiredNodeDoesNotKnowTheGossipKey(t *testing.T) {
 			f.await(n.id+" to have it", func() bool { primary, _, _ := n.c.keyring.standing(); return primary == now })
 		}
 	}
+	gone.refusedAs(t, "retired")
 }
 
 func mustRenew(t *testing.T, n *node) *peerpb.RenewRequest {

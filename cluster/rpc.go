@@ -50,6 +50,9 @@ type peers interface {
 	follow(ctx context.Context, id string, first *peerpb.FollowUp) (upstream, error)
 }
 
+// verbWho is the one call that anybody of the fleet is answered.
+const verbWho = "who"
+
 // calls are the calls of a peer, with their types.
 type calls struct{ peers }
 
@@ -63,6 +66,10 @@ func ring[R any, PR message[R]](ctx context.Context, p peers, id, verb string, r
 
 func (c calls) hello(ctx context.Context, id string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
 	return ring[peerpb.HelloResponse](ctx, c, id, "hello", req)
+}
+
+func (c calls) who(ctx context.Context, id string, req *peerpb.WhoRequest) (*peerpb.WhoResponse, error) {
+	return ring[peerpb.WhoResponse](ctx, c, id, verbWho, req)
 }
 
 func (c calls) propose(ctx context.Context, id string, req *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
@@ -121,6 +128,7 @@ func handle[Q any, PQ message[Q], R proto.Message](serve func(context.Context, s
 func (c *Cluster) handlers() map[string]handler {
 	return map[string]handler{
 		"hello":     handle(c.onHello),
+		verbWho:     handle(c.onWho),
 		"propose":   handle(c.onPropose),
 		"readindex": handle(c.onReadIndex),
 		"ask":       handle(c.onAsk),
@@ -220,6 +228,7 @@ func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.M
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
+	h.port.contacts.say(hr.Header)
 	hr.ContentLength = int64(len(body))
 	hr.Header.Set(protocolHeader, ownProtocols().String())
 	hr.GetBody = func() (io.ReadCloser, error) { return &sentBody{*bytes.NewReader(body), &left}, nil }
@@ -228,6 +237,7 @@ func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.M
 	}
 	res, err := client.Do(hr)
 	if err != nil {
+		h.port.contacts.unanswered(id, err)
 		if !left.Load() {
 			err = fmt.Errorf("%w: %w", errNotSent, err)
 		}
@@ -241,6 +251,7 @@ func (h *httpPeers) call(ctx context.Context, id, verb string, req, resp proto.M
 	if err != nil {
 		return fmt.Errorf("%s of peer %s: %w", verb, id, err)
 	}
+	h.port.contacts.answered(id, res.Header, strings.TrimSpace(string(data)))
 	switch res.StatusCode {
 	case http.StatusOK:
 	case http.StatusUpgradeRequired: // it did nothing
@@ -282,12 +293,16 @@ func budget(left time.Duration) time.Duration {
 }
 
 // newRPCServer answers peers. base ends every call when the cluster stops.
-func newRPCServer(base context.Context, handlers map[string]handler, follow followed, heard func(id string), logger *slog.Logger) *http.Server {
+func newRPCServer(base context.Context, handlers map[string]handler, follow followed, contacts *contacts, heard func(id string), logger *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	for verb, h := range handlers {
-		mux.Handle("POST /v1/"+verb, answer(h, heard))
+		check := contacts.called
+		if verb == verbWho {
+			check = func(context.Context, string, http.Header) error { return nil }
+		}
+		mux.Handle("POST /v1/"+verb, answer(h, contacts, check, heard))
 	}
-	mux.Handle("POST /v1/follow", serveFollow(follow, heard))
+	mux.Handle("POST /v1/follow", serveFollow(follow, contacts, heard))
 	protocols := &http.Protocols{}
 	protocols.SetHTTP2(true)
 	quiet := func(_ string, l slog.Level) slog.Level { return min(l, slog.LevelDebug) }
@@ -308,10 +323,9 @@ type message[T any] interface {
 	proto.Message
 }
 
-func answer(serve handler, heard func(id string)) http.Handler {
+func answer(serve handler, contacts *contacts, check func(context.Context, string, http.Header) error, heard func(id string)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from := peerOf(r.TLS)
-		heard(from)
 		limit := maxCallTime
 		if v := r.Header.Get(timeoutHeader); v != "" {
 			ms, err := strconv.ParseInt(v, 10, 64)
@@ -323,6 +337,12 @@ func answer(serve handler, heard func(id string)) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
+		contacts.say(w.Header())
+		if err := check(ctx, from, r.Header); err != nil {
+			refuse(w, err)
+			return
+		}
+		heard(from)
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
 		if err != nil {
 			http.Error(w, "body: "+err.Error(), http.StatusRequestEntityTooLarge)
@@ -345,6 +365,16 @@ func answer(serve handler, heard func(id string)) http.Handler {
 			_, _ = w.Write(out) // the caller is gone if it fails
 		}
 	})
+}
+
+// refuse answers a caller that this node may not deal with.
+func refuse(w http.ResponseWriter, err error) {
+	status := http.StatusBadRequest
+	if refused, ok := errors.AsType[*refusal](err); ok {
+		w.Header().Set(refusalHeader, refused.word)
+		status = http.StatusConflict
+	}
+	http.Error(w, err.Error(), status)
 }
 
 // peerOf is the node id in the caller's certificate, "" for who has none. It is read where the handshake has read it: the

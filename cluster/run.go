@@ -31,12 +31,19 @@ const (
 // Run takes part in the fleet until ctx ends, and returns after everything it started has ended. It
 // can be called once. An error means that the node could not take part: the store can't be used, the
 // port is taken, the options contradict the store.
-func (c *Cluster) Run(ctx context.Context) error {
+func (c *Cluster) Run(ctx context.Context) (err error) {
 	if c.ran.Swap(true) {
 		return errors.New("cluster: Run was called before")
 	}
 	defer c.metrics.unregister()
 
+	if p, known := c.dir.now().all[c.id]; known && p.Retired {
+		return &RefusedError{Why: fmt.Sprintf("node %s was retired: no node deals with it any more. %s", c.id, outside)}
+	}
+	if err := c.beginLife(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.leaveLife()) }()
 	d, err := c.world.open(c)
 	if err != nil {
 		c.stop()
@@ -79,6 +86,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 	c.applier.restored = d.newest
 	if err := c.world.serve(c, spawn); err != nil {
 		return err
+	}
+	if c.contacts != nil {
+		c.greet(ctx)
+	}
+	if c.ended() {
+		return c.overErr
 	}
 	spawn(func(ctx context.Context) error { c.sightings.run(ctx); return nil })
 	spawn(func(ctx context.Context) error { c.followState(ctx); return nil })
@@ -143,10 +156,13 @@ func (c *Cluster) runRaft(ctx context.Context, d *disk, how start, failed chan e
 	loops.Go(func() { c.tellFollowers(raftCtx, r) })
 	expelled := make(chan struct{})
 	loops.Go(func() { c.awaitExpulsion(raftCtx, r, expelled) })
+	loops.Go(func() { c.spreadEpoch(raftCtx, r) })
 
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+	case <-c.over:
+		err = c.overErr
 	case <-expelled:
 		err = errExpelled
 	}

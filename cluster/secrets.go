@@ -180,15 +180,7 @@ func (c *Cluster) authority(view *fsm.View) (*pki.Authority, *fsm.Fleet, error) 
 	if !ok {
 		return nil, nil, errors.New("there is no fleet yet")
 	}
-	ca, ok := f.CurrentCA()
-	if !ok {
-		return nil, nil, errors.New("the fleet has no current authority")
-	}
-	key, err := pki.Open(c.identity.SealKey(), pki.AuthorityPurpose(f.ID, ca.ID), ca.SealedKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("the authority's key: %w", err)
-	}
-	a, err := pki.OpenAuthority(ca.Certificate, ca.Cross, key)
+	a, err := openAuthority(f, c.identity.SealKey())
 	if err != nil {
 		return nil, nil, err
 	}

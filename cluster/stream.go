@@ -89,19 +89,26 @@ func (h *httpPeers) follow(ctx context.Context, id string, first *peerpb.FollowU
 		cancel()
 		return nil, err
 	}
+	h.port.contacts.say(req.Header)
 	req.Header.Set(protocolHeader, ownProtocols().String())
 	u := &httpUpstream{cancel: cancel, out: out}
 	go func() { _ = u.say(first) }() // ends with the transport's reading, or with its closing of the body
 	res, err := client.Do(req)
 	if err != nil {
+		h.port.contacts.unanswered(id, err)
 		cancel()
 		return nil, fmt.Errorf("follow peer %s: %w", id, err)
 	}
+	var text string
 	if res.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
+		text = strings.TrimSpace(string(body))
+	}
+	h.port.contacts.answered(id, res.Header, text)
+	if res.StatusCode != http.StatusOK {
 		_ = res.Body.Close()
 		cancel()
-		return nil, fmt.Errorf("follow peer %s: %s: %s", id, res.Status, strings.TrimSpace(string(text)))
+		return nil, fmt.Errorf("follow peer %s: %s: %s", id, res.Status, text)
 	}
 	u.body = res.Body
 	return u, nil
@@ -152,9 +159,17 @@ func (d *httpDownstream) next() (*peerpb.FollowUp, error) {
 type followed func(ctx context.Context, first *peerpb.FollowUp, conn downstream) error
 
 // serveFollow answers a peer that wants to follow.
-func serveFollow(serve followed, heard func(id string)) http.Handler {
+func serveFollow(serve followed, contacts *contacts, heard func(id string)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		peer := peerOf(r.TLS)
+		contacts.say(w.Header())
+		ctx, cancel := context.WithTimeout(r.Context(), takeTime)
+		err := contacts.called(ctx, peer, r.Header)
+		cancel()
+		if err != nil {
+			refuse(w, err)
+			return
+		}
 		heard(peer)
 		d := &httpDownstream{r: r, w: w, rc: http.NewResponseController(w)}
 		_ = d.rc.SetReadDeadline(time.Now().Add(takeTime)) // HTTP/2 can

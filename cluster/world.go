@@ -54,10 +54,16 @@ var _ world = (*realWorld)(nil)
 func (w *realWorld) connect(c *Cluster) error {
 	w.port = newPort(w.opts.Identity, c.dir, c.timing, c.log.With("part", "port"))
 	w.port.mayRaft, w.port.join = c.mayRaft, c.answerJoin
+	c.contacts = newContacts(c.identity, c.dir)
+	c.contacts.over = c.finish
+	c.contacts.floor = c.generation
+	c.contacts.ask = c.lifeOf
+	w.port.contacts = c.contacts
+	w.port.refusedBy = c.explainRefusal
 	w.peers = newHTTPPeers(w.port, c.dir)
 	c.rpc = calls{w.peers}
 	w.base, w.end = context.WithCancel(context.Background())
-	w.server = newRPCServer(w.base, c.handlers(), c.onFollow, c.ears.hear, c.log.With("part", "rpc"))
+	w.server = newRPCServer(w.base, c.handlers(), c.onFollow, c.contacts, c.ears.hear, c.log.With("part", "rpc"))
 	w.server.Handler = understood(ownProtocols(), c.version, w.server.Handler)
 	w.port.ln = w.opts.Listen
 	if w.opts.GossipBind != "" {
@@ -68,7 +74,13 @@ func (w *realWorld) connect(c *Cluster) error {
 
 func (w *realWorld) open(c *Cluster) (*disk, error) {
 	guard := func() *guard { return newGuard(w.opts.Dir, c.timing.StuckIO, c.fatal) }
-	d, err := openWhole(w.opts.Dir, c.id, guard, c.log.With("part", "store"))
+	d, err := openEpoch(w.opts.Dir, c.identity, func() (*disk, error) {
+		return openWhole(w.opts.Dir, c.id, c.identity.Epoch(), guard, c.log.With("part", "store"))
+	})
+	if err == nil {
+		c.contacts.mine.Epoch = c.identity.Epoch()
+		err = d.markEpoch(c.identity.Epoch())
+	}
 	aside := listAside(w.opts.Dir)
 	c.aside.Store(&aside)
 	return d, err

@@ -77,7 +77,7 @@ func (x Outcome_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome_Kind.Descriptor instead.
 func (Outcome_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{5, 0}
+	return file_peer_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type HelloRequest struct {
@@ -335,6 +335,94 @@ func (x *HelloResponse) GetRoom() uint32 {
 	return 0
 }
 
+type WhoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoRequest) Reset() {
+	*x = WhoRequest{}
+	mi := &file_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoRequest) ProtoMessage() {}
+
+func (x *WhoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoRequest.ProtoReflect.Descriptor instead.
+func (*WhoRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{3}
+}
+
+type WhoResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // number of starts of this peer's agent
+	Instance      uint64                 `protobuf:"fixed64,2,opt,name=instance,proto3" json:"instance,omitempty"`    // of this start, random
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoResponse) Reset() {
+	*x = WhoResponse{}
+	mi := &file_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoResponse) ProtoMessage() {}
+
+func (x *WhoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoResponse.ProtoReflect.Descriptor instead.
+func (*WhoResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WhoResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *WhoResponse) GetInstance() uint64 {
+	if x != nil {
+		return x.Instance
+	}
+	return 0
+}
+
 type ProposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Commands      [][]byte               `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"` // as fsm.MarshalCommand gives them, without a time
@@ -344,7 +432,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +444,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +457,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{3}
+	return file_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProposeRequest) GetCommands() [][]byte {
@@ -388,7 +476,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +488,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +501,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{4}
+	return file_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProposeResponse) GetOutcomes() []*Outcome {
@@ -434,7 +522,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +534,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +547,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{5}
+	return file_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Outcome) GetKind() Outcome_Kind {
@@ -493,7 +581,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +593,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +606,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{6}
+	return file_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadIndexRequest) GetHops() uint32 {
@@ -537,7 +625,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +637,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[7]
+	mi := &file_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +650,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{7}
+	return file_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -593,7 +681,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +693,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[8]
+	mi := &file_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +706,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{8}
+	return file_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdmitRequest) GetToken() string {
@@ -699,21 +787,85 @@ func (x *AdmitRequest) GetFormat() uint32 {
 }
 
 // AdmitResponse has either a refusal, a problem, or the rest.
-type AdmitResponse struct {
+// EpochProof is the word of the fleet's authority that the fleet goes on from a node under an epoch.
+type EpochProof struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Refusal       *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
-	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
-	Fleet         string                 `protobuf:"bytes,3,opt,name=fleet,proto3" json:"fleet,omitempty"`
-	Chain         [][]byte               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"`
-	Roster        *Roster                `protobuf:"bytes,5,opt,name=roster,proto3" json:"roster,omitempty"`
-	Keys          *Keys                  `protobuf:"bytes,6,opt,name=keys,proto3" json:"keys,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EpochProof) Reset() {
+	*x = EpochProof{}
+	mi := &file_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochProof) ProtoMessage() {}
+
+func (x *EpochProof) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochProof.ProtoReflect.Descriptor instead.
+func (*EpochProof) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EpochProof) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EpochProof) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EpochProof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type AdmitResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Refusal    *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Problem    string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	Fleet      string                 `protobuf:"bytes,3,opt,name=fleet,proto3" json:"fleet,omitempty"`
+	Chain      [][]byte               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"`
+	Roster     *Roster                `protobuf:"bytes,5,opt,name=roster,proto3" json:"roster,omitempty"`
+	Keys       *Keys                  `protobuf:"bytes,6,opt,name=keys,proto3" json:"keys,omitempty"`
+	EpochProof *EpochProof            `protobuf:"bytes,20,opt,name=epoch_proof,json=epochProof,proto3" json:"epoch_proof,omitempty"` // absent in the first epoch
+	// generation is not 0 for a node that is admitted again because an answer was lost, and was started since.
+	Generation    uint64 `protobuf:"varint,21,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +877,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +890,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{9}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AdmitResponse) GetRefusal() *Refusal {
@@ -783,6 +935,20 @@ func (x *AdmitResponse) GetKeys() *Keys {
 	return nil
 }
 
+func (x *AdmitResponse) GetEpochProof() *EpochProof {
+	if x != nil {
+		return x.EpochProof
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -794,7 +960,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +972,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +985,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Refusal) GetCode() string {
@@ -855,7 +1021,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1033,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1046,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Roster) GetEpoch() uint64 {
@@ -926,7 +1092,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1104,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[12]
+	mi := &file_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1117,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Peer) GetId() string {
@@ -1016,7 +1182,7 @@ type Keys struct {
 
 func (x *Keys) Reset() {
 	*x = Keys{}
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1194,7 @@ func (x *Keys) String() string {
 func (*Keys) ProtoMessage() {}
 
 func (x *Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[13]
+	mi := &file_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1207,7 @@ func (x *Keys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keys.ProtoReflect.Descriptor instead.
 func (*Keys) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Keys) GetEpoch() uint64 {
@@ -1082,7 +1248,7 @@ type GossipKey struct {
 
 func (x *GossipKey) Reset() {
 	*x = GossipKey{}
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1260,7 @@ func (x *GossipKey) String() string {
 func (*GossipKey) ProtoMessage() {}
 
 func (x *GossipKey) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[14]
+	mi := &file_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1273,7 @@ func (x *GossipKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
 func (*GossipKey) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GossipKey) GetId() string {
@@ -1134,7 +1300,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1312,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[15]
+	mi := &file_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1325,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -1186,7 +1352,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1364,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[16]
+	mi := &file_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1377,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenewResponse) GetRefusal() *Refusal {
@@ -1239,7 +1405,7 @@ type ServingRequest struct {
 
 func (x *ServingRequest) Reset() {
 	*x = ServingRequest{}
-	mi := &file_peer_proto_msgTypes[17]
+	mi := &file_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1417,7 @@ func (x *ServingRequest) String() string {
 func (*ServingRequest) ProtoMessage() {}
 
 func (x *ServingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[17]
+	mi := &file_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1430,7 @@ func (x *ServingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServingRequest.ProtoReflect.Descriptor instead.
 func (*ServingRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ServingRequest) GetRequest() []byte {
@@ -1297,7 +1463,7 @@ type ServingResponse struct {
 
 func (x *ServingResponse) Reset() {
 	*x = ServingResponse{}
-	mi := &file_peer_proto_msgTypes[18]
+	mi := &file_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1475,7 @@ func (x *ServingResponse) String() string {
 func (*ServingResponse) ProtoMessage() {}
 
 func (x *ServingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[18]
+	mi := &file_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1488,7 @@ func (x *ServingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServingResponse.ProtoReflect.Descriptor instead.
 func (*ServingResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ServingResponse) GetChain() [][]byte {
@@ -1341,7 +1507,7 @@ type SecretsRequest struct {
 
 func (x *SecretsRequest) Reset() {
 	*x = SecretsRequest{}
-	mi := &file_peer_proto_msgTypes[19]
+	mi := &file_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1519,7 @@ func (x *SecretsRequest) String() string {
 func (*SecretsRequest) ProtoMessage() {}
 
 func (x *SecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[19]
+	mi := &file_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1532,7 @@ func (x *SecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretsRequest.ProtoReflect.Descriptor instead.
 func (*SecretsRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SecretsRequest) GetRevision() uint64 {
@@ -1385,7 +1551,7 @@ type SecretsResponse struct {
 
 func (x *SecretsResponse) Reset() {
 	*x = SecretsResponse{}
-	mi := &file_peer_proto_msgTypes[20]
+	mi := &file_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1563,7 @@ func (x *SecretsResponse) String() string {
 func (*SecretsResponse) ProtoMessage() {}
 
 func (x *SecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[20]
+	mi := &file_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1576,7 @@ func (x *SecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretsResponse.ProtoReflect.Descriptor instead.
 func (*SecretsResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SecretsResponse) GetKeys() *Keys {
@@ -1429,7 +1595,7 @@ type EntrustRequest struct {
 
 func (x *EntrustRequest) Reset() {
 	*x = EntrustRequest{}
-	mi := &file_peer_proto_msgTypes[21]
+	mi := &file_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1607,7 @@ func (x *EntrustRequest) String() string {
 func (*EntrustRequest) ProtoMessage() {}
 
 func (x *EntrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[21]
+	mi := &file_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1620,7 @@ func (x *EntrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntrustRequest.ProtoReflect.Descriptor instead.
 func (*EntrustRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EntrustRequest) GetSealKey() []byte {
@@ -1472,7 +1638,7 @@ type EntrustResponse struct {
 
 func (x *EntrustResponse) Reset() {
 	*x = EntrustResponse{}
-	mi := &file_peer_proto_msgTypes[22]
+	mi := &file_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1650,7 @@ func (x *EntrustResponse) String() string {
 func (*EntrustResponse) ProtoMessage() {}
 
 func (x *EntrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[22]
+	mi := &file_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1663,7 @@ func (x *EntrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntrustResponse.ProtoReflect.Descriptor instead.
 func (*EntrustResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_proto_rawDescGZIP(), []int{25}
 }
 
 type RotateRequest struct {
@@ -1511,7 +1677,7 @@ type RotateRequest struct {
 
 func (x *RotateRequest) Reset() {
 	*x = RotateRequest{}
-	mi := &file_peer_proto_msgTypes[23]
+	mi := &file_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1689,7 @@ func (x *RotateRequest) String() string {
 func (*RotateRequest) ProtoMessage() {}
 
 func (x *RotateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[23]
+	mi := &file_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1702,7 @@ func (x *RotateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRequest.ProtoReflect.Descriptor instead.
 func (*RotateRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateRequest) GetWhat() string {
@@ -1570,7 +1736,7 @@ type RotateResponse struct {
 
 func (x *RotateResponse) Reset() {
 	*x = RotateResponse{}
-	mi := &file_peer_proto_msgTypes[24]
+	mi := &file_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1748,7 @@ func (x *RotateResponse) String() string {
 func (*RotateResponse) ProtoMessage() {}
 
 func (x *RotateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[24]
+	mi := &file_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1761,7 @@ func (x *RotateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateResponse.ProtoReflect.Descriptor instead.
 func (*RotateResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RotateResponse) GetRefusal() *Refusal {
@@ -1625,7 +1791,7 @@ type AskRequest struct {
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_peer_proto_msgTypes[25]
+	mi := &file_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1803,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[25]
+	mi := &file_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1816,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AskRequest) GetWaitIndex() uint64 {
@@ -1701,7 +1867,7 @@ type Packet struct {
 
 func (x *Packet) Reset() {
 	*x = Packet{}
-	mi := &file_peer_proto_msgTypes[26]
+	mi := &file_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1879,7 @@ func (x *Packet) String() string {
 func (*Packet) ProtoMessage() {}
 
 func (x *Packet) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[26]
+	mi := &file_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1892,7 @@ func (x *Packet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Packet.ProtoReflect.Descriptor instead.
 func (*Packet) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Packet) GetSrc() []byte {
@@ -1787,7 +1953,7 @@ type AskResponse struct {
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[27]
+	mi := &file_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1965,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[27]
+	mi := &file_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1978,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -1932,7 +2098,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_peer_proto_msgTypes[28]
+	mi := &file_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2110,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[28]
+	mi := &file_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2123,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Problem) GetCode() string {
@@ -1998,7 +2164,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2176,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2189,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
@@ -2052,7 +2218,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2230,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2243,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -2125,7 +2291,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2303,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2316,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{31}
+	return file_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -2229,7 +2395,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2407,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2420,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{32}
+	return file_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -2306,7 +2472,7 @@ type FollowUp struct {
 
 func (x *FollowUp) Reset() {
 	*x = FollowUp{}
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2484,7 @@ func (x *FollowUp) String() string {
 func (*FollowUp) ProtoMessage() {}
 
 func (x *FollowUp) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2497,7 @@ func (x *FollowUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowUp.ProtoReflect.Descriptor instead.
 func (*FollowUp) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{33}
+	return file_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FollowUp) GetNode() string {
@@ -2379,7 +2545,7 @@ type FollowDown struct {
 
 func (x *FollowDown) Reset() {
 	*x = FollowDown{}
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2557,7 @@ func (x *FollowDown) String() string {
 func (*FollowDown) ProtoMessage() {}
 
 func (x *FollowDown) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2570,7 @@ func (x *FollowDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowDown.ProtoReflect.Descriptor instead.
 func (*FollowDown) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{34}
+	return file_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FollowDown) GetWhat() isFollowDown_What {
@@ -2503,7 +2669,7 @@ type FollowRefused struct {
 
 func (x *FollowRefused) Reset() {
 	*x = FollowRefused{}
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2681,7 @@ func (x *FollowRefused) String() string {
 func (*FollowRefused) ProtoMessage() {}
 
 func (x *FollowRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2694,7 @@ func (x *FollowRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRefused.ProtoReflect.Descriptor instead.
 func (*FollowRefused) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{35}
+	return file_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FollowRefused) GetWhy() string {
@@ -2564,7 +2730,7 @@ type FollowBeat struct {
 
 func (x *FollowBeat) Reset() {
 	*x = FollowBeat{}
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2742,7 @@ func (x *FollowBeat) String() string {
 func (*FollowBeat) ProtoMessage() {}
 
 func (x *FollowBeat) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2755,7 @@ func (x *FollowBeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowBeat.ProtoReflect.Descriptor instead.
 func (*FollowBeat) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{36}
+	return file_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FollowBeat) GetLeader() string {
@@ -2650,7 +2816,7 @@ type FollowEntries struct {
 
 func (x *FollowEntries) Reset() {
 	*x = FollowEntries{}
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2828,7 @@ func (x *FollowEntries) String() string {
 func (*FollowEntries) ProtoMessage() {}
 
 func (x *FollowEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2841,7 @@ func (x *FollowEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntries.ProtoReflect.Descriptor instead.
 func (*FollowEntries) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{37}
+	return file_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FollowEntries) GetEntries() []*FollowEntry {
@@ -2699,7 +2865,7 @@ type FollowEntry struct {
 
 func (x *FollowEntry) Reset() {
 	*x = FollowEntry{}
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2877,7 @@ func (x *FollowEntry) String() string {
 func (*FollowEntry) ProtoMessage() {}
 
 func (x *FollowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2890,7 @@ func (x *FollowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntry.ProtoReflect.Descriptor instead.
 func (*FollowEntry) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{38}
+	return file_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FollowEntry) GetIndex() uint64 {
@@ -2782,7 +2948,7 @@ type FollowSnapshot struct {
 
 func (x *FollowSnapshot) Reset() {
 	*x = FollowSnapshot{}
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2960,7 @@ func (x *FollowSnapshot) String() string {
 func (*FollowSnapshot) ProtoMessage() {}
 
 func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +2973,7 @@ func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowSnapshot.ProtoReflect.Descriptor instead.
 func (*FollowSnapshot) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{39}
+	return file_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FollowSnapshot) GetIndex() uint64 {
@@ -2860,7 +3026,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3038,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3051,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{40}
+	return file_peer_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Sighting) GetVm() string {
@@ -2941,7 +3107,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3119,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3132,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{41}
+	return file_peer_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -3016,7 +3182,14 @@ const file_peer_proto_rawDesc = "" +
 	"membership\x12\x18\n" +
 	"\afollows\x18\r \x01(\bR\afollows\x12\x1b\n" +
 	"\tcaught_up\x18\x0e \x01(\bR\bcaughtUp\x12\x12\n" +
-	"\x04room\x18\x0f \x01(\rR\x04roomJ\x04\b\x02\x10\x03\",\n" +
+	"\x04room\x18\x0f \x01(\rR\x04roomJ\x04\b\x02\x10\x03\"\f\n" +
+	"\n" +
+	"WhoRequest\"I\n" +
+	"\vWhoResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\x06R\binstance\",\n" +
 	"\x0eProposeRequest\x12\x1a\n" +
 	"\bcommands\x18\x01 \x03(\fR\bcommands\"H\n" +
 	"\x0fProposeResponse\x125\n" +
@@ -3047,14 +3220,24 @@ const file_peer_proto_rawDesc = "" +
 	"\arequest\x18\t \x01(\fR\arequest\x12\x12\n" +
 	"\x04from\x18\n" +
 	" \x01(\tR\x04from\x12\x16\n" +
-	"\x06format\x18\v \x01(\rR\x06format\"\xe8\x01\n" +
+	"\x06format\x18\v \x01(\rR\x06format\"T\n" +
+	"\n" +
+	"EpochProof\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"\xc7\x02\n" +
 	"\rAdmitResponse\x123\n" +
 	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x14\n" +
 	"\x05fleet\x18\x03 \x01(\tR\x05fleet\x12\x14\n" +
 	"\x05chain\x18\x04 \x03(\fR\x05chain\x120\n" +
 	"\x06roster\x18\x05 \x01(\v2\x18.palisade.peer.v1.RosterR\x06roster\x12*\n" +
-	"\x04keys\x18\x06 \x01(\v2\x16.palisade.peer.v1.KeysR\x04keys\"K\n" +
+	"\x04keys\x18\x06 \x01(\v2\x16.palisade.peer.v1.KeysR\x04keys\x12=\n" +
+	"\vepoch_proof\x18\x14 \x01(\v2\x1c.palisade.peer.v1.EpochProofR\n" +
+	"epochProof\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x15 \x01(\x04R\n" +
+	"generation\"K\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
@@ -3241,85 +3424,89 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_peer_proto_goTypes = []any{
 	(Outcome_Kind)(0),         // 0: palisade.peer.v1.Outcome.Kind
 	(*HelloRequest)(nil),      // 1: palisade.peer.v1.HelloRequest
 	(*Membership)(nil),        // 2: palisade.peer.v1.Membership
 	(*HelloResponse)(nil),     // 3: palisade.peer.v1.HelloResponse
-	(*ProposeRequest)(nil),    // 4: palisade.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 5: palisade.peer.v1.ProposeResponse
-	(*Outcome)(nil),           // 6: palisade.peer.v1.Outcome
-	(*ReadIndexRequest)(nil),  // 7: palisade.peer.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil), // 8: palisade.peer.v1.ReadIndexResponse
-	(*AdmitRequest)(nil),      // 9: palisade.peer.v1.AdmitRequest
-	(*AdmitResponse)(nil),     // 10: palisade.peer.v1.AdmitResponse
-	(*Refusal)(nil),           // 11: palisade.peer.v1.Refusal
-	(*Roster)(nil),            // 12: palisade.peer.v1.Roster
-	(*Peer)(nil),              // 13: palisade.peer.v1.Peer
-	(*Keys)(nil),              // 14: palisade.peer.v1.Keys
-	(*GossipKey)(nil),         // 15: palisade.peer.v1.GossipKey
-	(*RenewRequest)(nil),      // 16: palisade.peer.v1.RenewRequest
-	(*RenewResponse)(nil),     // 17: palisade.peer.v1.RenewResponse
-	(*ServingRequest)(nil),    // 18: palisade.peer.v1.ServingRequest
-	(*ServingResponse)(nil),   // 19: palisade.peer.v1.ServingResponse
-	(*SecretsRequest)(nil),    // 20: palisade.peer.v1.SecretsRequest
-	(*SecretsResponse)(nil),   // 21: palisade.peer.v1.SecretsResponse
-	(*EntrustRequest)(nil),    // 22: palisade.peer.v1.EntrustRequest
-	(*EntrustResponse)(nil),   // 23: palisade.peer.v1.EntrustResponse
-	(*RotateRequest)(nil),     // 24: palisade.peer.v1.RotateRequest
-	(*RotateResponse)(nil),    // 25: palisade.peer.v1.RotateResponse
-	(*AskRequest)(nil),        // 26: palisade.peer.v1.AskRequest
-	(*Packet)(nil),            // 27: palisade.peer.v1.Packet
-	(*AskResponse)(nil),       // 28: palisade.peer.v1.AskResponse
-	(*Problem)(nil),           // 29: palisade.peer.v1.Problem
-	(*SourceStatus)(nil),      // 30: palisade.peer.v1.SourceStatus
-	(*Explanation)(nil),       // 31: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 32: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 33: palisade.peer.v1.BlockReport
-	(*FollowUp)(nil),          // 34: palisade.peer.v1.FollowUp
-	(*FollowDown)(nil),        // 35: palisade.peer.v1.FollowDown
-	(*FollowRefused)(nil),     // 36: palisade.peer.v1.FollowRefused
-	(*FollowBeat)(nil),        // 37: palisade.peer.v1.FollowBeat
-	(*FollowEntries)(nil),     // 38: palisade.peer.v1.FollowEntries
-	(*FollowEntry)(nil),       // 39: palisade.peer.v1.FollowEntry
-	(*FollowSnapshot)(nil),    // 40: palisade.peer.v1.FollowSnapshot
-	(*Sighting)(nil),          // 41: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 42: palisade.peer.v1.NodeMeta
-	nil,                       // 43: palisade.peer.v1.AskResponse.BlocksEntry
-	nil,                       // 44: palisade.peer.v1.AskResponse.SourcesEntry
+	(*WhoRequest)(nil),        // 4: palisade.peer.v1.WhoRequest
+	(*WhoResponse)(nil),       // 5: palisade.peer.v1.WhoResponse
+	(*ProposeRequest)(nil),    // 6: palisade.peer.v1.ProposeRequest
+	(*ProposeResponse)(nil),   // 7: palisade.peer.v1.ProposeResponse
+	(*Outcome)(nil),           // 8: palisade.peer.v1.Outcome
+	(*ReadIndexRequest)(nil),  // 9: palisade.peer.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil), // 10: palisade.peer.v1.ReadIndexResponse
+	(*AdmitRequest)(nil),      // 11: palisade.peer.v1.AdmitRequest
+	(*EpochProof)(nil),        // 12: palisade.peer.v1.EpochProof
+	(*AdmitResponse)(nil),     // 13: palisade.peer.v1.AdmitResponse
+	(*Refusal)(nil),           // 14: palisade.peer.v1.Refusal
+	(*Roster)(nil),            // 15: palisade.peer.v1.Roster
+	(*Peer)(nil),              // 16: palisade.peer.v1.Peer
+	(*Keys)(nil),              // 17: palisade.peer.v1.Keys
+	(*GossipKey)(nil),         // 18: palisade.peer.v1.GossipKey
+	(*RenewRequest)(nil),      // 19: palisade.peer.v1.RenewRequest
+	(*RenewResponse)(nil),     // 20: palisade.peer.v1.RenewResponse
+	(*ServingRequest)(nil),    // 21: palisade.peer.v1.ServingRequest
+	(*ServingResponse)(nil),   // 22: palisade.peer.v1.ServingResponse
+	(*SecretsRequest)(nil),    // 23: palisade.peer.v1.SecretsRequest
+	(*SecretsResponse)(nil),   // 24: palisade.peer.v1.SecretsResponse
+	(*EntrustRequest)(nil),    // 25: palisade.peer.v1.EntrustRequest
+	(*EntrustResponse)(nil),   // 26: palisade.peer.v1.EntrustResponse
+	(*RotateRequest)(nil),     // 27: palisade.peer.v1.RotateRequest
+	(*RotateResponse)(nil),    // 28: palisade.peer.v1.RotateResponse
+	(*AskRequest)(nil),        // 29: palisade.peer.v1.AskRequest
+	(*Packet)(nil),            // 30: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 31: palisade.peer.v1.AskResponse
+	(*Problem)(nil),           // 32: palisade.peer.v1.Problem
+	(*SourceStatus)(nil),      // 33: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 34: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 35: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 36: palisade.peer.v1.BlockReport
+	(*FollowUp)(nil),          // 37: palisade.peer.v1.FollowUp
+	(*FollowDown)(nil),        // 38: palisade.peer.v1.FollowDown
+	(*FollowRefused)(nil),     // 39: palisade.peer.v1.FollowRefused
+	(*FollowBeat)(nil),        // 40: palisade.peer.v1.FollowBeat
+	(*FollowEntries)(nil),     // 41: palisade.peer.v1.FollowEntries
+	(*FollowEntry)(nil),       // 42: palisade.peer.v1.FollowEntry
+	(*FollowSnapshot)(nil),    // 43: palisade.peer.v1.FollowSnapshot
+	(*Sighting)(nil),          // 44: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 45: palisade.peer.v1.NodeMeta
+	nil,                       // 46: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 47: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	2,  // 0: palisade.peer.v1.HelloRequest.membership:type_name -> palisade.peer.v1.Membership
 	2,  // 1: palisade.peer.v1.HelloResponse.membership:type_name -> palisade.peer.v1.Membership
-	6,  // 2: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
+	8,  // 2: palisade.peer.v1.ProposeResponse.outcomes:type_name -> palisade.peer.v1.Outcome
 	0,  // 3: palisade.peer.v1.Outcome.kind:type_name -> palisade.peer.v1.Outcome.Kind
-	11, // 4: palisade.peer.v1.AdmitResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	12, // 5: palisade.peer.v1.AdmitResponse.roster:type_name -> palisade.peer.v1.Roster
-	14, // 6: palisade.peer.v1.AdmitResponse.keys:type_name -> palisade.peer.v1.Keys
-	13, // 7: palisade.peer.v1.Roster.peers:type_name -> palisade.peer.v1.Peer
-	15, // 8: palisade.peer.v1.Keys.keys:type_name -> palisade.peer.v1.GossipKey
-	11, // 9: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	14, // 10: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
-	11, // 11: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	27, // 12: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	43, // 13: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	31, // 14: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	44, // 15: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
-	29, // 16: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	32, // 17: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	36, // 18: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
-	37, // 19: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
-	38, // 20: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
-	40, // 21: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
-	39, // 22: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
-	33, // 23: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	30, // 24: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	14, // 4: palisade.peer.v1.AdmitResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	15, // 5: palisade.peer.v1.AdmitResponse.roster:type_name -> palisade.peer.v1.Roster
+	17, // 6: palisade.peer.v1.AdmitResponse.keys:type_name -> palisade.peer.v1.Keys
+	12, // 7: palisade.peer.v1.AdmitResponse.epoch_proof:type_name -> palisade.peer.v1.EpochProof
+	16, // 8: palisade.peer.v1.Roster.peers:type_name -> palisade.peer.v1.Peer
+	18, // 9: palisade.peer.v1.Keys.keys:type_name -> palisade.peer.v1.GossipKey
+	14, // 10: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	17, // 11: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
+	14, // 12: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
+	30, // 13: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	46, // 14: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	34, // 15: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	47, // 16: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	32, // 17: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	35, // 18: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	39, // 19: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
+	40, // 20: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
+	41, // 21: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
+	43, // 22: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
+	42, // 23: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
+	36, // 24: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	33, // 25: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -3327,8 +3514,8 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
-	file_peer_proto_msgTypes[27].OneofWrappers = []any{}
-	file_peer_proto_msgTypes[34].OneofWrappers = []any{
+	file_peer_proto_msgTypes[30].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[37].OneofWrappers = []any{
 		(*FollowDown_Refused)(nil),
 		(*FollowDown_Beat)(nil),
 		(*FollowDown_Entries)(nil),
@@ -3341,7 +3528,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
