@@ -139,6 +139,10 @@ func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 			out.Certificate = &wire.Certificate{Serial: n.Serial, NotAfter: n.NotAfter, Confirmed: n.Confirmed == n.Serial}
 		}
 	}
+	if n != nil && !n.Member() {
+		out.Problem = "retired"
+		return out
+	}
 	if m == nil {
 		out.Problem = "not a member of the cluster"
 		return out

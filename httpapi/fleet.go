@@ -184,6 +184,9 @@ func wireFleet(v *fsm.View, f *fsm.Fleet) wire.Fleet {
 	if out.Awaiting == nil {
 		out.Awaiting = []string{}
 	}
+	if f.Since.Index != 0 {
+		out.Since = &wire.Epoch{At: f.Since.At, Node: f.Since.Node, How: string(f.Since.How), Settled: f.Since.Settled >= f.Epoch}
+	}
 	for _, ca := range f.CAs {
 		a := wire.Authority{SHA256: ca.ID, State: string(ca.State), Certificate: string(pki.EncodeChain([][]byte{ca.Certificate}))}
 		if cert, err := x509.ParseCertificate(ca.Certificate); err == nil {

@@ -49,10 +49,16 @@ func (s *Server) listNodes(ctx context.Context, in *listNodesInput) (*listNodesO
 
 func (s *Server) joinNode(v *fsm.View, id string, r *reply) wire.Node {
 	n, _ := v.Node(id)
+	var out wire.Node
 	if r == nil {
-		return s.wireNode(n, nil, nil)
+		out = s.wireNode(n, nil, nil)
+	} else {
+		out = s.wireNode(n, &r.member, r)
 	}
-	return s.wireNode(n, &r.member, r)
+	for range v.VMsOn(id) {
+		out.VMs++
+	}
+	return out
 }
 
 // replies asks every member once for its indexes.

@@ -40,6 +40,7 @@ type Token struct {
 type Options struct {
 	Backend Backend
 	Audit   Audit   // what the state keeps of it, if nil
+	Backups Backups // none, if nil
 	Tokens  []Token // none: no caller over TCP is admitted
 	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
 	DebugBundle func(ctx context.Context, w io.Writer) error
@@ -72,6 +73,9 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
+	}
+	if o.Backups == nil {
+		o.Backups = noBackups{}
 	}
 	if o.Audit == nil {
 		o.Audit = stateAudit{o.Backend}

@@ -35,8 +35,11 @@ func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, er
 		AgeMS: h.Age, CaughtUp: st.CaughtUp, Version: s.opts.Version,
 		Counts: wire.Counts{VMs: v.CountVMs(), Blocks: v.CountBlocks(), ActiveBlocks: v.CountActive(), PendingBlocks: v.CountPending()},
 	}
-	for range v.Nodes() {
+	for range v.Members() {
 		body.Counts.Nodes++
+	}
+	for range v.Lost() {
+		body.Counts.LostVMs++
 	}
 	for range v.Guards() {
 		body.Counts.Guards++

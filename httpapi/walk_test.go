@@ -34,7 +34,8 @@ func mayUse() map[string]string {
 		"put-list-source": "a", "delete-list-source": "a",
 		"list-guards": read, "add-guard": "a", "remove-guard": "a", "remove-vm-guard": "a",
 		"get-settings": read, "put-settings": "a",
-		"list-audit": "a", "export-audit": "a", "verify-audit": "a", "debug-bundle": "a",
+		"list-audit": "a", "export-audit": "a", "verify-audit": "a", "debug-bundle": "a", "backup": "a",
+		"drain-node": "a", "undrain-node": "a", "retire-node": "a", "settle-epoch": "a",
 		"login": "aobvm-", "login-oidc": "aobvm-", "login-oidc-callback": "aobvm-",
 		"logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
 		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
@@ -82,6 +83,7 @@ func walked(t *testing.T) (f *fleet, who []credential) {
 	f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}, Reason: fsm.ReasonUnpaid})
 	f.Apply(fsm.DescribeList{Name: "feed"})
 	f.Form()
+	f.Admit("n2")
 	f.Apply(fsm.CreateJoinToken{ID: "b1", Hash: [32]byte{1}, TTL: time.Minute})
 	f.Apply(fsm.CreateToken{Name: "feed", Scope: ScopeViewer, Hash: [32]byte{1}})
 	f.Apply(fsm.PutUser{Name: "feed", Scope: ScopeViewer, Password: walkPassword()})

@@ -3,7 +3,9 @@
 package recovery
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -19,6 +21,8 @@ type Loss struct {
 	Block *fsm.Block
 	// Element is what only a kernel holds.
 	Element enforce.Element
+	// What says it in words, of what is neither.
+	What string
 	// Unkept says why it can't be carried over, empty if it can.
 	Unkept string
 	ops    []fsm.Op
@@ -26,6 +30,9 @@ type Loss struct {
 
 // String names the loss for people, on one line.
 func (l Loss) String() string {
+	if l.What != "" {
+		return l.What
+	}
 	if l.Block == nil {
 		return l.Element.String() + " (in this node's kernel; no state says why)"
 	}
@@ -257,4 +264,45 @@ func Keep(losses []Loss) []fsm.Op {
 		out = append(out, l.ops...)
 	}
 	return out
+}
+
+// Try finds out which losses can't be carried over because to would refuse it, and says so in them. to stays as it is.
+func Try(to *fsm.View, losses []Loss) error {
+	var b bytes.Buffer
+	if err := to.WriteSnapshot(&b); err != nil {
+		return err
+	}
+	state := fsm.NewStore()
+	if err := state.Restore(&b); err != nil {
+		return err
+	}
+	for i := range losses {
+		for _, op := range losses[i].ops {
+			refused, err := try(state, op)
+			if err != nil {
+				return err
+			}
+			if refused != nil {
+				losses[i].Unkept, losses[i].ops = refused.Error(), nil
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func try(state *fsm.Store, op fsm.Op) (*fsm.Error, error) {
+	v := state.View()
+	data, err := fsm.MarshalCommand(fsm.Command{Time: v.Time(), Actor: "restore", Op: op})
+	if refused, ok := errors.AsType[*fsm.Error](err); ok {
+		return refused, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	res, err := state.ApplyBatch([]fsm.Entry{{Index: v.Index() + 1, Data: data}})
+	if err != nil {
+		return nil, err
+	}
+	return res[0].Err, nil
 }

@@ -213,3 +213,19 @@ func TestKernelLosses(t *testing.T) {
 		t.Errorf("after all was kept that can be: %v", names(left))
 	}
 }
+
+// TestARefusalIsNoLossOfTheRest: what the backup's state refuses is said, and the rest is kept.
+func TestARefusalIsNoLossOfTheRest(t *testing.T) {
+	now := newLog(t, base()...)
+	now.do(drop(prefix("192.0.2.9/32")))
+	now.do(drop(prefix("192.0.2.10/32")))
+	backup := newLog(t, append(base(), fsm.PutGuard{Prefix: netip.MustParsePrefix("192.0.2.9/32"), Note: "office"})...)
+	losses := Losses(now.view(), backup.view())
+	before := backup.view().Hash()
+	if err := Try(backup.view(), losses); err != nil {
+		t.Fatal(err)
+	}
+	if len(losses) != 2 || !strings.Contains(losses[0].Unkept, "office") || losses[1].Unkept != "" || len(Keep(losses)) != 1 || backup.view().Hash() != before {
+		t.Errorf("%+v", losses)
+	}
+}

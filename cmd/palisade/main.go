@@ -64,6 +64,11 @@ type cli struct {
 	CA        CACmd        `cmd:"" name:"ca" help:"Show and rotate the fleet's certificate authority."`
 	GossipKey GossipKeyCmd `cmd:"" help:"Rotate the key of the gossip."`
 
+	Backup  BackupCmd  `cmd:"" help:"Make and check backups."`
+	Restore RestoreCmd `cmd:"" help:"Bring a fleet back from a backup, on this node."`
+	Recover RecoverCmd `cmd:"" help:"Go on from this node alone, after the quorum was lost for good."`
+	Settle  SettleCmd  `cmd:"" help:"After a recovery: let nodes let go of what only their kernels hold."`
+
 	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 
 	Version    VersionCmd    `cmd:"" help:"Print the version."`

@@ -15,8 +15,11 @@ import (
 
 // NodeCmd groups what is done with nodes.
 type NodeCmd struct {
-	Ls   NodeLsCmd   `cmd:"" aliases:"list" help:"List the nodes."`
-	Show NodeShowCmd `cmd:"" help:"Show a node."`
+	Ls      NodeLsCmd      `cmd:"" aliases:"list" help:"List the nodes."`
+	Show    NodeShowCmd    `cmd:"" help:"Show a node."`
+	Drain   NodeDrainCmd   `cmd:"" help:"Take all voter duty from a node, and show what runs there."`
+	Undrain NodeUndrainCmd `cmd:"" help:"Let a node be a voter again."`
+	Retire  NodeRetireCmd  `cmd:"" help:"End a node's membership for ever."`
 }
 
 // NodeLsCmd lists nodes.
@@ -28,9 +31,14 @@ func (c *NodeLsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	head := []string{"ID", "NAME", "ROLE", "HEALTHY", "APPLIED", "ENFORCED", "ADDRESSES", "VERSION", "CERTIFICATE", "PROBLEM"}
+	head := []string{"ID", "ROLE", "STATE", "HEALTHY", "APPLIED", "ENFORCED", "CLOCK", "CERTIFICATE", "VMS", "VERSION", "ADDRESSES", "PROBLEM"}
 	return printList(g, api.Nodes(ctx), head, func(n client.Node) []string {
-		return []string{n.ID, n.Name, n.Role, yes(n.Healthy), strconv.FormatUint(n.AppliedIndex, 10), strconv.FormatUint(n.EnforcedIndex, 10), some(n.Addresses, 2), n.Version, certificateText(&n), n.Problem}
+		role, clock, certificate := n.Role, clockText(n.ClockOffsetMS), certificateText(&n)
+		if n.State == "retired" {
+			role, clock, certificate = "-", "-", "-"
+		}
+		return []string{n.ID, role, n.State, yes(n.Healthy), strconv.FormatUint(n.AppliedIndex, 10), strconv.FormatUint(n.EnforcedIndex, 10),
+			clock, certificate, strconv.Itoa(n.VMs), n.Version, some(n.Addresses, 2), n.Problem}
 	})
 }
 
@@ -123,7 +131,11 @@ func (c *StatCmd) Run(ctx context.Context, g *Globals) error {
 	g.printf("state     index %d of %d committed, %s; hash %.16s\n", s.Index, s.CommitIndex, age(s.AgeMS), s.StateHash)
 	g.printf("kernel    index %d here, %d on the slowest node\n", s.NodeEnforcedIndex, s.EnforcedIndex)
 	n := s.Counts
-	g.printf("fleet     %s (%d alive), %s, %s, %d pending, %s\n", count(n.Nodes, "node"), n.Alive, count(n.VMs, "VM"),
+	lost := ""
+	if n.LostVMs > 0 {
+		lost = fmt.Sprintf(" (%d LOST with retired nodes)", n.LostVMs)
+	}
+	g.printf("fleet     %s (%d alive), %s%s, %s, %d pending, %s\n", count(n.Nodes, "node"), n.Alive, count(n.VMs, "VM"), lost,
 		count(n.ActiveBlocks, "active block"), n.PendingBlocks, count(n.Guards, "guard"))
 	g.printProblems(s.Problems)
 	return nil

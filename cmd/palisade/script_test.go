@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/palisade/palisade/backup"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi"
 	"github.com/palisade/palisade/httpapi/apitest"
@@ -61,11 +63,24 @@ func setup(t *testing.T, e *testscript.Env) error {
 	return nil
 }
 
+// stateBackups makes backups of a scripted fleet.
+type stateBackups struct{ f *apitest.Fleet }
+
+func (b stateBackups) Backup(recipients []string) (func(io.Writer) error, error) {
+	to, err := backup.ParseRecipients(recipients)
+	if err != nil {
+		return nil, &fsm.Error{Code: fsm.CodeInvalid, Field: "recipient", Detail: err.Error()}
+	}
+	h := backup.Header{Fleet: "0123456789abcdef", Epoch: 1, At: time.Unix(1_700_000_000, 0), Node: "n1", Build: "test"}
+	return func(w io.Writer) error { return backup.Write(w, to, h, []byte("seal"), b.f.View()) }, nil
+}
+
 // listen serves the API of a fleet on a Unix socket and a TCP address until the test ends.
 func listen(t *testing.T, f *apitest.Fleet) (socket, url string) {
 	t.Helper()
 	token := func(prefix string) [sha256.Size]byte { return sha256.Sum256([]byte(prefix + scriptToken)) }
-	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
+	s, err := httpapi.New(httpapi.Options{
+		Backups: stateBackups{f}, Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
 		Tokens: []httpapi.Token{
 			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: token("")},
 			{Name: "staff", Scope: httpapi.ScopeOperator, SHA256: token("operator-")},
@@ -137,6 +152,14 @@ func breakFleet(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("no block %s", args[1])
 		}
 		f.Apply(fsm.FireBlock{ID: b.ID, Revision: b.Revision, At: b.Due()})
+		return
+	}
+	if args[0] == "admits" { // as a node that only follows
+		if _, formed := f.View().Fleet(); !formed {
+			f.Form()
+		}
+		f.Admit(args[1])
+		f.Set(func() { f.Peers[args[1]].Voter = false })
 		return
 	}
 	f.Set(func() {

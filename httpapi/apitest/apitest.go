@@ -263,6 +263,18 @@ func (f *Fleet) Form() *pki.Authority {
 	return a
 }
 
+// Admit makes a node a member of the fleet that Form formed.
+func (f *Fleet) Admit(id string) {
+	f.Apply(fsm.CreateJoinToken{ID: "of-" + id, Hash: [32]byte{1}, TTL: time.Minute})
+	var key [32]byte
+	copy(key[:], "key of "+id)
+	host := "192.0.2.1" + id[len(id)-1:]
+	f.Apply(fsm.AdmitNode{Token: "of-" + id, Hash: [32]byte{1}, Node: fsm.Admission{
+		ID: id, Name: id, Address: host + ":7420", Gossip: host + ":7421", KeyHash: key, NotAfter: time.Now().Add(pki.LeafLifetime),
+	}})
+	f.Apply(fsm.DeleteJoinToken{ID: "of-" + id})
+}
+
 // FleetID is the id of the fleet that Form forms.
 const FleetID = "0123456789abcdef"
 

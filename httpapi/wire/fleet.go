@@ -33,11 +33,20 @@ type JoinTokenRequest struct {
 type Fleet struct {
 	ID          string      `json:"id"`
 	Epoch       uint64      `json:"epoch" doc:"Grows when the fleet goes on without what it lost"`
+	Since       *Epoch      `json:"since,omitempty" doc:"How the present epoch began; absent in the first"`
 	FormedAt    time.Time   `json:"formed_at"`
 	Authorities []Authority `json:"authorities" nullable:"false" doc:"All that are trusted, the current one last"`
 	Awaiting    []string    `json:"awaiting" nullable:"false" doc:"Nodes without a certificate of the current authority; they keep a rotation from its end"`
 	GossipKeys  []GossipKey `json:"gossip_keys" nullable:"false"`
 	Revision    uint64      `json:"revision"`
+}
+
+// Epoch says how the fleet went on without what it lost.
+type Epoch struct {
+	At      time.Time `json:"at"`
+	Node    string    `json:"node" doc:"That it went on from"`
+	How     string    `json:"how" enum:"recover,restore"`
+	Settled bool      `json:"settled" doc:"Nodes have been allowed to let go of what only their kernels hold from before"`
 }
 
 // Authority is one of the fleet's certificate authorities.

@@ -126,6 +126,7 @@ type Node struct {
 	EnforcedIndex uint64    `json:"enforced_index" doc:"Log index in its kernel, the last that was heard of; 0 if none was"`
 	Version       string    `json:"version"`
 	Format        uint32    `json:"format,omitempty" doc:"Highest command format that its build reads"`
+	VMs           int       `json:"vms" doc:"VMs that run there, are in flight to or from there, or were last seen there"`
 	Revision      uint64    `json:"revision" doc:"Log index of its last registration; the ETag"`
 	LastHeard     time.Time `json:"last_heard,omitzero"`
 	Problem       string    `json:"problem,omitempty"`
@@ -155,6 +156,7 @@ type Counts struct {
 	Nodes         int `json:"nodes"`
 	Alive         int `json:"alive" doc:"Members alive by gossip"`
 	VMs           int `json:"vms"`
+	LostVMs       int `json:"lost_vms" doc:"VMs last seen on nodes that were retired: nobody knows what became of them"`
 	Blocks        int `json:"blocks" doc:"Retained blocks, in any state"`
 	ActiveBlocks  int `json:"active_blocks"`
 	PendingBlocks int `json:"pending_blocks" doc:"Agreed, start later"`
