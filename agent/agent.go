@@ -35,6 +35,7 @@ type Agent struct {
 	version string
 	log     *slog.Logger
 	recent  func() []byte // the newest lines of the log
+	passed  []*os.File    // sockets of the API from the service manager
 }
 
 // New checks what can be checked without starting anything. version is that of the build.
@@ -78,9 +79,8 @@ const fatalGrace = 3 * time.Second
 // errFatal ends Run when going on would risk the log. The kernel goes on enforcing.
 var errFatal = errors.New("stopped so that nothing is lost; the kernel goes on enforcing")
 
-// Run is the agent's life. It returns when ctx ends or a part fails; the kernel keeps every rule. The
-// order of start: what the kernel holds is adopted before raft may vote or apply, the enforcer runs before the
-// first entry arrives, and the API answers last. Stop is the reverse.
+// Run is the agent's life. It returns when ctx ends or a part fails; the kernel keeps every rule. When the fleet goes on
+// without what this node holds, it begins anew; while the fleet refuses this node, it waits.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	manager := newService(a.log.With("room", "service"))
@@ -88,13 +88,41 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer telling.Wait()
 	defer cancel(nil)
 	telling.Go(func() { manager.run(ctx) })
-	id, err := a.awaitIdentity(ctx, manager)
-	if ctx.Err() != nil {
-		return nil // it was told to stop before there was anything to do
+	a.passed = activated() // they are there once, and serve every life
+	defer func() {
+		for _, f := range a.passed {
+			_ = f.Close()
+		}
+	}()
+	for {
+		id, err := a.awaitIdentity(ctx, manager)
+		if ctx.Err() != nil {
+			return nil // it was told to stop before there was anything to do
+		}
+		if err != nil {
+			return err
+		}
+		err = a.live(ctx, id, manager)
+		_, superseded := errors.AsType[*cluster.SupersededError](err)
+		refused, out := errors.AsType[*cluster.RefusedError](err)
+		switch {
+		case superseded:
+			a.log.Warn("beginning anew", "why", err)
+		case out:
+			if err := a.waitOutside(ctx, manager, refused.Why); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
+}
+
+// live takes part in the fleet. The order of start: what the kernel holds is adopted before raft may vote or apply, the
+// enforcer runs before the first entry arrives, and the API answers last. Stop is the reverse.
+func (a *Agent) live(ctx context.Context, id *cluster.Identity, manager *service) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	r, held, err := a.wire(ctx, id, func(err error) {
 		cancel(fmt.Errorf("%w: %w", errFatal, err))
 		// Behind a disk that hangs nothing can be stopped in order, and not even a word be written: the
@@ -184,7 +212,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	if r.socket, err = listenSocket(ctx, a.cfg.API.Socket); err != nil {
 		return r, held, err
 	}
-	if r.tcp, err = listenAPI(ctx, a.cfg.API.Listen, tlsOfAPI(presented)); err != nil {
+	if r.tcp, err = listenAPI(ctx, a.cfg.API.Listen, tlsOfAPI(presented), a.passed); err != nil {
 		return r, held, err
 	}
 	if _, err := Boot(ctx, a.cfg, a.log.With("room", "boot")); err != nil {
@@ -235,7 +263,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	}
 	r.registrar = &registrar{
 		log: a.log.With("room", "registrar"), cfg: a.cfg, version: a.version,
-		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps,
+		store: r.store, propose: r.cluster.Propose, enforcer: r.enforcer, taps: taps, generation: id.Generation,
 	}
 	r.renewer = &renewer{
 		log: a.log.With("room", "certificates"), store: r.store, cluster: r.cluster, api: own, file: a.cfg.CAFile(),
@@ -262,7 +290,9 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	}
 	bundle := &bundler{cfg: a.cfg, version: a.version, rooms: r, reg: reg, recent: a.recent, scrub: logs.NewScrubber(), now: time.Now}
 	r.api, err = httpapi.New(httpapi.Options{
-		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Tokens: apiTokens(a.cfg.API.Tokens), OIDC: provider, Registry: reg,
+		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Backups: &backups{
+			node: a.cfg.Node.ID, version: a.version, store: r.store, members: r.Members, sealKey: id.SealKey, now: time.Now,
+		}, Tokens: apiTokens(a.cfg.API.Tokens), OIDC: provider, Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

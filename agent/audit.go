@@ -172,7 +172,7 @@ func (a *auditor) write(ctx context.Context) error {
 	// A state that is still behind the disk, in the beginning, has nothing to add.
 	view := a.store.View()
 	if err := a.compare(disk.Head(), view.AuditHead()); err != nil {
-		return err
+		return a.fork(ctx, disk, err)
 	}
 	lines, complete := view.AuditSince(disk.Head().Seq)
 	defer func() { a.written(disk) }()

@@ -29,22 +29,11 @@ func (a *Agent) awaitIdentity(ctx context.Context, manager *service) (*cluster.I
 		return id, err
 	}
 	const how = `this node belongs to no fleet yet: "palisade init" forms a new one, "palisade join ADDRESS --token-file FILE" joins one`
-	socket, err := listenSocket(ctx, a.cfg.API.Socket)
+	stop, err := a.answerOnly(ctx, manager, how)
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{
-		Handler: httpapi.NotReady(how), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(a.log.With("room", "api").Handler(), slog.LevelDebug),
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = server.Serve(socket) // ends with Close
-	}()
-	defer func() { _ = server.Close(); <-ended }()
-	manager.set(func(context.Context) (string, error) { return oneLine(how), nil })
+	defer stop()
 	a.log.Info(how, "data_dir", a.cfg.DataDir)
 	for {
 		if !sleep(ctx, awaitIdentityStep) {
@@ -54,6 +43,41 @@ func (a *Agent) awaitIdentity(ctx context.Context, manager *service) (*cluster.I
 			return id, err
 		}
 	}
+}
+
+// answerOnly answers every request on the socket with one text, until stop is called.
+func (a *Agent) answerOnly(ctx context.Context, manager *service, text string) (stop func(), err error) {
+	socket, err := listenSocket(ctx, a.cfg.API.Socket)
+	if err != nil {
+		return nil, err
+	}
+	server := &http.Server{
+		Handler: httpapi.NotReady(text), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(a.log.With("room", "api").Handler(), slog.LevelDebug),
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Serve(socket) // ends with Close
+	}()
+	manager.set(func(context.Context) (string, error) { return oneLine(text), nil })
+	return func() { _ = server.Close(); <-ended }, nil
+}
+
+// outsideStep is how soon a node that the fleet has refused asks again: what it was mistaken for may have ended.
+const outsideStep = 30 * time.Second
+
+// waitOutside takes no part in the fleet, and says why. The kernel goes on enforcing.
+func (a *Agent) waitOutside(ctx context.Context, manager *service, why string) error {
+	a.log.Error("the fleet refuses this node; its kernel goes on enforcing", "why", why, "again_in", outsideStep)
+	stop, err := a.answerOnly(ctx, manager, why)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	sleep(ctx, outsideStep)
+	return nil
 }
 
 func (a *Agent) loadIdentity() (*cluster.Identity, error) {

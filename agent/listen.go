@@ -15,26 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// activated returns the listeners that a service manager passed (sd_listen_fds): those named "api",
-// or all of them if none has a name. It clears the environment so that no child inherits them.
-func activated() ([]net.Listener, error) {
+// activated returns the sockets that a service manager passed (sd_listen_fds): those named "api", or all of them if none has
+// a name. It clears the environment so that no child inherits them. The caller closes them.
+func activated() []*os.File {
 	defer func() {
 		for _, k := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 			_ = os.Unsetenv(k)
 		}
 	}()
 	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
-		return nil, nil // meant for another process
+		return nil // meant for another process
 	}
 	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 	if err != nil || n <= 0 {
-		return nil, nil
+		return nil
 	}
 	var names []string
 	if s := os.Getenv("LISTEN_FDNAMES"); s != "" {
 		names = strings.Split(s, ":")
 	}
-	var out []net.Listener
+	var out []*os.File
 	for i := range n {
 		const first = 3 // SD_LISTEN_FDS_START
 		f := os.NewFile(uintptr(first+i), "activated")
@@ -42,22 +42,23 @@ func activated() ([]net.Listener, error) {
 			_ = f.Close()
 			continue
 		}
-		ln, err := net.FileListener(f)
-		_ = f.Close()
-		if err != nil {
-			closeAll(out)
-			return nil, fmt.Errorf("socket %d passed by the service manager is no listening socket: %w", i, err)
-		}
-		out = append(out, ln)
+		unix.CloseOnExec(first + i)
+		out = append(out, f)
 	}
-	return out, nil
+	return out
 }
 
-// listenAPI opens the TCP listeners of the API, which all speak TLS. They outlive ctx.
-func listenAPI(ctx context.Context, address string, conf *tls.Config) ([]net.Listener, error) {
-	lns, err := activated()
-	if err != nil {
-		return nil, err
+// listenAPI opens the TCP listeners of the API, which all speak TLS. They outlive ctx. The sockets that were passed stay
+// open for the next time.
+func listenAPI(ctx context.Context, address string, conf *tls.Config, passed []*os.File) ([]net.Listener, error) {
+	var lns []net.Listener
+	for i, f := range passed {
+		ln, err := net.FileListener(f)
+		if err != nil {
+			closeAll(lns)
+			return nil, fmt.Errorf("socket %d passed by the service manager is no listening socket: %w", i, err)
+		}
+		lns = append(lns, ln)
 	}
 	if address != "" {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)

@@ -23,7 +23,9 @@ type registrar struct {
 	store    *fsm.Store
 	propose  proposeFunc
 	enforcer *enforcer
-	taps     func() map[string]bool // of local guests: not this node's own interfaces
+	// generation is the number of starts of this agent, 0 before the cluster has counted this one.
+	generation func() uint64
+	taps       func() map[string]bool // of local guests: not this node's own interfaces
 }
 
 type proposeFunc func(context.Context, fsm.Command) (fsm.Result, error)
@@ -71,6 +73,7 @@ func (r *registrar) register(ctx context.Context, n fsm.Node) error {
 // routes, and where the others reach it, which is guarded too: it may be no address of an interface.
 func (r *registrar) self() (fsm.Node, error) {
 	n := fsm.Node{ID: r.cfg.Node.ID, Name: r.cfg.Node.Name, Version: r.version, Format: fsm.Format}
+	n.Generation = r.generation()
 	n.Guards = append(n.Guards, r.cfg.Node.Guards...)
 	n.Address, n.Gossip = r.cfg.Cluster.advertised()
 	n.API = r.cfg.advertisedAPI()
@@ -128,7 +131,7 @@ func localGuards(n fsm.Node) []netip.Prefix {
 }
 
 func sameNode(a, b fsm.Node) bool {
-	return a.Address == b.Address && a.Gossip == b.Gossip && a.API == b.API && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && slices.Equal(a.Addresses, b.Addresses) &&
+	return a.Generation == b.Generation && a.Address == b.Address && a.Gossip == b.Gossip && a.API == b.API && a.Name == b.Name && a.Version == b.Version && a.Format == b.Format && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.MACs, b.MACs) && slices.Equal(a.Guards, b.Guards)
 }
 
