@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -292,7 +291,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	r.api, err = httpapi.New(httpapi.Options{
 		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Backups: &backups{
 			node: a.cfg.Node.ID, version: a.version, store: r.store, members: r.Members, sealKey: id.SealKey, now: time.Now,
-		}, Tokens: apiTokens(a.cfg.API.Tokens), OIDC: provider, Registry: reg,
+		}, OIDC: provider, Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err
@@ -347,17 +346,6 @@ func (a *Agent) newDriver() (inventory.Driver, error) {
 	default:
 		return nil, nil //nolint:nilnil // no driver is a valid choice, and no error
 	}
-}
-
-func apiTokens(cfg []TokenConfig) []httpapi.Token {
-	out := make([]httpapi.Token, 0, len(cfg))
-	for _, t := range cfg {
-		tok := httpapi.Token{Name: t.Name, Scope: httpapi.Scope(t.Scope)}
-		// validate has seen that it is 32 bytes of hex.
-		_, _ = hex.Decode(tok.SHA256[:], []byte(t.SHA256))
-		out = append(out, tok)
-	}
-	return out
 }
 
 // catchUp closes r.caughtUp once this node's state is at least as new as everything that was committed

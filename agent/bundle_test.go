@@ -17,15 +17,15 @@ import (
 // TestTheConfigOfABundleHasNoSecrets, nor hashes of them, and else all that was set.
 func TestTheConfigOfABundleHasNoSecrets(t *testing.T) {
 	b := &bundler{cfg: Config{DataDir: "/data/canary-dir"}}
-	b.cfg.API.Tokens = []TokenConfig{{Name: "billing", Scope: "admin", SHA256: "c4narysum"}}
+	b.cfg.API.OIDC = OIDCConfig{ClientID: "billing", ClientSecretFile: "/etc/oidc.secret"}
 	var out bytes.Buffer
 	if err := b.config(t.Context(), &out); err != nil {
 		t.Fatal(err)
 	}
-	if text := out.String(); strings.Contains(text, "c4narysum") || !strings.Contains(text, "/data/canary-dir") || !strings.Contains(text, "billing") {
+	if text := out.String(); !strings.Contains(text, "/data/canary-dir") || !strings.Contains(text, "billing") || !strings.Contains(text, "/etc/oidc.secret") {
 		t.Errorf("it is\n%s", text)
 	}
-	keys := "client_secret = 'c4nary'\n\tpassword = \"c4nary\"\n'smtp_password' = 'c4nary'\ntoken = 'c4nary'\nkey_file = '/etc/key'\ntls_key = '/etc/api.key'\n"
+	keys := "sha256 = 'c4nary'\nclient_secret = 'c4nary'\n\tpassword = \"c4nary\"\n'smtp_password' = 'c4nary'\ntoken = 'c4nary'\nkey_file = '/etc/key'\ntls_key = '/etc/api.key'\n"
 	if got := secretKey().ReplaceAllString(keys, "$1x"); strings.Contains(got, "c4nary") || !strings.Contains(got, "/etc/key") || !strings.Contains(got, "/etc/api.key") {
 		t.Errorf("got\n%s", got)
 	}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -107,19 +106,11 @@ type APIConfig struct {
 	// Listen is an address:port, or empty for none. Sockets that a service manager passes under the name "api" are
 	// served besides. All of them speak TLS, with TLSCert and TLSKey (read again when they change), or else with a
 	// certificate of the fleet's own authority.
-	Listen  string        `toml:"listen"`
-	TLSCert string        `toml:"tls_cert"`
-	TLSKey  string        `toml:"tls_key"`
-	Socket  string        `toml:"socket"` // path of the root-only Unix socket
-	Tokens  []TokenConfig `toml:"tokens"`
-	OIDC    OIDCConfig    `toml:"oidc"`
-}
-
-// TokenConfig admits the holder of a bearer token. Only its hash is stored.
-type TokenConfig struct {
-	Name   string `toml:"name"`
-	Scope  string `toml:"scope"`  // "admin", "operator", "viewer" or "metrics"
-	SHA256 string `toml:"sha256"` // hex
+	Listen  string     `toml:"listen"`
+	TLSCert string     `toml:"tls_cert"`
+	TLSKey  string     `toml:"tls_key"`
+	Socket  string     `toml:"socket"` // path of the root-only Unix socket
+	OIDC    OIDCConfig `toml:"oidc"`
 }
 
 // InventoryConfig says how this node learns which VMs it runs.
@@ -323,18 +314,7 @@ func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 		}
 	}
 	a.OIDC.validate(bad)
-	for i, t := range a.Tokens {
-		key := fmt.Sprintf("api.tokens[%d]", i)
-		if t.Name == "" {
-			bad(key+".name", "is missing")
-		}
-		if !slices.Contains([]string{"admin", "operator", "viewer", "metrics"}, t.Scope) {
-			bad(key+".scope", "%q is none of admin, operator, viewer, metrics", t.Scope)
-		}
-		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {
-			bad(key+".sha256", "is not 64 hex digits; make it with: printf %%s TOKEN | sha256sum")
-		}
-	}
+
 }
 
 func (i *InventoryConfig) validate(bad func(key, format string, args ...any)) {

@@ -2,9 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net"
@@ -13,6 +10,7 @@ import (
 
 	"github.com/palisade/palisade/cluster"
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/httpapi"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -128,8 +126,6 @@ func Join(ctx context.Context, cfg Config, o JoinOptions) (Joined, error) {
 
 // firstToken makes the first API token: its text, and the command that makes the fleet know it.
 func firstToken() (text string, op fsm.Op) {
-	secret := make([]byte, 32)
-	_, _ = rand.Read(secret) // never fails
-	text = "plt_" + base64.RawURLEncoding.EncodeToString(secret)
-	return text, fsm.CreateToken{Name: "init", Scope: fsm.ScopeAdmin, Hash: sha256.Sum256([]byte(text))}
+	text, hash := httpapi.NewToken()
+	return text, fsm.CreateToken{Name: "init", Scope: fsm.ScopeAdmin, Hash: hash}
 }

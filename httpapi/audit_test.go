@@ -53,6 +53,7 @@ func TestTheAuditOfARequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
+	p.Items = slices.DeleteFunc(p.Items, func(r wire.AuditRecord) bool { return r.Action == "token.create" }) // of the fleet
 	for _, r := range p.Items {
 		got = append(got, fmt.Sprintf("%s %s %s %s from %t", r.Actor, r.Action, r.Object, r.Outcome, r.From != ""))
 	}

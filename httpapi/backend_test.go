@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"crypto/sha256"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -29,12 +28,6 @@ func testOptions(f *fleet) Options {
 	return Options{
 		Backend: f,
 		Version: "test",
-		Tokens: []Token{
-			{Name: "root", Scope: ScopeAdmin, SHA256: sha256.Sum256([]byte(adminToken))},
-			{Name: "staff", Scope: ScopeOperator, SHA256: sha256.Sum256([]byte(operatorToken))},
-			{Name: "look", Scope: ScopeViewer, SHA256: sha256.Sum256([]byte(viewerToken))},
-			{Name: "prom", Scope: ScopeMetrics, SHA256: sha256.Sum256([]byte(metricsToken))},
-		},
 	}
 }
 

@@ -53,7 +53,7 @@ func TestAddBlockShapes(t *testing.T) {
 	res := s.do(t, request{method: "POST", path: "/v1/blocks", body: `{"target":{"vm":"web"},"reason":"abuse","note":"spam"}`})
 	raw := decode[map[string]any](t, res, 201)
 	for field, want := range map[string]any{"id": "b1", "reason": "abuse", "note": "spam", "actor": "token:root",
-		"kind": "drop", "direction": "both", "state": "active", "index": 2.0, "revision": 2.0} {
+		"kind": "drop", "direction": "both", "state": "active", "index": 3.0, "revision": 3.0} {
 		if raw[field] != want {
 			t.Errorf("%s is %v, want %v", field, raw[field], want)
 		}
@@ -67,7 +67,7 @@ func TestAddBlockShapes(t *testing.T) {
 	if got := raw["unconfirmed"].([]any); len(got) != 2 {
 		t.Errorf("unconfirmed is %v, want both nodes", got)
 	}
-	for k, want := range map[string]string{"ETag": `"2"`, "Palisade-Index": "2", "Content-Type": "application/json", "Idempotency-Replayed": ""} {
+	for k, want := range map[string]string{"ETag": `"3"`, "Palisade-Index": "3", "Content-Type": "application/json", "Idempotency-Replayed": ""} {
 		if got := res.Header.Get(k); got != want {
 			t.Errorf("header %s is %q, want %q", k, got, want)
 		}
@@ -158,7 +158,7 @@ func TestGetBlockSumsCountersAndNamesTheSilent(t *testing.T) {
 		f.Peers["n3"].Hangs = true
 	})
 	res := s.do(t, request{method: "GET", path: "/v1/blocks/b1"})
-	if got := res.Header.Get("ETag"); got != `"1"` {
+	if got := res.Header.Get("ETag"); got != `"2"` {
 		t.Errorf("ETag %s", got)
 	}
 	b := decode[wire.Block](t, res, 200)
@@ -237,7 +237,7 @@ func TestLift(t *testing.T) {
 	if p.Code != wire.CodeRevision || p.Errors[0].Location != "header.If-Match" {
 		t.Errorf("got %+v", p)
 	}
-	b := decode[wire.Block](t, s.do(t, request{method: "DELETE", path: "/v1/blocks/b1?wait=enforced", header: map[string]string{"If-Match": `"1"`}}), 200)
+	b := decode[wire.Block](t, s.do(t, request{method: "DELETE", path: "/v1/blocks/b1?wait=enforced", header: map[string]string{"If-Match": `"2"`}}), 200)
 	if b.State != "lifted" || b.LiftedBy != "token:root" || b.LiftedAt.IsZero() || nodes(b.Receipts) != "n1 n2" {
 		t.Errorf("got %+v", b)
 	}
@@ -270,7 +270,7 @@ func TestIdempotency(t *testing.T) {
 	if first.Header.Get("Idempotency-Replayed") != "" || second.Header.Get("Idempotency-Replayed") != "true" {
 		t.Error("the replay is not marked, or the first answer is")
 	}
-	if b1.ID != b2.ID || b1.Index != b2.Index || !b1.CreatedAt.Equal(b2.CreatedAt) || second.Header.Get("Palisade-Index") != "1" {
+	if b1.ID != b2.ID || b1.Index != b2.Index || !b1.CreatedAt.Equal(b2.CreatedAt) || second.Header.Get("Palisade-Index") != "2" {
 		t.Errorf("the replay differs: %+v, %+v", b1, b2)
 	}
 	if n := f.View().CountActive(); n != 1 {

@@ -56,14 +56,19 @@ func (r *bulkReader) next() (element, error) {
 			return e, nil
 		}
 		e.op, e.fields, e.problem = r.decode.element(r.caller, text)
-		if e.problem != nil {
-			return e, nil //nolint:nilerr // the refusal is the element's
-		}
-		if refused := permit(r.caller, e.op, r.find); refused != nil {
-			e.problem = problemIn(refused)
+		if e.problem == nil {
+			e.problem = r.refusal(e.op)
 		}
 		return e, nil
 	}
+}
+
+// refusal is why the caller may not do an op, nil if it may.
+func (r *bulkReader) refusal(op fsm.Op) *wire.Problem {
+	if err := permit(r.caller, op, r.find); err != nil {
+		return problemIn(err)
+	}
+	return nil
 }
 
 // readLine returns a line, valid until the next call, or that it is too long; that one is skipped.

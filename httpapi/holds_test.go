@@ -333,7 +333,7 @@ func TestEventsOfHolds(t *testing.T) {
 	f.Apply(fsm.AddBlock{Target: fsm.Target{Account: "acct-42"}, StartsAt: time.Now().Add(time.Hour)})
 	b, _ := f.View().Block("b1")
 	f.Apply(fsm.FireBlock{ID: "b1", Revision: b.Revision, At: b.Due()})
-	v, events, err := f.Watch(0).Next(t.Context())
+	v, events, err := f.Watch(1).Next(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestEventsOfHolds(t *testing.T) {
 		}
 		got = append(got, text)
 	}
-	want := "account.changed acct-42 1, account.changed acct-42 0, settings.changed 7, block.added b1 pending, block.started b1 active"
+	want := "account.changed acct-42 2, account.changed acct-42 0, settings.changed 7, block.added b1 pending, block.started b1 active"
 	if strings.Join(got, ", ") != want {
 		t.Errorf("%s\nwant\n%s", strings.Join(got, ", "), want)
 	}

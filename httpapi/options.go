@@ -2,12 +2,9 @@ package httpapi
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,20 +25,11 @@ const (
 	ScopeMetrics  = fsm.ScopeMetrics
 )
 
-// Token admits the holder of a bearer token.
-type Token struct {
-	Name  string // appears as actor "token:NAME"
-	Scope Scope
-	// SHA256 is the hash of the token; the token itself is not kept.
-	SHA256 [sha256.Size]byte
-}
-
 // Options configure a Server. Backend is required; zero limits take the defaults named.
 type Options struct {
 	Backend Backend
 	Audit   Audit   // what the state keeps of it, if nil
 	Backups Backups // none, if nil
-	Tokens  []Token // none: no caller over TCP is admitted
 	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
 	DebugBundle func(ctx context.Context, w io.Writer) error
 	OIDC        *login.OIDC          // logs users in by an identity provider, if not nil
@@ -115,18 +103,6 @@ func def[T int | int64 | time.Duration](v *T, d T) {
 func (o *Options) validate() error {
 	if o.Backend == nil {
 		return errors.New("httpapi: Options.Backend is missing")
-	}
-	names := map[string]bool{}
-	for _, t := range o.Tokens {
-		switch {
-		case t.Name == "" || names[t.Name]:
-			return fmt.Errorf("httpapi: token name %q is empty or used twice", t.Name)
-		case !slices.Contains([]Scope{ScopeAdmin, ScopeOperator, ScopeViewer, ScopeMetrics}, t.Scope):
-			return fmt.Errorf("httpapi: token %q: scope %q is none of admin, operator, viewer, metrics", t.Name, t.Scope)
-		case t.SHA256 == sha256.Sum256(nil) || t.SHA256 == [sha256.Size]byte{}:
-			return fmt.Errorf("httpapi: token %q: the hash is that of an empty token", t.Name)
-		}
-		names[t.Name] = true
 	}
 	return nil
 }

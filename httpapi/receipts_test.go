@@ -15,13 +15,13 @@ func TestBlockReceipts(t *testing.T) {
 		t.Helper()
 		return decode[wire.Receipts](t, s.do(t, request{method: "GET", path: "/v1/blocks/b1/receipts" + query}), 200)
 	}
-	if r := get(""); !r.Complete || nodes(r.Receipts) != "n1 n2 n3" || r.Index != 1 || r.EnforcedIndex != 1 || len(r.Unconfirmed) != 0 {
+	if r := get(""); !r.Complete || nodes(r.Receipts) != "n1 n2 n3" || r.Index != 2 || r.EnforcedIndex != 2 || len(r.Unconfirmed) != 0 {
 		t.Errorf("%+v", r)
 	}
 	f.Apply(fsm.PutGuard{Prefix: mustPrefix(t, "198.51.100.1")})
-	f.Set(func() { f.Peers["n2"].Stuck = 1 })
+	f.Set(func() { f.Peers["n2"].Stuck = 2 })
 	f.Apply(fsm.LiftBlock{ID: "b1"})
-	if r := get("?wait=150ms"); r.Complete || nodes(r.Receipts) != "n1 n3" || nodes(r.Unconfirmed) != "n2" || r.Index != 3 || r.EnforcedIndex != 1 {
+	if r := get("?wait=150ms"); r.Complete || nodes(r.Receipts) != "n1 n3" || nodes(r.Unconfirmed) != "n2" || r.Index != 4 || r.EnforcedIndex != 2 {
 		t.Errorf("%+v", r)
 	}
 	// The wait ends as soon as the last one has it.
@@ -29,11 +29,11 @@ func TestBlockReceipts(t *testing.T) {
 	go func() { done <- get("?wait=60s") }()
 	waitFor(t, "the question", func() bool {
 		asked := false
-		f.Set(func() { asked = f.Peers["n2"].LastAsk.WaitIndex == 3 })
+		f.Set(func() { asked = f.Peers["n2"].LastAsk.WaitIndex == 4 })
 		return asked
 	})
 	f.Set(func() { f.Peers["n2"].Stuck = 0 })
-	if r := <-done; !r.Complete || nodes(r.Receipts) != "n1 n2 n3" || r.EnforcedIndex != 3 {
+	if r := <-done; !r.Complete || nodes(r.Receipts) != "n1 n2 n3" || r.EnforcedIndex != 4 {
 		t.Errorf("%+v", r)
 	}
 	refused(t, s, request{method: "GET", path: "/v1/blocks/b1/receipts?wait=5"}, 422, wire.CodeInvalid)

@@ -29,7 +29,6 @@ type Server struct {
 	opts    Options
 	log     *slog.Logger
 	now     func() time.Time
-	actors  []string // of opts.Tokens
 	mux     *chi.Mux
 	openapi []byte
 	metrics *metrics
@@ -59,9 +58,6 @@ func New(o Options) (*Server, error) {
 	}
 	o.setDefaults()
 	s := &Server{opts: o, log: o.Logger, now: o.Now, conns: newConns(o.MaxConns, o.MaxConnsPerSource), closing: make(chan struct{}), bundling: make(chan struct{}, 1)}
-	for _, t := range o.Tokens {
-		s.actors = append(s.actors, "token:"+t.Name)
-	}
 	var err error
 	if s.metrics, err = newMetrics(o.Registry, s); err != nil {
 		return nil, fmt.Errorf("httpapi: register metrics: %w", err)

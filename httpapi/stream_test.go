@@ -95,7 +95,7 @@ func TestEvents(t *testing.T) {
 	}})
 	f.Apply(fsm.PutNode{Node: fsm.Node{ID: "n2", Name: "two"}})
 	f.Apply(fsm.LiftBlock{ID: "b1"})
-	want := []struct{ id, event string }{{"", "vm.declared"}, {"", "block.added"}, {"2", "guard.added"}, {"3", "node.changed"}, {"4", "block.lifted"}}
+	want := []struct{ id, event string }{{"", "vm.declared"}, {"", "block.added"}, {"3", "guard.added"}, {"4", "node.changed"}, {"5", "block.lifted"}}
 	var got []message
 	for _, w := range want {
 		m, _ := e.next(t)
@@ -136,7 +136,7 @@ func TestEventsResume(t *testing.T) {
 	for cut := 1; cut < 12; cut++ { // after so many events
 		seen := map[string]bool{}
 		last := ""
-		e := openEvents(t, s, "/v1/events?from=0", "")
+		e := openEvents(t, s, "/v1/events?from=1", "")
 		for range cut {
 			m, _ := e.next(t)
 			seen[m.data.Block.ID] = true
@@ -147,7 +147,7 @@ func TestEventsResume(t *testing.T) {
 		e.close()
 		path := "/v1/events"
 		if last == "" {
-			path += "?from=0" // nothing was whole yet
+			path += "?from=1" // nothing was whole yet
 		}
 		e = openEvents(t, s, path, last)
 		for len(seen) < 40 {
@@ -156,7 +156,7 @@ func TestEventsResume(t *testing.T) {
 				t.Fatal("reset")
 			}
 			seen[m.data.Block.ID] = true
-			if m.id == "20" {
+			if m.id == "21" {
 				break
 			}
 		}
@@ -173,21 +173,21 @@ func TestEventsReset(t *testing.T) {
 	f.Apply(fsm.DeclareVM{ID: "vm-1"})
 	// A client that is ahead of this node for good has seen another history.
 	e := openEvents(t, s, "/v1/events", "1000")
-	if m, _ := e.next(t); m.event != wire.EventReset || m.id != "1" || m.data.Index != 1 {
-		t.Errorf("got %+v, want a reset at index 1", m)
+	if m, _ := e.next(t); m.event != wire.EventReset || m.id != "2" || m.data.Index != 2 {
+		t.Errorf("got %+v, want a reset at index 2", m)
 	}
 	f.Apply(fsm.DeclareVM{ID: "vm-2"})
-	if m, _ := e.next(t); m.event != "vm.declared" || m.id != "2" {
+	if m, _ := e.next(t); m.event != "vm.declared" || m.id != "3" {
 		t.Errorf("after the reset: %+v", m)
 	}
 	e.close()
 	// One that is ahead only because this node lags a little is not reset.
 	s2 := serve(t, f, func(o *Options) { o.Heartbeat = 10 * time.Second })
-	e = openEvents(t, s2, "/v1/events", "3")
+	e = openEvents(t, s2, "/v1/events", "4")
 	f.Apply(fsm.DeclareVM{ID: "vm-3"})
 	f.Apply(fsm.DeclareVM{ID: "vm-4"})
-	if m, _ := e.next(t); m.event != "vm.declared" || m.id != "4" {
-		t.Errorf("got %+v, want what came after 3", m)
+	if m, _ := e.next(t); m.event != "vm.declared" || m.id != "5" {
+		t.Errorf("got %+v, want what came after 4", m)
 	}
 	e.close()
 	// One that comes back after the feed has moved on is told to read again.

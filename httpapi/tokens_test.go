@@ -38,7 +38,7 @@ func TestTokensAreShownOnceAndWorkAtOnce(t *testing.T) {
 			t.Error("the list shows a secret")
 		}
 	}
-	if n := strings.Count(string(body), `"name"`); n != 2 {
+	if n := strings.Count(string(body), `"name"`); n != 6 { // four are the fleet's
 		t.Errorf("%d tokens are listed: %s", n, body)
 	}
 	if res := here.do(t, request{method: "DELETE", path: "/v1/tokens/ci"}); res.StatusCode != http.StatusNoContent {
@@ -95,4 +95,17 @@ func TestAccessIsNotInTheEventsOfOthers(t *testing.T) {
 			t.Errorf("the event says %+v", m.data)
 		}
 	}
+}
+
+// TestANodeWithoutTheStateSaysSo: a token that it can't know yet is no reason to give up.
+func TestANodeWithoutTheStateSaysSo(t *testing.T) {
+	f := newFleet(t)
+	s := newServer(t, f)
+	f.Set(func() { f.Standing.CaughtUp = false })
+	refused(t, s, request{method: "GET", path: "/v1/blocks", token: "plt_made_a_moment_ago"}, 503, wire.CodeNotReady)
+	if res := s.do(t, request{method: "GET", path: "/v1/blocks"}); res.StatusCode != http.StatusOK { // one that it knows
+		t.Errorf("a known token: %d", res.StatusCode)
+	}
+	f.Set(func() { f.Standing.CaughtUp = true })
+	refused(t, s, request{method: "GET", path: "/v1/blocks", token: "plt_made_a_moment_ago"}, 401, wire.CodeUnauthorized)
 }

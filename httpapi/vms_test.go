@@ -51,7 +51,7 @@ func TestVMShape(t *testing.T) {
 		if len(v.NICs) != 1 || v.NICs[0].Tap != "tap0" || !strings.HasPrefix(v.NICs[0].MAC, "52:54:00") {
 			t.Errorf("nics %+v", v.NICs)
 		}
-		if res.Header.Get("ETag") != `"`+strconv.FormatUint(v.Revision, 10)+`"` || res.Header.Get("Palisade-Index") != "4" {
+		if res.Header.Get("ETag") != `"`+strconv.FormatUint(v.Revision, 10)+`"` || res.Header.Get("Palisade-Index") != "5" {
 			t.Errorf("headers %v", res.Header)
 		}
 	}
@@ -232,7 +232,7 @@ func TestNodesAndStatus(t *testing.T) {
 	for _, n := range p.Items {
 		got[n.ID] = n
 	}
-	if n := got["n1"]; !n.Healthy || n.Role != "leader" || !n.Leader || !n.Voter || n.Name != "one" || n.Addresses[0] != "192.0.2.1" || n.EnforcedIndex != 3 || n.AppliedIndex != 3 || n.Revision != 1 {
+	if n := got["n1"]; !n.Healthy || n.Role != "leader" || !n.Leader || !n.Voter || n.Name != "one" || n.Addresses[0] != "192.0.2.1" || n.EnforcedIndex != 4 || n.AppliedIndex != 4 || n.Revision != 2 {
 		t.Errorf("n1 %+v", n)
 	}
 	if n := got["n2"]; n.Healthy || n.Role != "voter" || n.EnforcedIndex != 1 || n.Problem != "kernel refuses" {
@@ -254,8 +254,8 @@ func TestNodesAndStatus(t *testing.T) {
 	// n2 falls silent: what it said last is still shown, and counts as the slowest.
 	f.Set(func() { f.Peers["n2"].Down = true })
 	st := decode[wire.Status](t, s.do(t, request{method: "GET", path: "/v1/status"}), 200)
-	if st.Node != "n1" || st.Leader != "n1" || !st.Quorum || st.Term != 3 || st.Index != 3 || st.CommitIndex != 3 || st.EnforcedIndex != 1 ||
-		st.NodeEnforcedIndex != 3 || st.StateHash != f.View().Hash() || !st.CaughtUp || st.Version != "test" {
+	if st.Node != "n1" || st.Leader != "n1" || !st.Quorum || st.Term != 3 || st.Index != 4 || st.CommitIndex != 4 || st.EnforcedIndex != 1 ||
+		st.NodeEnforcedIndex != 4 || st.StateHash != f.View().Hash() || !st.CaughtUp || st.Version != "test" {
 		t.Errorf("status %+v", st)
 	}
 	if st.Counts != (wire.Counts{Nodes: 2, Alive: 3, VMs: 1}) {
@@ -301,7 +301,7 @@ func TestStrongRead(t *testing.T) {
 	}
 	res := s.do(t, request{method: "GET", path: "/v1/vms/late?consistency=strong"})
 	decode[wire.VM](t, res, 200)
-	if res.Header.Get("Palisade-Index") != "1" || res.Header.Get("Palisade-Age-Ms") != "0" {
+	if res.Header.Get("Palisade-Index") != "2" || res.Header.Get("Palisade-Age-Ms") != "0" {
 		t.Errorf("headers %v", res.Header)
 	}
 	f.StrongRead = func(context.Context) (uint64, error) { return 0, fsm.ErrUnavailable }

@@ -179,7 +179,7 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 				q := walkSample(rt)
 				q.token = c.token
 				if rt.op.OperationID == "patch-block" {
-					q.header = map[string]string{"If-Match": `"5"`}
+					q.header = map[string]string{"If-Match": `"6"`}
 				}
 				if c.cookie != "" {
 					q.header = maps.Clone(q.header)

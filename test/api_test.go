@@ -36,7 +36,7 @@ func TestARetryHasOneEffect(t *testing.T) {
 			t.Fatal(err)
 		}
 		n++
-		if b.Note != "invoice 17" || b.Actor != "token:demo" {
+		if b.Note != "invoice 17" || b.Actor != "token:init" {
 			t.Errorf("block %+v", b)
 		}
 	}

@@ -48,7 +48,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 	secrets := canaries{
 		"the password of a feed": "canary-FeedPassw0rd-1", "the key in the query of a feed": "canary-FeedKey-22", "a wrong token": "canary-WrongToken-333",
 		"a password": "canary-Passw0rd-4444-long", "a wrong password": "canary-WrongPass-55555", "a cookie": "canary-Cookie-666666",
-		"a config token": node.Token,
+		"the first token": node.Token,
 	}
 	var answers bytes.Buffer
 	call := func(want int, method, path, body string, header ...string) response {

@@ -60,7 +60,7 @@ func TestEventsUntilInterrupted(t *testing.T) {
 		var out, errs syncBuffer
 		code := make(chan int, 1)
 		go func() {
-			code <- run(ctx, []string{"--socket", socket, "-o", form, "events", "--from", "0"}, &out, &errs)
+			code <- run(ctx, []string{"--socket", socket, "-o", form, "events", "--from", "1"}, &out, &errs)
 		}()
 		f.Apply(fsm.AddBlock{Target: fsm.Target{VM: "vm-1"}, Reason: "abuse"})
 		for !strings.Contains(out.String(), "block.added") && ctx.Err() == nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"net"
@@ -25,8 +24,6 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"palisade": main})
 }
-
-const scriptToken = "token-of-the-scripts"
 
 type fleetKey struct{}
 
@@ -53,8 +50,8 @@ func setup(t *testing.T, e *testscript.Env) error {
 	e.Values[fleetKey{}] = f
 	e.Setenv("PALISADE_SOCKET", socket)
 	e.Setenv("URL", url)
-	e.Setenv("TOKEN", scriptToken)
-	for name, text := range map[string]string{"admin": scriptToken, "operator": "operator-" + scriptToken, "viewer": "viewer-" + scriptToken, "wrong": "wrong"} {
+	e.Setenv("TOKEN", apitest.Tokens()["root"])
+	for name, text := range map[string]string{"admin": apitest.Tokens()["root"], "operator": apitest.Tokens()["staff"], "viewer": apitest.Tokens()["look"], "wrong": "wrong"} {
 		if err := os.WriteFile(filepath.Join(e.WorkDir, name+".token"), []byte(text+"\n"), 0o600); err != nil {
 			return err
 		}
@@ -78,14 +75,9 @@ func (b stateBackups) Backup(recipients []string) (func(io.Writer) error, error)
 // listen serves the API of a fleet on a Unix socket and a TCP address until the test ends.
 func listen(t *testing.T, f *apitest.Fleet) (socket, url string) {
 	t.Helper()
-	token := func(prefix string) [sha256.Size]byte { return sha256.Sum256([]byte(prefix + scriptToken)) }
 	s, err := httpapi.New(httpapi.Options{
 		Backups: stateBackups{f}, Backend: f, Version: "v1.2.3", AskTimeout: 100 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
-		Tokens: []httpapi.Token{
-			{Name: "cli", Scope: httpapi.ScopeAdmin, SHA256: token("")},
-			{Name: "staff", Scope: httpapi.ScopeOperator, SHA256: token("operator-")},
-			{Name: "look", Scope: httpapi.ScopeViewer, SHA256: token("viewer-")},
-		}})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -55,10 +56,29 @@ func (f *Fleet) enroll(ctx context.Context, node string) error {
 	if n.Name != nodeName(1) {
 		return f.join(ctx, n)
 	}
-	if _, err := tool(ctx, "", n.enter(s.Binary, "init", "--config", n.configFile(), "-o", "json")...); err != nil {
+	out, err := tool(ctx, "", n.enter(s.Binary, "init", "--config", n.configFile(), "-o", "json")...)
+	if err == nil {
+		err = f.keepToken(out)
+	}
+	if err != nil {
 		return fmt.Errorf("form the fleet on %s: %w", node, err)
 	}
 	return nil
+}
+
+// keepToken notes the token that palisade init printed: it works on every node.
+func (f *Fleet) keepToken(printed []byte) error {
+	var formed struct {
+		Token string `json:"token"`
+	}
+	if err := json.Unmarshal(printed, &formed); err != nil || formed.Token == "" {
+		return errors.New("palisade init printed no token")
+	}
+	return f.update(func(s *state) {
+		for i := range s.Nodes {
+			s.Nodes[i].Token = formed.Token
+		}
+	})
 }
 
 func (f *Fleet) join(ctx context.Context, n Node) error {

@@ -3,7 +3,6 @@ package fleet
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -180,7 +179,6 @@ func (f *Fleet) config(s state, n Node) []byte {
 	p("[node]\nid = %q\nguards = [\"%s/32\", \"%s/128\"]", n.Name, o[0], o[1])
 	p("[cluster]\nlisten = %q\ngossip = %q", address(n, peerPort), address(n, chatPort))
 	p("[api]\nlisten = \"\"\nsocket = %q", n.Socket)
-	p("[[api.tokens]]\nname = \"demo\"\nscope = \"admin\"\nsha256 = \"%x\"", sha256.Sum256([]byte(n.Token)))
 	if s.Guests == GuestsQEMU {
 		p("[inventory]\ndriver = \"libvirt\"\n[inventory.libvirt]\nsocket = \"/run/libvirt/libvirt-sock\"")
 	} else {

@@ -33,8 +33,8 @@ type Node struct {
 	Name      string   `json:"name"` // also its id: "node-1"
 	Netns     string   `json:"netns"`
 	Addresses []string `json:"addresses"`
-	API       string   `json:"api"` // URL, on the machine's own loopback
-	Token     string   `json:"token"`
+	API       string   `json:"api"`              // URL, on the machine's own loopback
+	Token     string   `json:"token"`            // of the fleet, scope admin; palisade init printed it
 	Socket    string   `json:"socket"`           // the agent's, seen from the machine and from the node
 	Dir       string   `json:"dir"`              // config, log, data and inventory of the node
 	Binary    string   `json:"binary,omitempty"` // that the next start of the agent runs; empty: the fleet's

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -141,7 +140,7 @@ func (f *Fleet) plan(ctx context.Context, o Options) state {
 		dir := filepath.Join(f.dir, nodeName(i))
 		n := Node{
 			Name: nodeName(i), Netns: fmt.Sprintf("%s-n%d", o.Prefix, i), Dir: dir,
-			Token: rand.Text(), Socket: filepath.Join(dir, socketName),
+			Socket: filepath.Join(dir, socketName),
 		}
 		for _, a := range nodeAddrs(i) {
 			n.Addresses = append(n.Addresses, a.String())

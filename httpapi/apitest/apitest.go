@@ -3,7 +3,9 @@
 package apitest
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"net"
@@ -60,6 +62,21 @@ type Member struct {
 	LastAsk  fsm.Query
 }
 
+// Tokens are the texts of the tokens that every fleet has, by name. They are made by its first log entry.
+func Tokens() map[string]string {
+	return map[string]string{
+		"root": "admin-secret-0123456789", "staff": "operator-secret-0123456789", "look": "viewer-secret-0123456789", "prom": "metrics-secret-0123456789",
+	}
+}
+
+func tokens() (all fsm.Batch) {
+	for name, scope := range map[string]fsm.Scope{"root": fsm.ScopeAdmin, "staff": fsm.ScopeOperator, "look": fsm.ScopeViewer, "prom": fsm.ScopeMetrics} {
+		all.Ops = append(all.Ops, fsm.CreateToken{Name: name, Scope: scope, Hash: sha256.Sum256([]byte(Tokens()[name]))})
+	}
+	slices.SortFunc(all.Ops, func(a, b fsm.Op) int { return cmp.Compare(a.(fsm.CreateToken).Name, b.(fsm.CreateToken).Name) })
+	return all
+}
+
 // New returns a fleet of the leader n1 and the other members named, all alive.
 func New(t testing.TB, others ...string) *Fleet {
 	f := &Fleet{t: t, store: fsm.NewStore(), Peers: map[string]*Member{}, Sightings: map[string]fsm.Sighting{}}
@@ -68,6 +85,8 @@ func New(t testing.TB, others ...string) *Fleet {
 	for _, id := range others {
 		f.Peers[id] = &Member{Member: fsm.Member{ID: id, Name: id, Voter: true, Alive: true, LastHeard: time.Now()}}
 	}
+	f.Apply(tokens())
+	f.proposed = nil
 	return f
 }
 

@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -23,12 +22,11 @@ import (
 	"github.com/palisade/palisade/httpapi/wire"
 )
 
-const token = "a-secret-of-the-test"
+const token = "admin-secret-0123456789" // of apitest
 
 func newAPI(t *testing.T, f *apitest.Fleet) *httpapi.Server {
 	t.Helper()
-	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "test", Heartbeat: 50 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond,
-		Tokens: []httpapi.Token{{Name: "t", Scope: httpapi.ScopeAdmin, SHA256: sha256.Sum256([]byte(token))}}})
+	s, err := httpapi.New(httpapi.Options{Backend: f, Version: "test", Heartbeat: 50 * time.Millisecond, ShutdownTimeout: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +376,7 @@ func TestEventsResume(t *testing.T) {
 		}
 	}()
 	var got []string
-	from := uint64(0)
+	from := uint64(1) // after the tokens of the fleet
 	for e, err := range c.Events(ctx(t, 30*time.Second), &from) {
 		if err != nil {
 			t.Fatal(err)
@@ -423,7 +421,7 @@ func TestEventsEnd(t *testing.T) {
 	go func() {
 		f.Apply(fsm.DeclareVM{ID: "a"})
 	}()
-	from := uint64(0)
+	from := uint64(1) // after the tokens of the fleet
 	n := 0
 	for _, err := range c.Events(x, &from) {
 		if err != nil {
