@@ -174,6 +174,8 @@ func TestEveryRouteWithEveryCredential(t *testing.T) {
 				if node == "follower" {
 					b = f.Follow()
 				}
+				open.asks.Wait() // the note that a session is used
+				shut.asks.Wait()
 				backend.Backend, shutBackend.Backend = b, b
 				open.limiter = login.NewLimiter(time.Now) // each is the first to try
 				q := walkSample(rt)
