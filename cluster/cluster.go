@@ -79,6 +79,8 @@ type running struct {
 	began  time.Time
 	// inflight counts the calls to raft that must end before it is shut down.
 	inflight *tally
+	// changing is full while raft's members are being changed, or must not be, see holdMembers.
+	changing chan struct{}
 	// handed is set once this process has tried to hand over its leadership: raft can get stuck when that is
 	// repeated.
 	handed atomic.Bool

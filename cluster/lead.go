@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -222,20 +223,26 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	if !r.inflight.begin() {
 		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
 	}
+	screened, release, err := c.screen(ctx, r, cmds)
+	over := func() { release(); r.inflight.end() }
+	if err != nil {
+		over()
+		return fill(0, failed(notAppended, err))
+	}
 	now, err := c.clock(ctx)
 	if err != nil {
-		r.inflight.end()
+		over()
 		return fill(0, failed(notAppended, err))
 	}
 	with, err := c.convoy.join(ctx)
 	if err != nil {
-		r.inflight.end()
+		over()
 		return fill(0, failed(notAppended, err))
 	}
 	futures := make([]raft.ApplyFuture, len(cmds))
 	view := c.store.View()
 	for i, cmd := range cmds {
-		if refused := view.Readable(cmd.Op); refused != nil {
+		if refused := cmp.Or(screened[i], view.Readable(cmd.Op)); refused != nil {
 			out[i] = outcome{kind: done, result: fsm.Result{Err: refused}}
 			continue
 		}
@@ -262,7 +269,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	var mu sync.Mutex
 	finished := make(chan struct{})
 	go func() {
-		defer r.inflight.end()
+		defer over()
 		defer close(finished)
 		defer c.convoy.arrive(with)
 		for i, f := range futures {

@@ -51,8 +51,11 @@ func (c *Cluster) tendVoters(ctx context.Context, r *running) {
 		default:
 			t.entrustVoters(ctx)
 			pause := tendEvery
-			if t.tend(ctx, list, reign) {
-				pause = tendAgain
+			if release, err := r.holdMembers(ctx); err == nil {
+				if t.tend(ctx, list, reign) {
+					pause = tendAgain
+				}
+				release()
 			}
 			again = time.After(pause)
 		}
@@ -180,21 +183,11 @@ func (t *tender) overdue(id string, current bool) bool {
 // bear asks those that will vote after a change whether they are there: a majority must answer. That a node was heard
 // a moment ago is too little, as a change without a majority alive can't be taken back.
 func (t *tender) bear(ctx context.Context, all []candidate, will func(candidate) bool) bool {
-	voters := selected(all, will)
-	answered := make(chan bool, len(voters))
-	for _, v := range voters {
-		go func() {
-			_, err := t.c.helloTo(ctx, v.id)
-			answered <- err == nil
-		}()
+	var voters []string
+	for _, v := range selected(all, will) {
+		voters = append(voters, v.id)
 	}
-	there := 0
-	for range voters {
-		if <-answered {
-			there++
-		}
-	}
-	return there > len(voters)/2
+	return t.c.answering(ctx, voters) > len(voters)/2
 }
 
 // fit asks a follower whether it could begin as a member of raft now.

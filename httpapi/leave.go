@@ -62,41 +62,8 @@ type retireInput struct {
 	Body wire.RetireRequest
 }
 
-// retireNode refuses what only the cluster knows to be unwise; the rest is refused by the state machine.
 func (s *Server) retireNode(ctx context.Context, in *retireInput) (*leaveOutput, error) {
-	if err := s.checkRetire(in.ID, in.Body.Force); err != nil {
-		return nil, err
-	}
 	return s.leave(ctx, in.WriteInput, in.ID, fsm.RetireNode{ID: in.ID, Force: in.Body.Force})
-}
-
-func (s *Server) checkRetire(id string, force bool) error {
-	no := func(format string, args ...any) error {
-		p := problem(wire.CodeConflict, format, args...)
-		p.Errors = []wire.FieldError{{Location: "path.id", Message: p.Detail, Value: echo(id)}}
-		return p
-	}
-	voters := 0
-	var member *fsm.Member
-	for _, m := range s.opts.Backend.Members() {
-		if m.Voter {
-			voters++
-		}
-		if m.ID == id {
-			member = &m
-		}
-	}
-	switch {
-	case member == nil:
-		return nil
-	case member.Leader:
-		return no("node %q leads the fleet; drain it, and retire it once another node leads", id)
-	case member.Voter && voters == 1:
-		return no("node %q is the only voter; drain it, and retire it once another node has taken its place", id)
-	case member.Voter && member.Alive && !force:
-		return no("node %q still votes; drain it, and retire it once another node has taken its place", id)
-	}
-	return nil
 }
 
 type settleInput struct {

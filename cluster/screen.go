@@ -1,0 +1,103 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/palisade/palisade/fsm"
+)
+
+// screen is what the leader refuses before it appends anything, because the state machine can't know it: refused has
+// the reason for each command, nil for what may go on. While a node's retirement is under way raft's members
+// stay as they are, until release is called; it is always to be called. The error is that ctx ended.
+func (c *Cluster) screen(ctx context.Context, r *running, cmds []fsm.Command) (refused []*fsm.Error, release func(), err error) {
+	refused, release = make([]*fsm.Error, len(cmds)), func() {}
+	gone := map[string]bool{} // by the commands before
+	for i, cmd := range cmds {
+		ops := []fsm.Op{cmd.Op}
+		if b, ok := cmd.Op.(fsm.Batch); ok {
+			ops = b.Ops
+		}
+		for _, op := range ops {
+			switch op := op.(type) {
+			case fsm.FormFleet, fsm.BeginEpoch:
+				refused[i] = &fsm.Error{Code: fsm.CodeConflict, Field: "op", Detail: "a fleet begins, and goes on from one node, on that node's disk only"}
+			case fsm.RetireNode:
+				if len(gone) == 0 {
+					if release, err = r.holdMembers(ctx); err != nil {
+						return nil, func() {}, err
+					}
+				}
+				gone[op.ID] = true
+				if why := c.mayRetire(ctx, r, op.ID, gone); why != nil && refused[i] == nil {
+					refused[i] = why
+				}
+			}
+		}
+	}
+	return refused, release, nil
+}
+
+// mayRetire refuses the retirement of a voter without which those that are left could commit nothing: it counts at
+// once, before raft has taken the vote away, and what can't be committed can't be taken back.
+func (c *Cluster) mayRetire(ctx context.Context, r *running, id string, gone map[string]bool) *fsm.Error {
+	no := func(format string, args ...any) *fsm.Error {
+		return &fsm.Error{Code: fsm.CodeConflict, Field: "id", Detail: fmt.Sprintf(format, args...)}
+	}
+	if id == c.id {
+		return no("node %s leads the fleet: drain it, and retire it once another node leads", id)
+	}
+	voters, votes := 0, false
+	var left []string
+	for _, s := range r.servers() {
+		is := string(s.ID)
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		votes = votes || is == id
+		if n, ok := c.store.View().Node(is); (!ok || n.Member()) && !gone[is] {
+			left = append(left, is)
+		}
+	}
+	if !votes {
+		return nil
+	}
+	if there := c.answering(ctx, left); there <= voters/2 {
+		return no("node %s is one of %d voters, and of the others %d answer: without it nothing could be decided any more; drain it, and retire it once another node votes in its place (a fleet that has lost its quorum: palisade recover)", id, voters, there)
+	}
+	return nil
+}
+
+// answering asks nodes whether they are there, and counts those that answer and this one.
+func (c *Cluster) answering(ctx context.Context, ids []string) (n int) {
+	answered := make(chan bool, len(ids))
+	for _, id := range ids {
+		go func() {
+			if id == c.id {
+				answered <- true
+				return
+			}
+			_, err := c.helloTo(ctx, id)
+			answered <- err == nil
+		}()
+	}
+	for range ids {
+		if <-answered {
+			n++
+		}
+	}
+	return n
+}
+
+// holdMembers keeps raft's members as they are until release is called.
+func (r *running) holdMembers(ctx context.Context) (release func(), err error) {
+	select {
+	case r.changing <- struct{}{}:
+		return func() { <-r.changing }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
