@@ -49,11 +49,11 @@ func (c *Cluster) runFollower(ctx context.Context, d *disk, failed chan error) e
 	case err = <-ended:
 	case err = <-failed:
 		cancel(nil)
-		_ = <-ended // what failed counts
+		<-ended // what failed counts
 	case <-c.over:
 		err = c.overErr
 		cancel(nil)
-		_ = <-ended
+		<-ended
 	}
 	if !errors.Is(err, errChosen) {
 		c.stop()

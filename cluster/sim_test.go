@@ -408,9 +408,10 @@ func cpuByLabel(profile []byte, label string) (map[string]time.Duration, error) 
 	var texts []string
 	var samples [][]byte
 	fields(data, func(field protowire.Number, _ uint64, value []byte) {
-		if field == 2 {
+		switch field {
+		case 2:
 			samples = append(samples, value)
-		} else if field == 6 {
+		case 6:
 			texts = append(texts, string(value))
 		}
 	})
@@ -430,9 +431,10 @@ func cpuByLabel(profile []byte, label string) (map[string]time.Duration, error) 
 			case field == 3:
 				var key, is uint64
 				fields(value, func(f protowire.Number, number uint64, _ []byte) {
-					if f == 1 {
+					switch f {
+					case 1:
 						key = number
-					} else if f == 2 {
+					case 2:
 						is = number
 					}
 				})

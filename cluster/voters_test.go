@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,9 +57,9 @@ func TestVotersFollowTheSettings(t *testing.T) {
 			f.voting(n, anyNode)
 			f.ready()
 			for i := range 10 {
-				f.nodes[i%7].propose(declare(fmt.Sprintf("vm%d", i), fmt.Sprint(round)))
+				f.nodes[i%7].propose(declare(fmt.Sprintf("vm%d", i), strconv.Itoa(round)))
 			}
-			f.agree(f.leader().propose(declare("last", fmt.Sprint(round))).Index)
+			f.agree(f.leader().propose(declare("last", strconv.Itoa(round))).Index)
 			for _, m := range f.nodes { // all know who votes
 				f.await("everybody to know", func() bool { return len(m.c.voters()) == n })
 			}
@@ -91,7 +92,7 @@ func TestDeadVoterIsReplaced(t *testing.T) {
 			if !f.leader().c.voters()[victim.id] {
 				t.Errorf("round %d: replaced early", round)
 			}
-			f.leader().propose(declare("vm", fmt.Sprint(round)))
+			f.leader().propose(declare("vm", strconv.Itoa(round)))
 			f.voting(3, other(victim))
 			if took := time.Since(begin); took < 55*time.Second || took > 75*time.Second {
 				t.Errorf("round %d: a dead voter was replaced after %s", round, took)

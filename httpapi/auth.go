@@ -96,7 +96,7 @@ func (s *Server) identify(r *http.Request) (caller, *wire.Problem) {
 	h := r.Header.Get("Authorization")
 	if h == "" {
 		if c, err := r.Cookie(sessionCookie); err == nil {
-			return s.identifySession(r, c.Value) //nolint:contextcheck // that a session is used is noted also if the caller goes
+			return s.identifySession(r, c.Value)
 		}
 		return caller{}, problem(wire.CodeUnauthorized, "send the header Authorization: Bearer TOKEN, or log in")
 	}
