@@ -43,18 +43,21 @@ func (c *Cluster) runFollower(ctx context.Context, d *disk, failed chan error) e
 	c.log.Info("this node follows the log, it does not vote", "index", l.last.Load().index)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	ended := make(chan error, 1)
-	go func() { ended <- f.run(ctx) }()
+	var end error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		end = f.run(ctx)
+	}()
 	select {
-	case err = <-ended:
-	case err = <-failed:
-		cancel(nil)
-		<-ended // what failed counts
+	case <-ended:
+		err = end
+	case err = <-failed: // what failed counts
 	case <-c.over:
 		err = c.overErr
-		cancel(nil)
-		<-ended
 	}
+	cancel(nil)
+	<-ended
 	if !errors.Is(err, errChosen) {
 		c.stop()
 		c.world.stop(!errors.Is(context.Cause(ctx), errAbrupt))

@@ -408,10 +408,10 @@ func cpuByLabel(profile []byte, label string) (map[string]time.Duration, error) 
 	var texts []string
 	var samples [][]byte
 	fields(data, func(field protowire.Number, _ uint64, value []byte) {
-		switch field {
-		case 2:
+		if field == 2 {
 			samples = append(samples, value)
-		case 6:
+		}
+		if field == 6 {
 			texts = append(texts, string(value))
 		}
 	})
@@ -431,10 +431,10 @@ func cpuByLabel(profile []byte, label string) (map[string]time.Duration, error) 
 			case field == 3:
 				var key, is uint64
 				fields(value, func(f protowire.Number, number uint64, _ []byte) {
-					switch f {
-					case 1:
+					if f == 1 {
 						key = number
-					case 2:
+					}
+					if f == 2 {
 						is = number
 					}
 				})
