@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -133,7 +134,7 @@ func newFleetCertificate(dir string) (*fleetCertificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		return c, replaceFile(filepath.Join(dir, apiKeyFile), text)
+		return c, files.ReplaceBytes(filepath.Join(dir, apiKeyFile), text)
 	}
 	if text, err = os.ReadFile(filepath.Join(dir, apiCertFile)); err == nil {
 		if chain, err := pki.DecodeChain(text); err == nil {
@@ -166,7 +167,7 @@ func (c *fleetCertificate) put(chain [][]byte, asked []string) error {
 		return err
 	}
 	c.asked = asked
-	return replaceFile(filepath.Join(c.dir, apiCertFile), pki.EncodeChain(chain))
+	return files.ReplaceBytes(filepath.Join(c.dir, apiCertFile), pki.EncodeChain(chain))
 }
 
 func (c *fleetCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -209,21 +210,4 @@ func wanted(names []string, addrs []netip.Addr) []string {
 		out = append(out, a.String())
 	}
 	return out
-}
-
-// replaceFile writes a file that only its owner can read as a whole.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -129,7 +130,7 @@ func (r *renewer) keepAuthorities(f *fsm.Fleet) error {
 	if was, err := os.ReadFile(r.file); err == nil && bytes.Equal(was, text) {
 		return nil
 	}
-	return replaceFile(r.file, text)
+	return files.ReplaceBytes(r.file, text)
 }
 
 // serve gets the API a certificate if it needs one.

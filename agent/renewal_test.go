@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -286,7 +287,7 @@ func TestFilesOfTheAdminAreReadAgain(t *testing.T) {
 	cert, key := filepath.Join(dir, "c"), filepath.Join(dir, "k")
 	write := func(path string, data []byte) {
 		t.Helper()
-		if err := replaceFile(path, data); err != nil {
+		if err := files.ReplaceBytes(path, data); err != nil {
 			t.Fatal(err)
 		}
 	}

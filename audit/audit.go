@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // Defaults of Options.
@@ -239,7 +239,7 @@ func (l *Log) nextFile(first uint64, line []byte) error {
 	if flags&os.O_CREATE == 0 {
 		return nil
 	}
-	return syncDir(l.opts.Dir)
+	return files.SyncDir(l.opts.Dir)
 }
 
 func (l *Log) closeFile() error {
@@ -284,13 +284,5 @@ func (l *Log) Expire(now time.Time) (int, error) {
 	if removed == 0 {
 		return 0, nil
 	}
-	return removed, syncDir(l.opts.Dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(filepath.Clean(dir))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return removed, files.SyncDir(l.opts.Dir)
 }

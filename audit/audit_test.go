@@ -66,7 +66,7 @@ func verify(tb testing.TB, l *Log, records int) {
 	}
 }
 
-func files(tb testing.TB, dir string) []string {
+func segments(tb testing.TB, dir string) []string {
 	tb.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "*"+segmentSuffix))
 	if err != nil || len(names) == 0 {
@@ -101,11 +101,11 @@ func TestWhatWasAppendedIsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify(t, l, 20)
-	if n := len(files(t, dir)); n < 5 || n > 10 {
+	if n := len(segments(t, dir)); n < 5 || n > 10 {
 		t.Errorf("20 records are in %d files", n)
 	}
 	var whole []byte
-	for _, name := range files(t, dir) {
+	for _, name := range segments(t, dir) {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -148,7 +148,7 @@ func TestATornEndIsWrittenAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close()
-	names := files(t, dir)
+	names := segments(t, dir)
 	last := names[len(names)-1]
 	whole, err := os.ReadFile(last)
 	if err != nil {
@@ -207,7 +207,7 @@ func TestTamperingIsFound(t *testing.T) {
 			if err := l.Append(lines); err != nil {
 				t.Fatal(err)
 			}
-			names := files(t, dir)
+			names := segments(t, dir)
 			change(names[(c.file+len(names))%len(names)], c.edit)(t)
 			sum, err := l.Verify(t.Context())
 			if c.says == "" { // what is missing between two files may never have been there
@@ -229,7 +229,7 @@ func TestDamageInTheNewestFileIsSetAside(t *testing.T) {
 	if err := l.Append(lines); err != nil {
 		t.Fatal(err)
 	}
-	names := files(t, dir)
+	names := segments(t, dir)
 	last := names[len(names)-1]
 	was, err := os.ReadFile(last)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // segment is one file: lines that follow each other, from the record that its name says.
@@ -139,7 +140,7 @@ func copyFile(from, to string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close(), syncDir(filepath.Dir(to)))
+	return errors.Join(err, out.Sync(), out.Close(), files.SyncDir(filepath.Dir(to)))
 }
 
 // errTorn is what lines gives for a last line without its newline.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/palisade/palisade/internal/files"
+
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
@@ -133,7 +135,7 @@ func replaceStore(dir string, why fsm.SetAside) (string, error) {
 	if err := os.Rename(dir, kept); err != nil {
 		return "", err
 	}
-	if err := errors.Join(syncDir(filepath.Dir(dir)), finishAside(dir)); err != nil {
+	if err := errors.Join(files.SyncDir(filepath.Dir(dir)), finishAside(dir)); err != nil {
 		return "", err
 	}
 	return kept, forgetAside(dir)
@@ -157,7 +159,7 @@ func finishAside(dir string) error {
 	if err := os.Rename(fresh, dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return files.SyncDir(filepath.Dir(dir))
 }
 
 // makeGated makes an empty store that does not vote.
@@ -172,7 +174,7 @@ func makeGated(dir, id string, epoch uint64) error {
 	if err := errors.Join(bolt.Set([]byte(keyNode), []byte(id)), bolt.SetUint64([]byte(keyRejoin), 1), bolt.SetUint64([]byte(keyEpoch), epoch), bolt.Close()); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return files.SyncDir(dir)
 }
 
 // forgetAside removes the oldest of the stores that were set aside, beyond keptAside.
@@ -242,15 +244,6 @@ func writeSynced(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// syncDir waits until the names in a directory are on the disk.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // checkEntries reads every entry of the log, and so its checksum.

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -185,25 +186,7 @@ func saveRoster(file string, r Roster) error {
 		return fmt.Errorf("encode the known peers: %w", err)
 	}
 	return errors.Join(
-		writeFile(file, data),
-		writeFile(filepath.Join(filepath.Dir(file), authorityPEM), pki.EncodeChain(r.Authorities)),
+		files.ReplaceBytes(file, data),
+		files.ReplaceBytes(filepath.Join(filepath.Dir(file), authorityPEM), pki.EncodeChain(r.Authorities)),
 	)
-}
-
-// writeFile replaces a file as a whole, on the disk when it returns.
-func writeFile(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(dir)
 }

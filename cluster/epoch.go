@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/palisade/palisade/internal/files"
+
 	"github.com/hashicorp/raft"
 
 	"github.com/palisade/palisade/cluster/internal/peerpb"
@@ -55,7 +57,7 @@ func (i *Identity) change(edit func(*fleetJSON)) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(i.dir, fleetFile), data); err != nil {
+		if err := files.ReplaceBytes(filepath.Join(i.dir, fleetFile), data); err != nil {
 			return fmt.Errorf("keep the identity: %w", err)
 		}
 	}

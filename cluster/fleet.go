@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -65,7 +66,7 @@ func Form(o FormOptions) (joined Joined, err error) {
 			return Joined{}, fmt.Errorf("form the fleet: %w", err)
 		}
 	}
-	return joined, syncDir(o.DataDir)
+	return joined, files.SyncDir(o.DataDir)
 }
 
 func formIn(dir string, o FormOptions) (Joined, error) {
@@ -98,7 +99,7 @@ func formIn(dir string, o FormOptions) (Joined, error) {
 	if err := errors.Join(birth(d, o.Node, entries), d.close()); err != nil {
 		return Joined{}, err
 	}
-	if err := writeFile(filepath.Join(dir, sealFile), b.seal); err != nil {
+	if err := files.ReplaceBytes(filepath.Join(dir, sealFile), b.seal); err != nil {
 		return Joined{}, fmt.Errorf("keep the seal key: %w", err)
 	}
 	identity := filepath.Join(dir, identityDir)

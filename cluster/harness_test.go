@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -365,7 +366,7 @@ func (b *born) settle(id, dataDir string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := errors.Join(birth(d, id, b.commands), d.close(), writeFile(filepath.Join(dataDir, sealFile), b.seal)); err != nil {
+	if err := errors.Join(birth(d, id, b.commands), d.close(), files.ReplaceBytes(filepath.Join(dataDir, sealFile), b.seal)); err != nil {
 		b.t.Fatal(err)
 	}
 }

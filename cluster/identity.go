@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -175,8 +176,8 @@ func (c *credentials) save(dir string) error {
 		return err
 	}
 	return errors.Join(
-		writeFile(filepath.Join(dir, keyFile), key),
-		writeFile(filepath.Join(dir, chainFile), pki.EncodeChain(c.chain)),
+		files.ReplaceBytes(filepath.Join(dir, keyFile), key),
+		files.ReplaceBytes(filepath.Join(dir, chainFile), pki.EncodeChain(c.chain)),
 	)
 }
 
@@ -210,7 +211,7 @@ func (i *Identity) putSealKey(key []byte) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.seal != "" {
-		if err := writeFile(i.seal, key); err != nil {
+		if err := files.ReplaceBytes(i.seal, key); err != nil {
 			return fmt.Errorf("keep the seal key: %w", err)
 		}
 	}

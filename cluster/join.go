@@ -16,6 +16,7 @@ import (
 
 	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -131,7 +132,7 @@ func joinKey(path string) (*ecdsa.PrivateKey, error) {
 	if text, err = pki.EncodeKey(key); err != nil {
 		return nil, err
 	}
-	if err := writeFile(path, text); err != nil {
+	if err := files.ReplaceBytes(path, text); err != nil {
 		return nil, fmt.Errorf("keep the node's key: %w", err)
 	}
 	return key, nil
@@ -196,7 +197,7 @@ func settle(dir string, cred *credentials, r Roster, keys Keys, about fleetJSON)
 	); err != nil {
 		return Joined{}, fmt.Errorf("keep the identity: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, fleetFile), text); err != nil {
+	if err := files.ReplaceBytes(filepath.Join(dir, fleetFile), text); err != nil {
 		return Joined{}, fmt.Errorf("keep the identity: %w", err)
 	}
 	l, err := newListing(r)

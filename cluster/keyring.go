@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/palisade/palisade/internal/files"
+
 	"github.com/hashicorp/memberlist"
 
 	"github.com/palisade/palisade/fsm"
@@ -118,7 +120,7 @@ func (k *keyring) put(keys Keys) error {
 func saveKeys(file string, keys Keys) error {
 	data, err := json.MarshalIndent(keys, "", " ")
 	if err == nil {
-		err = writeFile(file, data)
+		err = files.ReplaceBytes(file, data)
 	}
 	if err != nil {
 		return fmt.Errorf("keep the gossip keys: %w", err)

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/palisade/palisade/internal/files"
+
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
@@ -207,5 +209,5 @@ func (f *Founding) write(dir string, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.close(), syncDir(dir))
+	return errors.Join(d.close(), files.SyncDir(dir))
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -73,7 +74,7 @@ func Refound(ctx context.Context, o RefoundOptions) (Refounded, error) {
 		return Refounded{}, fmt.Errorf("make the data directory: %w", err)
 	}
 	if o.SealKey != nil {
-		if err := writeFile(filepath.Join(o.DataDir, sealFile), r.seal); err != nil {
+		if err := files.ReplaceBytes(filepath.Join(o.DataDir, sealFile), r.seal); err != nil {
 			return Refounded{}, fmt.Errorf("keep the seal key: %w", err)
 		}
 	}

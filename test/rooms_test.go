@@ -17,17 +17,17 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/logs"},
-		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "internal/hclogslog", "internal/logs"},
+		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/files", "internal/logs"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "internal/files", "internal/hclogslog", "internal/logs"},
 		"fsm":                {},
 		"pki":                {},
-		"audit":              {"fsm"},
+		"audit":              {"fsm", "internal/files"},
 		"backup":             {"fsm"},
 		"recovery":           {"fsm", "enforce"},
-		"cluster":            {"fsm", "pki", "internal/hclogslog"},
+		"cluster":            {"fsm", "pki", "internal/files", "internal/hclogslog"},
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},
-		"enforce/boot":       {"enforce", "fsm"},
+		"enforce/boot":       {"enforce", "fsm", "internal/files"},
 		"enforce/page":       {},
 		"inventory":          {"fsm"},
 		"httpapi":            {"fsm", "pki", "httpapi/wire", "httpapi/login"},
@@ -38,6 +38,7 @@ func mayImport() map[string][]string {
 		"internal/probe":     {},
 		"internal":           {},
 		"internal/hclogslog": {},
+		"internal/files":     {},
 		"internal/logs":      {},
 		"test":               {"*"},
 	}

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/palisade/palisade/backup"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // BackupCmd groups what is done with backups.
@@ -56,7 +56,7 @@ func (c *BackupMakeCmd) Run(ctx context.Context, g *Globals) error {
 		g.reportBackup(g.Stderr, found, "standard output")
 		return nil
 	}
-	if err := writeWhole(c.Out, fetch); err != nil {
+	if err := files.Replace(c.Out, fetch); err != nil {
 		return err
 	}
 	if g.JSON() {
@@ -107,22 +107,6 @@ func readSecret(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return text, nil
-}
-
-// writeWhole replaces a file, which others can't read, once all of it is on the disk.
-func writeWhole(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return err
-	}
-	err = errors.Join(write(f), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 func (g *Globals) reportBackup(w io.Writer, c *backup.Content, where string) {

@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/palisade/palisade/internal/files"
 )
 
 // ErrNone says that nothing was ever saved.
@@ -173,7 +175,7 @@ func create(dir, kind string, content []byte) (_ *os.File, err error) {
 	if err := os.Rename(draft, nameOf(dir, kind, next)); err != nil {
 		return nil, err
 	}
-	if err := syncDir(dir); err != nil {
+	if err := files.SyncDir(dir); err != nil {
 		return nil, err
 	}
 	for _, n := range numbers[min(1, len(numbers)):] {
@@ -182,13 +184,4 @@ func create(dir, kind string, content []byte) (_ *os.File, err error) {
 		}
 	}
 	return f, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
