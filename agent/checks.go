@@ -28,8 +28,9 @@ const (
 	// gossipLate is memberlist's score (0 to 8): above it this node is too late to answer most probes.
 	gossipLate     = 3
 	gossipPatience = 30 * time.Second
-	// certificateMost: certificates last for 90 days and are renewed after 60.
-	certificateMost = 15 * 24 * time.Hour
+	// certificateLeft is the part of a certificate's life, the last fifth, in which it should not be in use any
+	// more: it is renewed at two thirds.
+	certificateLeft = 5
 	silentPatience  = 5 * time.Second // a peer that restarts is back by then
 )
 
@@ -47,7 +48,7 @@ type vitals struct {
 	missing func() []fsm.Kind               // kinds of blocks that the kernel lacks
 	audit   func() string                   // why it is not written
 	page    func() string                   // why it is not served
-	expiry  func() time.Time                // when its certificate ends; zero if it has none
+	life    func() (signed, ends time.Time) // of its certificate; zero if it has none
 	boot    func() string                   // why the rules for the next boot are not saved
 	aside   func() string                   // the store that was set aside
 	sources func() (failing int, of string) // lists that could not be loaded, and an example
@@ -265,8 +266,8 @@ func (v *vitals) peersSilent(time.Time) string {
 }
 
 func (v *vitals) certificateExpiring(now time.Time) string {
-	switch end := v.expiry(); {
-	case end.IsZero() || end.Sub(now) >= certificateMost:
+	switch signed, end := v.life(); {
+	case end.IsZero() || end.Sub(now) >= end.Sub(signed)/certificateLeft:
 		return ""
 	case end.Before(now):
 		return "this node's certificate ended on " + end.UTC().Format(time.RFC3339)

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/pki"
 )
 
 // newWatchdog connects the checks with what they look at.
@@ -17,7 +18,7 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version
 		applied: func() uint64 { return r.store.View().Index() },
 		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift},
 		missing: func() []fsm.Kind { return r.enforcer.Local().Missing },
-		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, expiry: r.certificateEnd, boot: r.saver.Warning,
+		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, life: r.certificateLife, boot: r.saver.Warning,
 		aside: func() string { return asideWarning(r.cluster.Status().Aside) },
 	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -31,8 +32,16 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "palisade_certificate_expiry_timestamp_seconds", Help: "When this node's certificate ends, in seconds since 1970; NaN while it has none.",
 	}, func() float64 {
-		if end := r.certificateEnd(); !end.IsZero() {
+		if _, end := r.certificateLife(); !end.IsZero() {
 			return float64(end.Unix())
+		}
+		return math.NaN()
+	}))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "palisade_certificate_lifetime_seconds", Help: "For how long this node's certificate was signed; NaN while it has none.",
+	}, func() float64 {
+		if signed, end := r.certificateLife(); !end.IsZero() {
+			return end.Sub(signed).Seconds()
 		}
 		return math.NaN()
 	}))
@@ -42,12 +51,11 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version
 	return newWatchdog(log, reg, v.checks(newLags(reg)), r.clock.refresh)
 }
 
-// certificateEnd is when this node's newest certificate ends, zero if it has none.
-func (r *rooms) certificateEnd() time.Time {
-	if n, ok := r.store.View().Node(r.auditor.node); ok {
-		return n.NotAfter
-	}
-	return time.Time{}
+// certificateLife is when this node's present certificate was signed, and when it ends. What the state says of it may be
+// newer: an answer can be lost.
+func (r *rooms) certificateLife() (signed, ends time.Time) {
+	m := r.cluster.Certificate()
+	return m.NotBefore.Add(pki.Backdate), m.NotAfter
 }
 
 // fleetTime is the time by the voters' clocks, as far as it is known.

@@ -53,8 +53,8 @@ func newPatient(t *testing.T) *patient {
 		applied: func() uint64 { return p.index }, blocks: func() (uint64, string) { return p.kernel, p.problem }, lists: func() (uint64, string) { return p.lists, "" },
 		drifts: []*drift{newDrift(p.reg, "blocks")}, missing: func() []fsm.Kind { return nil },
 		audit: func() string { return "" }, page: func() string { return "" }, sources: func() (int, string) { return 0, "" },
-		expiry: func() time.Time { return time.Now().Add(certificateMost) },
-		boot:   func() string { return "" }, aside: func() string { return "" },
+		life: func() (signed, ends time.Time) { return lasting(5*time.Hour, time.Hour) },
+		boot: func() string { return "" }, aside: func() string { return "" },
 	}
 	p.dog = newWatchdog(slog.New(slog.NewTextHandler(&p.log, nil)), p.reg, p.checks(newLags(p.reg)), func(context.Context) {})
 	return p
@@ -99,6 +99,12 @@ func gauge(t *testing.T, reg *prometheus.Registry, name, label string) float64 {
 	return 0
 }
 
+// lasting is the life of a certificate that was signed for a time, of which so much is left.
+func lasting(all, left time.Duration) (signed, ends time.Time) {
+	ends = time.Now().Add(left)
+	return ends.Add(-all), ends
+}
+
 // TestEachProblemBeginsAndEnds: for every check a node is made ill and well again. Too little, or too short, is
 // no problem.
 func TestEachProblemBeginsAndEnds(t *testing.T) {
@@ -125,8 +131,12 @@ func TestEachProblemBeginsAndEnds(t *testing.T) {
 		"page_failing":         {ill: func(p *patient) { p.page = func() string { return "the page: taken" } }, says: "taken"},
 		"boot_ruleset_failing": {ill: func(p *patient) { p.boot = func() string { return "no room" } }, says: "no room"},
 		"store_set_aside":      {ill: func(p *patient) { p.aside = func() string { return "a store was set aside" } }, says: "aside"},
-		"certificate_expiring": {ill: func(p *patient) { p.expiry = func() time.Time { return time.Now().Add(certificateMost - time.Second) } }, says: "ends on 2000-01-16"},
-		"list_source_failing":  {ill: func(p *patient) { p.sources = func() (int, string) { return 2, "drop" } }, says: "2 lists"},
+		"certificate_expiring": {ill: func(p *patient) {
+			p.life = func() (time.Time, time.Time) { return lasting(5*time.Hour, time.Hour-time.Second) }
+		}, less: func(p *patient) {
+			p.life = func() (time.Time, time.Time) { return lasting(10*time.Minute, 2*time.Minute) }
+		}, says: "ends on 2000-01-01"},
+		"list_source_failing": {ill: func(p *patient) { p.sources = func() (int, string) { return 2, "drop" } }, says: "2 lists"},
 	}
 	docs, err := os.ReadFile("../docs/monitoring.md")
 	if err != nil {

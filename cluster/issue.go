@@ -90,7 +90,9 @@ func (c *Cluster) issueNode(view *fsm.View, n *fsm.Node, request []byte, now tim
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := a.IssueNode(request, pki.NodeTerms{Fleet: f.ID, Node: n.ID, Serial: n.Serial, Lifetime: c.lifetime}, now)
+	// It ends when the state says, however often it is asked for: one serial is one certificate.
+	terms := pki.NodeTerms{Fleet: f.ID, Node: n.ID, Serial: n.Serial, Lifetime: c.lifetime}
+	leaf, err := a.IssueNode(request, terms, now.Add(n.NotAfter.Sub(terms.NotAfter(now))))
 	if err != nil {
 		return nil, err
 	}

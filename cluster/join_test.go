@@ -226,9 +226,14 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 		t.Fatalf("the answer was lost: %v", err)
 	}
 	o.Remote = direct
+	// One serial is one certificate: when it ends was decided when the node was admitted.
+	ends := func() time.Time { n, _ := store.View().Node("n2"); return n.NotAfter }
+	for began := time.Now(); time.Since(began) < 1100*time.Millisecond; { // certificates count in seconds
+		time.Sleep(10 * time.Millisecond)
+	}
 	got, err := Join(within(t, 30*time.Second), o)
-	if err != nil || got.Node != "n2" {
-		t.Fatalf("again: %+v, %v", got, err)
+	if err != nil || got.Node != "n2" || !got.NotAfter.Equal(ends()) {
+		t.Fatalf("again: %+v, %v; the state says until %s", got, err, ends())
 	}
 	// Another key is another node.
 	o.DataDir = filepath.Join(base, "thief")
@@ -237,6 +242,22 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 	}
 	f.add(Peer{ID: "n2", Address: o.Address, Gossip: o.Gossip}, base).start()
 	f.ready()
+	// Once the node has renewed, the token gives its key nothing any more.
+	if err := f.nodes[1].c.Renew(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(filepath.Join(base, "n2", identityDir, keyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.DataDir = filepath.Join(base, "copy")
+	if err := errors.Join(os.MkdirAll(filepath.Join(o.DataDir, identityDir), 0o700), os.WriteFile(filepath.Join(o.DataDir, identityDir, keyFile), key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	var refused *fsm.Error
+	if _, err := Join(within(t, 30*time.Second), o); !errors.As(err, &refused) || refused.Code != fsm.CodeTokenUsed || !strings.Contains(refused.Detail, "newer certificate") {
+		t.Errorf("a used token and the node's key got a certificate: %v", err)
+	}
 }
 
 func TestFormLeavesNothingHalf(t *testing.T) {

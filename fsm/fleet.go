@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -274,12 +275,23 @@ func (v *View) JoinToken(id string) (*JoinToken, bool) { return v.joinTokens.get
 func (v *View) JoinTokens() iter.Seq[*JoinToken] { return v.joinTokens.all() }
 
 // CheckAdmission says what AdmitNode would be refused with at a time, nil if it would not be. Who answers strangers asks
-// here first: what has no good token must not get into the log.
+// here first: what has no good token must not get into the log. An answer that was lost is given again only as long as
+// the node has the certificate of its admission to come: a used token must not be a way around renewal.
 func (v *View) CheckAdmission(op AdmitNode, now time.Time) *Error {
 	s := v.state
 	s.time = max(s.time, toNanos(now))
-	_, _, refused := s.checkAdmission(&op)
-	return refused
+	token, again, refused := s.checkAdmission(&op)
+	if again == nil {
+		return refused
+	}
+	const had = "the join token was used by node %s at %s, which "
+	switch {
+	case again.Serial != token.Revision:
+		return &Error{CodeTokenUsed, "token", fmt.Sprintf(had+"has had a newer certificate since; it admits only once", again.ID, say(token.UsedAt))}
+	case !fromNanos(s.time).Before(again.NotAfter):
+		return &Error{CodeTokenUsed, "token", fmt.Sprintf(had+"never came; its certificate ended at %s", again.ID, say(token.UsedAt), say(again.NotAfter))}
+	}
+	return nil
 }
 
 // public is the fleet as results and events show it.

@@ -68,6 +68,9 @@ func TestEveryRefusedJoinSaysWhatToDo(t *testing.T) {
 		t.Errorf("asked first: %v", refused)
 	}
 	l.ok(t, admitting("t1", "n2")) // a lost answer, also after the end
+	if refused := s.View().CheckAdmission(admitting("t1", "n2"), again.Node.NotAfter); refused == nil || !strings.Contains(refused.Detail, "never came") {
+		t.Errorf("a lost answer, after the end of its certificate: %v", refused)
+	}
 	l.time = l.time.Add(25 * time.Hour)
 	l.ok(t, creating("t5", ""))
 	if _, known := s.View().JoinToken("t3"); known {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -19,7 +20,7 @@ type Globals struct {
 	Output    string        `short:"o" enum:"text,json" default:"text" group:"Of every command:" help:"Form of the output: text or json."`
 	Socket    string        `default:"/run/palisade/palisade.sock" env:"PALISADE_SOCKET" placeholder:"PATH" group:"Of every command:" help:"Unix socket of the agent (default ${default})."`
 	Server    string        `env:"PALISADE_SERVER" placeholder:"URL" group:"Of every command:" help:"Call a node over TCP instead, for example https://192.0.2.1:8440."`
-	TokenFile string        `env:"PALISADE_TOKEN_FILE" placeholder:"FILE" group:"Of every command:" help:"File with the token for --server. A token is never an argument: others on the machine could read it."`
+	TokenFile string        `placeholder:"FILE" group:"Of every command:" help:"File with the token for --server (or $$PALISADE_TOKEN_FILE); of join, with the join token. A token is never an argument: others on the machine could read it."`
 	CAFile    string        `name:"ca" aliases:"ca-file" placeholder:"FILE" group:"Of every command:" help:"Certificates (PEM) that verify --server; else those of the system."`
 	RetryFor  time.Duration `default:"5s" group:"Of every command:" help:"How long to try again while there is no quorum or no connection."`
 
@@ -64,17 +65,22 @@ func (g *Globals) Client() (*client.Client, error) {
 	return c, nil
 }
 
+// tokenFileEnv names the file of the API token. It is no default of the flag: for join the flag means another token,
+// and that of the API must not be sent to an address that is given by hand.
+const tokenFileEnv = "PALISADE_TOKEN_FILE"
+
 func (g *Globals) token() (string, error) {
-	if g.TokenFile == "" {
-		return "", usagef("--server needs a token: give --token-file or set PALISADE_TOKEN_FILE")
+	file := cmp.Or(g.TokenFile, os.Getenv(tokenFileEnv))
+	if file == "" {
+		return "", usagef("--server needs a token: give --token-file or set %s", tokenFileEnv)
 	}
-	b, err := os.ReadFile(g.TokenFile)
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return "", usagef("--token-file: %w", err)
 	}
 	token := strings.TrimSpace(string(b))
 	if token == "" || strings.ContainsAny(token, " \t\r\n") {
-		return "", usagef("--token-file: %s does not hold one token", g.TokenFile)
+		return "", usagef("--token-file: %s does not hold one token", file)
 	}
 	return token, nil
 }
