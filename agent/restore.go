@@ -21,10 +21,10 @@ type RestorePlan struct {
 	NewEpoch uint64 // that would begin
 	Node     string // id of this node
 	New      bool   // this node would become a member
-	// Losses are holds that would cease: of the state on this node's disk, and of its kernel. Returns would hold again what
-	// the state on this disk says was lifted or has ended.
+	// Losses are what would cease to hold or be agreed: of the state on this node's disk, and of its kernel. Returns is what
+	// the state on this disk says was taken back, or has ended, and would be there again.
 	Losses  []recovery.Loss
-	Returns []*fsm.Block
+	Returns []recovery.Return
 	// Retired are members of the backup that the state on this disk knows as retired. They stay retired.
 	Retired []string
 	// DiskIndex is the log index of the state on this node's disk, 0 if there is none. Kernel is how many elements its kernel holds.
@@ -162,8 +162,8 @@ func (p *RestorePlan) Do(ctx context.Context, actor, name, zone string, keep boo
 	return out, errors.Join(err, handOver(p.cfg.DataDir))
 }
 
-// Unblocked are the losses that remain: all of them, or with keep those that can't be carried over.
-func (p *RestorePlan) Unblocked(keep bool) []recovery.Loss {
+// Lost are the losses that remain: all of them, or with keep those that can't be carried over.
+func (p *RestorePlan) Lost(keep bool) []recovery.Loss {
 	if !keep {
 		return p.Losses
 	}

@@ -297,8 +297,10 @@ func TestDrillRestore(t *testing.T) {
 	d.run("Drill: a stale backup is restored")
 	const restore = "palisade restore /root/fleet.age --passphrase-file /root/backup.pass "
 	d.saw(restore+"--dry-run", "UNBLOCK +b2: drop on vm102")
-	d.saw(restore+"--yes", "1 hold would cease")
+	d.saw(restore+"--dry-run", "LOSE +b3: drop on vm101, reason unpaid, to start at ")
+	d.saw(restore+"--yes", "2 things of what is held or agreed now would be lost")
 	d.saw(restore+"--yes --keep", "keep +b2: drop on vm102")
+	d.saw(restore+"--yes --keep", "keep +b3: drop on vm101")
 	for _, n := range []string{"node-1", "node-2", "node-3"} {
 		d.ready(n)
 		if got := d.blocked(n); len(got) != 2 {

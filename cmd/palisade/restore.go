@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strconv"
 
@@ -14,21 +13,22 @@ type RestoreCmd struct {
 	configFlag
 	File string `arg:"" help:"Backup; - for standard input."`
 	backupKey
-	ConfirmUnblocks *int   `placeholder:"N" help:"Go on although N holds cease; N must be the exact number. Without it, nothing that is held now is given up."`
-	Keep            bool   `help:"Carry holds over that the backup does not have, as far as that can be done."`
-	Yes             bool   `help:"Do it without asking. It does not stand for --confirm-unblocks."`
-	DryRun          bool   `help:"Only say what would happen."`
-	Name            string `help:"Name of this node, for people, if it is new to the fleet."`
-	Zone            string `help:"Zone of this node, if it is new to the fleet."`
+	ConfirmLosses *int   `placeholder:"N" help:"Go on although N things that are held or agreed now are lost; N must be the exact number. Without it, none is given up."`
+	Keep          bool   `help:"Carry holds over that the backup does not have, as far as that can be done."`
+	Yes           bool   `help:"Do it without asking. It does not stand for --confirm-losses."`
+	DryRun        bool   `help:"Only say what would happen."`
+	Name          string `help:"Name of this node, for people, if it is new to the fleet."`
+	Zone          string `help:"Zone of this node, if it is new to the fleet."`
 }
 
 // restoreOutput is what restore prints as JSON.
 type restoreOutput struct {
-	Fleet     string   `json:"fleet"`
-	Node      string   `json:"node"`
-	Epoch     uint64   `json:"epoch"`
-	Index     uint64   `json:"index"`
-	Unblocked []string `json:"unblocked"`
+	Fleet string `json:"fleet"`
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"`
+	Index uint64 `json:"index"`
+	// Lost is what is held or agreed now and would not be: UNBLOCK and LOSE of the plan for people.
+	Lost      []string `json:"lost"`
 	Returning []string `json:"returning"`
 	Kept      string   `json:"kept,omitempty"`
 	Done      bool     `json:"done"`
@@ -48,12 +48,12 @@ func (c *RestoreCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	out := restoreOutput{Fleet: p.Fleet, Node: p.Node, Epoch: p.NewEpoch, Unblocked: []string{}, Returning: []string{}}
-	for _, l := range p.Unblocked(c.Keep) {
-		out.Unblocked = append(out.Unblocked, l.String())
+	out := restoreOutput{Fleet: p.Fleet, Node: p.Node, Epoch: p.NewEpoch, Lost: []string{}, Returning: []string{}}
+	for _, l := range p.Lost(c.Keep) {
+		out.Lost = append(out.Lost, l.String())
 	}
-	for _, b := range p.Returns {
-		out.Returning = append(out.Returning, fmt.Sprintf("%s: %s, reason %s", b.ID, b.Target, b.Reason))
+	for _, r := range p.Returns {
+		out.Returning = append(out.Returning, r.String())
 	}
 	if !g.JSON() {
 		c.printPlan(g, p)
@@ -64,7 +64,7 @@ func (c *RestoreCmd) Run(ctx context.Context, g *Globals) error {
 		}
 		return nil
 	}
-	if err := c.confirm(g, p, len(out.Unblocked)); err != nil {
+	if err := c.confirm(g, p, len(out.Lost)); err != nil {
 		return err
 	}
 	done, err := p.Do(ctx, "unix:"+strconv.Itoa(os.Getuid()), c.Name, c.Zone, c.Keep)
@@ -84,12 +84,12 @@ func (c *RestoreCmd) Run(ctx context.Context, g *Globals) error {
 }
 
 // confirm goes on only if whoever asks knows what ceases.
-func (c *RestoreCmd) confirm(g *Globals, p *agent.RestorePlan, unblocked int) error {
+func (c *RestoreCmd) confirm(g *Globals, p *agent.RestorePlan, lost int) error {
 	switch {
-	case c.ConfirmUnblocks == nil && unblocked > 0:
-		return usagef("%s would cease; carry over what can be with --keep, or give --confirm-unblocks %d: nothing was done", count(unblocked, "hold"), unblocked)
-	case c.ConfirmUnblocks != nil && *c.ConfirmUnblocks != unblocked:
-		return usagef("--confirm-unblocks: %d holds would cease, not %d: nothing was done", unblocked, *c.ConfirmUnblocks)
+	case c.ConfirmLosses == nil && lost > 0:
+		return usagef("%s of what is held or agreed now would be lost; carry over what can be with --keep, or give --confirm-losses %d: nothing was done", count(lost, "thing"), lost)
+	case c.ConfirmLosses != nil && *c.ConfirmLosses != lost:
+		return usagef("--confirm-losses: %d things would be lost, not %d: nothing was done", lost, *c.ConfirmLosses)
 	case c.Yes:
 		return nil
 	}
@@ -104,17 +104,25 @@ func (c *RestoreCmd) printPlan(g *Globals, p *agent.RestorePlan) {
 	}
 	g.printf("this node %s, %s; its disk ends with log index %d, its kernel holds %s\n", cell(p.Node), how, p.DiskIndex, count(p.Kernel, "element"))
 	for _, l := range p.Losses {
+		what := "UNBLOCK"
+		if l.Agreed {
+			what = "LOSE"
+		}
 		switch {
-		case !c.Keep:
-			g.printf("UNBLOCK   %s\n", cell(l.String()))
 		case l.Unkept != "":
-			g.printf("UNBLOCK   %s; can't be kept: %s\n", cell(l.String()), cell(l.Unkept))
+			g.printf("%-9s %s; can't be kept: %s\n", what, cell(l.String()), cell(l.Unkept))
+		case !c.Keep:
+			g.printf("%-9s %s\n", what, cell(l.String()))
 		default:
 			g.printf("keep      %s\n", cell(l.String()))
 		}
 	}
-	for _, b := range p.Returns {
-		g.printf("REBLOCK   %s: %s, reason %s: it was lifted, or has ended, after the backup was made\n", b.ID, cell(b.Target.String()), cell(b.Reason))
+	for _, r := range p.Returns {
+		what := "REBLOCK"
+		if r.Block == nil {
+			what = "RETURN"
+		}
+		g.printf("%-9s %s\n", what, cell(r.String()))
 	}
 	for _, id := range p.Retired {
 		g.printf("retired   %s stays retired\n", cell(id))
@@ -128,5 +136,5 @@ func (*RestoreCmd) Help() string {
 
     palisade restore fleet.age --identity key.txt --dry-run
     palisade restore fleet.age --passphrase-file pass --keep
-    palisade restore fleet.age --identity key.txt --confirm-unblocks 3`
+    palisade restore fleet.age --identity key.txt --confirm-losses 3`
 }
