@@ -170,6 +170,7 @@ func (f *replicas) check(t *rapid.T) {
 	for vm := range v.VMs("") {
 		vms[vm.ID] = *vm
 		equal("holding "+vm.ID, m.holding(*vm), values(v.Holding(vm)))
+		equal("hold count of "+vm.ID, len(m.holding(*vm)), v.HoldCounts()[vm.ID])
 	}
 	equal("VMs", m.vms, vms)
 	for _, node := range nodeIDs() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,11 +33,13 @@ type Options struct {
 	Backups Backups // none, if nil
 	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
 	DebugBundle func(ctx context.Context, w io.Writer) error
-	OIDC        *login.OIDC          // logs users in by an identity provider, if not nil
-	Registry    *prometheus.Registry // of /metrics; a new one if nil
-	Logger      *slog.Logger         // discards if nil
-	Version     string               // of the build
-	Now         func() time.Time     // time.Now if nil
+	// UI answers GET and HEAD of every path that is no route and not under /v1, without a caller; nil if there is none.
+	UI       http.Handler
+	OIDC     *login.OIDC          // logs users in by an identity provider, if not nil
+	Registry *prometheus.Registry // of /metrics; a new one if nil
+	Logger   *slog.Logger         // discards if nil
+	Version  string               // of the build
+	Now      func() time.Time     // time.Now if nil
 
 	MaxBodyBytes       int64         // 1 MiB
 	MaxBulkBytes       int64         // of a bulk request, 64 MiB

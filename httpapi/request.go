@@ -226,6 +226,9 @@ func encodeCursor(kind, after string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(kind + ":" + after))
 }
 
+// maxCursor bounds what a cursor says: two names, and their lengths.
+const maxCursor = 2*fsm.MaxNameBytes + 32
+
 // decodeCursor reads a cursor of the kind of list; an empty cursor is the start.
 func decodeCursor(kind, cursor string) (after string, err error) {
 	if cursor == "" {
@@ -233,7 +236,7 @@ func decodeCursor(kind, cursor string) (after string, err error) {
 	}
 	b, derr := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if derr == nil && !strings.ContainsAny(cursor, "\r\n") { // which even a strict decoder skips
-		if after, ok := strings.CutPrefix(string(b), kind+":"); ok && after != "" && len(after) <= fsm.MaxNameBytes {
+		if after, ok := strings.CutPrefix(string(b), kind+":"); ok && after != "" && len(after) <= maxCursor {
 			return after, nil
 		}
 	}

@@ -39,6 +39,7 @@ type Server struct {
 	limiter   *login.Limiter
 	refusals  *refusals
 	uses      uses
+	index     vmIndex
 
 	streams atomic.Int64
 	conns   *conns
@@ -63,9 +64,10 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("httpapi: register metrics: %w", err)
 	}
 	s.passwords, s.limiter, s.refusals = login.NewPasswords(), login.NewLimiter(o.Now), newRefusals()
+	s.index.feed, s.index.now = o.Backend.Watch, o.Backend.View
 	s.scrape = promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{})
 	s.mux = chi.NewMux()
-	s.mux.NotFound(s.plain(s.notFound))
+	s.mux.NotFound(s.plain(s.serveUI))
 	s.mux.MethodNotAllowed(s.plain(s.methodNotAllowed))
 	api := huma.NewAPI(s.humaConfig(), &adapter{s: s})
 	for _, rt := range routes() {

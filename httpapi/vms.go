@@ -2,10 +2,10 @@ package httpapi
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/palisade/palisade/fsm"
@@ -15,44 +15,82 @@ import (
 type listVMsInput struct {
 	ReadInput
 	PageInput
+	Search  string `query:"search" maxLength:"255" doc:"Only VMs in whose id, name, owner or MAC each word is found, or one of whose addresses begins with it; a whole address or CIDR finds the VMs that have it" example:"192.0.2.7"`
 	Node    string `query:"node" maxLength:"255" doc:"Only VMs on this node, or in flight to it"`
 	Owner   string `query:"owner" maxLength:"255"`
 	Name    string `query:"name" maxLength:"255" doc:"Only VMs with exactly this name"`
+	State   string `query:"state" enum:"declared,running,migrating,stopped,lost"`
 	Blocked string `query:"blocked" enum:"true,false" doc:"Only VMs that are (not) held by an active block"`
+	Sort    string `query:"sort" enum:"id,name,node,owner,state,holds" default:"id" doc:"holds: by how many active blocks hold it"`
+	Order   string `query:"order" enum:"asc,desc" default:"asc"`
 }
 
 type listVMsOutput struct {
 	ReadHeaders
-	Body wire.Page[wire.VM]
+	Body wire.CountedPage[wire.VM]
 }
 
 func (s *Server) listVMs(ctx context.Context, in *listVMsInput) (*listVMsOutput, error) {
-	after, err := decodeCursor("vm", in.Cursor)
-	if err != nil {
-		return nil, err
-	}
 	v, h, err := s.view(ctx, in.ReadInput)
 	if err != nil {
 		return nil, err
 	}
-	seq := v.VMs(after)
-	if in.Node != "" {
-		on := slices.Collect(v.VMsOn(in.Node))
-		on = slices.DeleteFunc(on, func(vm *fsm.VM) bool { return vm.ID <= after })
-		slices.SortFunc(on, func(a, b *fsm.VM) int { return strings.Compare(a.ID, b.ID) })
-		seq = slices.Values(on)
+	holds := &holdCount{view: v}
+	order := &vmOrder{by: in.Sort, desc: in.Order == "desc", holds: holds}
+	p := vmPage{order: order, limit: in.Limit}
+	if p.from, p.begun, err = order.after(in.Cursor); err != nil {
+		return nil, err
 	}
-	p := page[wire.VM]{kind: "vm", limit: in.Limit}
-	for vm := range seq {
-		if (in.Owner != "" && vm.Owner != in.Owner) || (in.Name != "" && vm.Name != in.Name) ||
-			(in.Blocked != "" && (len(v.Holding(vm)) > 0) != (in.Blocked == "true")) {
-			continue
+	if in.all() {
+		for vm := range v.VMs(p.from.id) {
+			if p.add(vm); p.after > p.limit {
+				break
+			}
 		}
-		if !p.add(vm.ID, func() wire.VM { return s.wireVM(v, vm) }) {
-			break
+		p.total = v.CountVMs()
+	} else {
+		candidates := in.candidates(v)
+		if in.Search != "" || candidates == nil {
+			var found []*fsm.VM
+			v, found = s.index.find(ctx, newVMSearch(in.Search)) // a view that is as new or newer
+			holds.view, h.Index, candidates = v, v.Index(), slices.Values(found)
+		}
+		for vm := range candidates {
+			if in.keeps(vm) && (in.Blocked == "" || (holds.of(vm) > 0) == (in.Blocked == "true")) {
+				p.add(vm)
+			}
 		}
 	}
-	return &listVMsOutput{ReadHeaders: h, Body: p.wire()}, nil
+	p.cut()
+	out := &listVMsOutput{ReadHeaders: h}
+	out.Body.Items, out.Body.Total = make([]wire.VM, 0, len(p.items)), p.total
+	for _, at := range p.items {
+		out.Body.Items = append(out.Body.Items, s.wireVM(v, at.vm))
+	}
+	if p.after > len(p.items) {
+		out.Body.Next = new(order.cursor(p.items[len(p.items)-1].vmPlace))
+	}
+	return out, nil
+}
+
+// all says that every VM is asked for, by id: the order in which they are kept, so that only a page is walked.
+func (in *listVMsInput) all() bool {
+	return in.Search == "" && in.Node == "" && in.Owner == "" && in.Name == "" && in.State == "" && in.Blocked == "" && in.Sort == "id" && in.Order == "asc"
+}
+
+// candidates walks what the narrowest index of the state has; nil if none does.
+func (in *listVMsInput) candidates(v *fsm.View) iter.Seq[*fsm.VM] {
+	switch {
+	case in.Node != "":
+		return v.VMsOn(in.Node)
+	case in.Owner != "":
+		return v.VMsOf(in.Owner)
+	}
+	return nil
+}
+
+func (in *listVMsInput) keeps(vm *fsm.VM) bool {
+	return (in.Node == "" || vm.Node == in.Node || vm.Destination == in.Node) && (in.Owner == "" || vm.Owner == in.Owner) && (in.Name == "" || vm.Name == in.Name) && (in.State == "" || string(vm.State) == in.State)
 }
 
 type getVMInput struct {

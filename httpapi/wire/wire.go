@@ -201,6 +201,12 @@ type Page[T any] struct {
 	Next *string `json:"next" doc:"Cursor of the next page, null on the last"`
 }
 
+// CountedPage is one page of a list that says how long the list is.
+type CountedPage[T any] struct {
+	Page[T]
+	Total int `json:"total" doc:"How many there are on all pages together"`
+}
+
 // EventReset is the type of the event that tells a client to read everything again: the feed no
 // longer reaches back to where it was.
 const EventReset = "reset"
