@@ -205,6 +205,13 @@ func (c *contacts) look(id string, l life) (done bool, err error) {
 	return false, nil
 }
 
+// met is the newest life of a node that was here, 0 for none.
+func (c *contacts) met(id string) (generation uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lives[id].Generation
+}
+
 func (c *contacts) doubt(id string) (wait chan struct{}, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

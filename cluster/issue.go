@@ -62,7 +62,7 @@ func (c *Cluster) onAdmit(ctx context.Context, _ string, req *peerpb.AdmitReques
 		return nil, err
 	}
 	c.log.Info("a node was admitted", "peer", op.Node.ID, "address", op.Node.Address, "token", op.Token)
-	return &peerpb.AdmitResponse{Fleet: f.ID, Chain: chain, Roster: encodeRoster(r), Keys: encodeKeys(keys), EpochProof: encodeProof(c.identity.proofOf()), Generation: res.Node.Generation}, nil
+	return &peerpb.AdmitResponse{Fleet: f.ID, Chain: chain, Roster: encodeRoster(r), Keys: encodeKeys(keys), EpochProof: encodeProof(c.identity.proofOf()), Generation: max(res.Node.Generation, c.contacts.met(op.Node.ID))}, nil
 }
 
 // admission reads what a joining node wants.

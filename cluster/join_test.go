@@ -260,6 +260,32 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 	}
 }
 
+// TestWhoIsAdmittedAgainIsNoCopy: what the answer to its joining gave a node is lost when it has run already. It gets it again,
+// and is not taken for a copy of its earlier life, though the state has not heard of that yet.
+func TestWhoIsAdmittedAgainIsNoCopy(t *testing.T) {
+	f, base := formed(t)
+	o := f.joinOptions(base, "n2", f.nodes[0], f.token())
+	if _, err := Join(within(t, 30*time.Second), o); err != nil {
+		t.Fatal(err)
+	}
+	n := f.add(Peer{ID: "n2", Address: o.Address, Gossip: o.Gossip}, base).start()
+	f.ready()
+	n.crash()
+	for _, name := range []string{fleetFile, chainFile, rosterFile} {
+		if err := os.Remove(filepath.Join(base, "n2", identityDir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, _ := f.nodes[0].store.View().Node("n2"); m.Generation != 0 {
+		t.Fatalf("the state knows of start %d: this tests nothing", m.Generation)
+	}
+	if _, err := Join(within(t, 30*time.Second), o); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	f.ready().agree(n.propose(declare("vm", "two")).Index)
+}
+
 func TestFormLeavesNothingHalf(t *testing.T) {
 	dir := filepath.Join(diskDir(t), "data")
 	o := FormOptions{
