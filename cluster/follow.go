@@ -69,6 +69,7 @@ func (f *follower) run(ctx context.Context) error {
 	defer f.log.close()
 	wg.Go(func() { f.prove(ctx) })
 	wg.Go(func() { f.scout(ctx) })
+	wg.Go(func() { f.forgetSeal(ctx) })
 	for pause := searchFirst; ; {
 		began := time.Now()
 		l, err := f.finder.find(ctx, *f.log.last.Load(), f.source.currentRoom(), f.candidates(), "", func(*peerpb.FollowBeat) bool { return true })

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -216,6 +217,32 @@ func (i *Identity) putSealKey(key []byte) error {
 		}
 	}
 	i.sealKey.Store(&key)
+	return nil
+}
+
+// dropSeal deletes the seal key, from the disk when it returns, and whatever an interrupted putSealKey left there.
+func (i *Identity) dropSeal() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.seal != "" {
+		dir := filepath.Dir(i.seal)
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("delete the seal key: %w", err)
+		}
+		for _, f := range files {
+			if name := filepath.Base(i.seal); f.Name() != name && !strings.HasPrefix(f.Name(), "."+name+".") {
+				continue
+			}
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return fmt.Errorf("delete the seal key: %w", err)
+			}
+		}
+		if err := syncDir(dir); err != nil {
+			return fmt.Errorf("delete the seal key: %w", err)
+		}
+	}
+	i.sealKey.Store(nil)
 	return nil
 }
 

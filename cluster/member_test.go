@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,5 +336,72 @@ func TestVotersAreEntrusted(t *testing.T) {
 	}
 	if seal := filepath.Join(filepath.Dir(other.dir()), sealFile); other.c.identity.seal != seal {
 		t.Errorf("the seal key would go to %s", other.c.identity.seal)
+	}
+}
+
+// TestSealKeyGoesWithTheVote: a node that does not vote any more deletes the key, from its disk as well, once a majority
+// of the voters has it; when it votes again it has it again.
+func TestSealKeyGoesWithTheVote(t *testing.T) {
+	f := realFleet(t, 4).start().ready()
+	voters := f.leader().c.voters()
+	var out *node
+	for _, n := range f.nodes {
+		if voters[n.id] && !n.leads() {
+			out = n
+		}
+	}
+	on := func(n *node) bool { // the disk
+		files, err := os.ReadDir(filepath.Dir(n.c.identity.seal))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(files, func(e os.DirEntry) bool { return strings.Contains(e.Name(), sealFile) })
+	}
+	if !on(out) {
+		t.Fatal("a voter without a seal key")
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(out.c.identity.seal), "."+sealFile+".123"), f.born.seal, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	drain := func(id string, undo bool) {
+		f.leader().propose(fsm.Command{Actor: "test", Op: fsm.DrainNode{ID: id, Undo: undo}})
+	}
+	drain(out.id, false)
+	f.voting(3, other(out))
+	f.await("its key to be deleted", func() bool { return out.c.identity.SealKey() == nil && !on(out) })
+	var has []*node
+	for _, n := range f.nodes {
+		if n == out {
+			continue
+		}
+		has = append(has, n)
+		if n.c.identity.SealKey() == nil || !on(n) {
+			t.Errorf("the voter %s has no seal key", n.id)
+		}
+	}
+
+	// Not while it may be one of the last that have it.
+	if err := out.c.identity.putSealKey(f.born.seal); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range has {
+		n.c.identity.sealKey.Store(nil)
+	}
+	if has[0].c.identity.sealKey.Store(&f.born.seal); out.c.follows.Load().mayForget(t.Context()) {
+		t.Error("it would delete the key that one of three voters has")
+	}
+	has[1].c.identity.sealKey.Store(&f.born.seal)
+	f.await("its key to be deleted again", func() bool { return out.c.identity.SealKey() == nil && !on(out) })
+
+	has[2].c.identity.sealKey.Store(&f.born.seal)
+	drain(out.id, true)
+	next := has[0]
+	if next.leads() {
+		next = has[1]
+	}
+	drain(next.id, false)
+	f.voting(3, other(next))
+	if out.c.identity.SealKey() == nil || !on(out) {
+		t.Error("it votes again without the seal key")
 	}
 }
