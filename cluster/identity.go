@@ -226,11 +226,11 @@ func (i *Identity) dropSeal() error {
 	defer i.mu.Unlock()
 	if i.seal != "" {
 		dir := filepath.Dir(i.seal)
-		files, err := os.ReadDir(dir)
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return fmt.Errorf("delete the seal key: %w", err)
 		}
-		for _, f := range files {
+		for _, f := range entries {
 			if name := filepath.Base(i.seal); f.Name() != name && !strings.HasPrefix(f.Name(), "."+name+".") {
 				continue
 			}
@@ -238,7 +238,7 @@ func (i *Identity) dropSeal() error {
 				return fmt.Errorf("delete the seal key: %w", err)
 			}
 		}
-		if err := syncDir(dir); err != nil {
+		if err := files.SyncDir(dir); err != nil {
 			return fmt.Errorf("delete the seal key: %w", err)
 		}
 	}
