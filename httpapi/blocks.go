@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi/wire"
@@ -15,6 +17,8 @@ type listBlocksInput struct {
 	Actor  string `query:"actor" maxLength:"255" doc:"Only blocks that this caller asked for"`
 	Kind   string `query:"kind" enum:"drop,reject,limit,ports,redirect"`
 	State  string `query:"state" enum:"pending,active,lifted,ended,all" default:"active"`
+	Search string `query:"search" maxLength:"255" doc:"Only blocks in whose id, target, VM name, reason, note or actor this is found"`
+	Order  string `query:"order" enum:"asc,desc" default:"asc" doc:"desc: the newest first"`
 }
 
 // TargetInput names one target in the parameters of a request.
@@ -31,11 +35,15 @@ func (in TargetInput) target() wire.Target {
 
 type listBlocksOutput struct {
 	ReadHeaders
-	Body wire.Page[wire.Block]
+	Body wire.CountedPage[wire.Block]
 }
 
 func (s *Server) listBlocks(ctx context.Context, in *listBlocksInput) (*listBlocksOutput, error) {
-	after, err := decodeCursor("block", in.Cursor)
+	kind, desc := "block", in.Order == "desc"
+	if desc {
+		kind = "block-desc"
+	}
+	after, err := decodeCursor(kind, in.Cursor)
 	if err != nil {
 		return nil, err
 	}
@@ -47,14 +55,26 @@ func (s *Server) listBlocks(ctx context.Context, in *listBlocksInput) (*listBloc
 	if err != nil {
 		return nil, err
 	}
-	p := page[*fsm.Block]{kind: "block", limit: in.Limit}
-	for b := range v.Blocks(after) {
-		if match(b) && billed(ctx, b) && !p.add(b.ID, func() *fsm.Block { return b }) {
+	var all []*fsm.Block
+	for b := range v.Blocks("") {
+		if match(b) && billed(ctx, b) {
+			all = append(all, b)
+		}
+	}
+	if desc {
+		slices.Reverse(all)
+	}
+	p := page[*fsm.Block]{kind: kind, limit: in.Limit}
+	last, _ := fsm.ParseBlockID(after)
+	for _, b := range all {
+		number, _ := fsm.ParseBlockID(b.ID)
+		if past := after == "" || number > last && !desc || number < last && desc; past && !p.add(b.ID, func() *fsm.Block { return b }) {
 			break
 		}
 	}
 	out := &listBlocksOutput{ReadHeaders: h}
-	out.Body = wire.Page[wire.Block]{Items: make([]wire.Block, len(p.items)), Next: p.next}
+	out.Body.Page = wire.Page[wire.Block]{Items: make([]wire.Block, len(p.items)), Next: p.next}
+	out.Body.Total = len(all)
 	if len(p.items) == 0 {
 		return out, nil
 	}
@@ -86,13 +106,29 @@ func (in *listBlocksInput) matcher(v *fsm.View) (func(*fsm.Block) bool, error) {
 			target.VM = vm.ID
 		}
 	}
+	search := strings.ToLower(strings.TrimSpace(in.Search))
 	return func(b *fsm.Block) bool {
 		return (in.State == "all" || string(b.State) == in.State) &&
 			(in.Reason == "" || b.Reason == in.Reason) &&
 			(in.Actor == "" || b.Actor == in.Actor) &&
 			(in.Kind == "" || string(b.Kind) == in.Kind) &&
-			(target == fsm.Target{} || b.Target == target)
+			(target == fsm.Target{} || b.Target == target) &&
+			(search == "" || blockHas(v, b, search))
 	}, nil
+}
+
+// blockHas says whether a text in lower case is anywhere in what a person would look for a block by.
+func blockHas(v *fsm.View, b *fsm.Block, text string) bool {
+	for _, s := range [...]string{b.ID, b.Target.VM, b.Target.Account, b.Target.List, b.Reason, b.Note, b.Actor} {
+		if containsFold(s, text) {
+			return true
+		}
+	}
+	if b.Target.Prefix.IsValid() {
+		return strings.Contains(prefixText(b.Target.Prefix), text)
+	}
+	vm, ok := v.VM(b.Target.VM)
+	return ok && containsFold(vm.Name, text)
 }
 
 // askBlocks asks every member once what it knows of the blocks.

@@ -20,6 +20,7 @@ import (
 type eventsInput struct {
 	LastEventID string `header:"Last-Event-ID" maxLength:"20" doc:"Goes on after this log index; wins over from"`
 	From        string `query:"from" maxLength:"20" doc:"Starts after this log index; without it, with what happens from now on"`
+	Live        bool   `query:"live" doc:"true: say also how the nodes stand, see standing"`
 }
 
 // after reads where a stream starts.
@@ -41,11 +42,13 @@ func (in *eventsInput) after() (index uint64, given bool, err error) {
 func (s *Server) addEvents(api huma.API, op huma.Operation) {
 	op.Description = "The id of an event is its log index; of several events with one index only the last has an id, so that " +
 		"resuming after it loses none. The event \"reset\" says that the feed no longer reaches back to where the client was: " +
-		"read everything again. Comments keep the connection alive.\n\n" + op.Description
+		"read everything again. Comments keep the connection alive. With live=true there is the event \"standing\" too, at the start, when " +
+		"something in it changes, and every 3 s: a client that hears nothing for longer is cut off. It has no id.\n\n" + op.Description
+	standing := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[wire.Standing](), true, "Standing")
 	schema := api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[wire.Event](), true, "Event")
 	op.Responses["200"] = &huma.Response{
-		Description: "Server-sent events; the data of each is an Event",
-		Content:     map[string]*huma.MediaType{"text/event-stream": {Schema: schema}},
+		Description: "Server-sent events; the data of each is an Event, of \"standing\" a Standing",
+		Content:     map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{OneOf: []*huma.Schema{schema, standing}}}},
 	}
 	huma.Register(api, op, func(ctx context.Context, in *eventsInput) (*raw, error) {
 		after, given, err := in.after()
@@ -58,7 +61,7 @@ func (s *Server) addEvents(api huma.API, op huma.Operation) {
 		return &raw{Body: func(c huma.Context) {
 			defer s.streams.Add(-1)
 			_, w := humachi.Unwrap(c)
-			s.stream(ctx, w, after, given)
+			s.stream(ctx, w, after, given, in.Live)
 		}}, nil
 	})
 }
@@ -80,7 +83,7 @@ func (s *Server) openStream() error {
 
 // stream sends events until the caller or the server goes. A slow caller holds up nothing but its own
 // goroutine: the feed is shared and immutable, and a write that takes too long ends the stream.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64, given bool) {
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64, given, live bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with the stream
@@ -103,12 +106,24 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 		return
 	}
 	watcher := s.opts.Backend.Watch(after)
-	for {
-		beat, done := context.WithTimeout(ctx, s.opts.Heartbeat)
+	tell := teller{s: s}
+	for quiet := time.Now(); ; {
+		wait := s.opts.Heartbeat - time.Since(quiet)
+		if live {
+			if tell.tell(ctx, &out) != nil {
+				return
+			}
+			wait = min(wait, tell.due())
+		}
+		beat, done := context.WithTimeout(ctx, wait)
 		v, events, err := watcher.Next(beat)
 		done()
 		if !s.stillValid(callerOf(ctx)) {
 			return
+		}
+		over := v != nil || time.Since(quiet) >= s.opts.Heartbeat
+		if over {
+			quiet = time.Now()
 		}
 		switch {
 		case err == nil:
@@ -117,6 +132,8 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, after uint64
 			err = out.reset(v)
 		case ctx.Err() != nil:
 			return
+		case !over: // it is time to tell
+			err = nil
 		case s.opts.Backend.View().Index() < after:
 			// The caller was ahead of this node's state, and still is after a heartbeat: it has seen
 			// another fleet, or a state that this node lost.

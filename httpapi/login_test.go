@@ -76,6 +76,9 @@ func TestLoginAndLogout(t *testing.T) {
 	if who.Actor != "user:ann" || who.Scope != "operator" || who.Session == nil || who.Session.From != "192.0.2.200" {
 		t.Fatalf("logged in as %+v", who)
 	}
+	if who.CSRFHeader != csrfHeader || who.Node != "n1" || who.Version != "test" || !slices.Contains(who.May, "add-block") || slices.Contains(who.May, "add-guard") || !slices.Contains(who.May, "whoami") {
+		t.Fatalf("an operator is told %+v", who)
+	}
 	if n := len(res.Cookies()); n != 2 {
 		t.Fatalf("%d cookies", n)
 	}

@@ -69,6 +69,8 @@ func routes() []route {
 		{op: get("/v1/blocks/{id}/receipts", "block-receipts", "Say where a block is in force, and wait for it"), scope: ScopeViewer, billing: true, codes: notFound, add: do((*Server).blockReceipts)},
 		{op: get("/v1/schedule", "schedule", "List what starts and ends by itself, soonest first"), scope: ScopeViewer, add: do((*Server).schedule)},
 
+		{op: get("/v1/search", "search", "Find VMs, addresses, nodes, lists, accounts and blocks by any part of their names"), scope: ScopeViewer, billing: true, add: do((*Server).search)},
+		{op: get("/v1/overview", "overview", "Count the VMs of each node"), scope: ScopeViewer, add: do((*Server).overview)},
 		{op: get("/v1/vms", "list-vms", "List VMs"), scope: ScopeViewer, billing: true, add: do((*Server).listVMs)},
 		{op: get("/v1/vms/{id}", "get-vm", "Show a VM, by id or by a name that only one has"), scope: ScopeViewer, billing: true, codes: named, add: do((*Server).getVM)},
 		{op: op(http.MethodPut, "/v1/vms/{id}", "put-vm", "Declare a VM's name, owner and addresses", http.StatusOK), scope: ScopeOperator,

@@ -25,6 +25,8 @@ func sample(rt route) request {
 		q.body = `{"epoch":1}`
 	case "add-block":
 		q.body = `{"target":{"prefix":"203.0.113.9"}}`
+	case "search":
+		q.path += "?q=web"
 	case "explain":
 		q.path += "?vm=vm-1"
 	case "bulk-blocks":

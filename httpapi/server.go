@@ -40,6 +40,7 @@ type Server struct {
 	refusals  *refusals
 	uses      uses
 	index     vmIndex
+	pulse     pulse
 
 	streams atomic.Int64
 	conns   *conns

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -183,13 +184,28 @@ func (s *Server) whoami(ctx context.Context, _ *struct{}) (*whoamiOutput, error)
 }
 
 func (s *Server) wireWhoami(c *caller) wire.Whoami {
-	out := wire.Whoami{Actor: c.actor, Scope: string(c.scope)}
+	out := wire.Whoami{Actor: c.actor, Scope: string(c.scope), May: mayDo(c.scope), Node: s.opts.Backend.Status().Node, Version: s.opts.Version}
+	if f, ok := s.opts.Backend.View().Fleet(); ok {
+		out.Fleet, out.Epoch = f.ID, f.Epoch
+	}
 	if c.session != nil {
 		se := wireSession(c.session, s.clock())
 		se.Current = true
-		out.Session = &se
+		out.Session, out.CSRFHeader = &se, csrfHeader
 	}
 	return out
+}
+
+// mayDo lists the operations that a scope admits.
+func mayDo(scope Scope) []string {
+	ids := []string{}
+	for _, rt := range routes() {
+		if rt.scope == scopeOpen || rt.admits(scope) {
+			ids = append(ids, rt.op.OperationID)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 type logoutInput struct {

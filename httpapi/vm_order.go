@@ -21,10 +21,14 @@ type vmOrder struct {
 	by    string // id, name, node, owner, state, holds
 	desc  bool
 	holds *holdCount
+	rank  func(*fsm.VM) int // before everything else, the lower first, if not nil
 }
 
 func (o *vmOrder) place(vm *fsm.VM) vmPlace {
 	p := vmPlace{id: vm.ID}
+	if o.rank != nil {
+		p.holds = o.rank(vm)
+	}
 	switch o.by {
 	case "name":
 		p.text = vm.Name

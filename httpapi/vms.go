@@ -101,7 +101,7 @@ type getVMInput struct {
 type vmOutput struct {
 	ReadHeaders
 	ETag string `header:"ETag"`
-	Body wire.VM
+	Body wire.VMDetail
 }
 
 func (s *Server) getVM(ctx context.Context, in *getVMInput) (*vmOutput, error) {
@@ -113,7 +113,42 @@ func (s *Server) getVM(ctx context.Context, in *getVMInput) (*vmOutput, error) {
 	if ferr != nil {
 		return nil, refusalProblem(ferr, sent{"id": at("path.id", in.ID)})
 	}
-	return &vmOutput{ReadHeaders: h, ETag: etag(vm.Revision), Body: s.wireVM(v, vm)}, nil
+	return &vmOutput{ReadHeaders: h, ETag: etag(vm.Revision), Body: s.wireVMDetail(ctx, v, vm)}, nil
+}
+
+// wireVMDetail shows a VM with its blocks, as far as the caller may read them, and where it was.
+func (s *Server) wireVMDetail(ctx context.Context, v *fsm.View, vm *fsm.VM) wire.VMDetail {
+	const most = 50
+	out := wire.VMDetail{VM: s.wireVM(v, vm), Holds: []wire.Block{}, Pending: []wire.Block{}, History: []wire.VMMove{}}
+	for _, b := range v.Holding(vm) {
+		if billed(ctx, b) {
+			out.Holds = append(out.Holds, wireBlock(v, b))
+		}
+	}
+	targets := []fsm.Target{{VM: vm.ID}}
+	if vm.Owner != "" {
+		targets = append(targets, fsm.Target{Account: vm.Owner})
+	}
+	for _, t := range targets {
+		for b := range v.OpenOn(t) {
+			if b.State == fsm.BlockPending && billed(ctx, b) {
+				out.Pending = append(out.Pending, wireBlock(v, b))
+			}
+		}
+	}
+	moves, since := v.History(vm.ID, most+1)
+	out.HistorySince = since
+	for i := range moves {
+		e := &moves[i]
+		m := wire.VMMove{At: e.Time, Index: e.Index, Type: string(e.Type), Node: e.VM.Node, Destination: e.VM.Destination, State: string(e.VM.State)}
+		if i > 0 && moves[i-1].VM.Node != m.Node {
+			m.From = moves[i-1].VM.Node
+		}
+		out.History = append(out.History, m)
+	}
+	slices.Reverse(out.History)
+	out.History = out.History[:min(len(out.History), most)]
+	return out
 }
 
 type putVMInput struct {

@@ -72,4 +72,11 @@ type Whoami struct {
 	Actor   string   `json:"actor" example:"user:ann"`
 	Scope   string   `json:"scope" enum:"admin,operator,billing,viewer,metrics"`
 	Session *Session `json:"session,omitempty" doc:"Of a caller that logged in"`
+	// CSRFHeader is named only to callers that need it.
+	CSRFHeader string   `json:"csrf_header,omitempty" doc:"Header, of any value, that every request of this session must have that changes something"`
+	May        []string `json:"may" nullable:"false" doc:"What the scope may do: ids of operations of this document, sorted"`
+	Node       string   `json:"node" doc:"That answered"`
+	Version    string   `json:"version" doc:"Of that node"`
+	Fleet      string   `json:"fleet,omitempty"`
+	Epoch      uint64   `json:"epoch,omitempty" doc:"Grows when the fleet goes on from a backup or from one node: log indexes of before mean nothing then"`
 }
