@@ -138,7 +138,7 @@ func (a *Agent) live(ctx context.Context, id *cluster.Identity, manager *service
 		{{"boot ruleset", r.saver.Run}},
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"drops", r.enforcer.series.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {

@@ -56,6 +56,9 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if q.Sources {
 		rep.Sources = r.loader.Statuses()
 	}
+	if q.Drops != nil {
+		rep.Drops = r.enforcer.series.Answer(*q.Drops)
+	}
 	if q.Explain != nil {
 		rep.Explained = a.explain(ctx, r, view, *q.Explain)
 	}

@@ -37,6 +37,7 @@ type drops struct {
 	last   map[string]enforce.Counter // readings, by block
 	total  map[string]enforce.Counter // by reason
 	census map[[2]string]int          // blocks, by state and reason
+	since  []dropped                  // what was read since it was taken
 
 	queue sync.Mutex // guards over; taken alone, or after mu
 	over  []lastReading
@@ -84,11 +85,7 @@ func (d *drops) Describe(ch chan<- *prometheus.Desc) { ch <- d.blocks; ch <- d.p
 func (d *drops) Collect(ch chan<- prometheus.Metric) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if time.Since(d.at) >= dropsKept || d.at.IsZero() {
-		ctx, cancel := context.WithTimeout(context.Background(), dropsTime)
-		d.look(ctx, d.view())
-		cancel()
-	}
+	d.fresh(context.Background())
 	for _, r := range reasons() {
 		for _, state := range []fsm.BlockState{fsm.BlockPending, fsm.BlockActive} {
 			ch <- prometheus.MustNewConstMetric(d.blocks, prometheus.GaugeValue, float64(d.census[[2]string{string(state), r}]), string(state), r)
@@ -180,8 +177,38 @@ func (d *drops) reading(b *fsm.Block, now enforce.Counter) {
 		was = enforce.Counter{} // another program flushed it
 	}
 	r := reasonLabel(b.Reason)
-	t := d.total[r]
-	d.total[r] = enforce.Counter{Packets: t.Packets + now.Packets - was.Packets, Bytes: t.Bytes + now.Bytes - was.Bytes}
+	more := enforce.Counter{Packets: now.Packets - was.Packets, Bytes: now.Bytes - was.Bytes}
+	d.total[r] = plus(d.total[r], more)
+	if more != (enforce.Counter{}) && len(d.since) < maxLastReadings {
+		d.since = append(d.since, dropped{b.ID, r, more})
+	}
+}
+
+// dropped is what was dropped for a block since its last reading.
+type dropped struct {
+	block, reason string
+	count         enforce.Counter
+}
+
+// take reads the counters, unless that was done just now, and returns what was dropped since the last call. It waits for a
+// scrape that is under way.
+func (d *drops) take(ctx context.Context) []dropped {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fresh(ctx)
+	taken := d.since
+	d.since = nil
+	return taken
+}
+
+// fresh reads the counters, unless that was done just now. The caller holds mu.
+func (d *drops) fresh(ctx context.Context) {
+	if time.Since(d.at) < dropsKept && !d.at.IsZero() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, dropsTime)
+	defer cancel()
+	d.look(ctx, d.view())
 }
 
 // old says that the block is from before the first look.

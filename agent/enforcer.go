@@ -49,6 +49,7 @@ type enforcer struct {
 	metrics  enforcerMetrics
 	drift    *drift
 	drops    *drops
+	series   *dropSeries
 	clock    func() time.Time // the fleet's, to which stamps are compared
 	interval time.Duration    // of looks at the kernel
 
@@ -111,6 +112,7 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 		drift: newDrift(reg, "blocks"), clock: time.Now, interval: time.Second,
 	}
 	e.drops = newDrops(store.View, e)
+	e.series = newDropSeries(e.drops)
 	reg.MustRegister(e.drops, e.metrics.enforced, e.metrics.elements, e.metrics.failures, e.metrics.missing, e.metrics.latency, e.metrics.commit)
 	return e
 }

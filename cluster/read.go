@@ -118,7 +118,7 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	if nodeID == c.id {
 		return c.answer(ctx, q)
 	}
-	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain), Sources: q.Sources})
+	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain), Sources: q.Sources, Drops: encodeDropsQuery(q.Drops)})
 	if err != nil {
 		return fsm.Report{}, err
 	}
@@ -126,10 +126,10 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 }
 
 func (c *Cluster) onAsk(ctx context.Context, _ string, req *peerpb.AskRequest) (*peerpb.AskResponse, error) {
-	if len(req.GetBlocks()) > fsm.MaxQueryBlocks {
+	if len(req.GetBlocks()) > fsm.MaxQueryBlocks || len(req.GetDrops().GetBlocks()) > fsm.MaxQueryBlocks {
 		return nil, errors.New("too many blocks")
 	}
-	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain()), Sources: req.GetSources()})
+	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain()), Sources: req.GetSources(), Drops: decodeDropsQuery(req.GetDrops())})
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +140,7 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 	out := &peerpb.AskResponse{
 		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced, EnforcedBlocks: r.EnforcedBlocks,
 		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit, Explained: encodeExplanation(r.Explained),
+		Drops: encodeDrops(r.Drops),
 	}
 	for _, q := range r.Problems {
 		out.Problems = append(out.Problems, &peerpb.Problem{Code: q.Code, Severity: string(q.Severity), SinceUnixNano: encodeTime(q.Since), Text: q.Text})
@@ -168,6 +169,7 @@ func decodeReport(p *peerpb.AskResponse) fsm.Report {
 	r := fsm.Report{
 		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(), EnforcedBlocks: p.GetEnforcedBlocks(),
 		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(), Explained: decodeExplanation(p.GetExplained()),
+		Drops: decodeDrops(p.GetDrops()),
 	}
 	for _, q := range p.GetProblems() {
 		r.Problems = append(r.Problems, fsm.Problem{Code: q.GetCode(), Severity: fsm.Severity(q.GetSeverity()), Since: decodeTime(q.GetSinceUnixNano()), Text: q.GetText()})

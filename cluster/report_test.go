@@ -21,6 +21,9 @@ func TestReportsSurviveTheWire(t *testing.T) {
 		}}},
 		Problems:    []fsm.Problem{{Code: "c", Severity: fsm.Critical, Since: time.Unix(1_700_000_003, 0), Text: "t"}, {Code: "d", Severity: fsm.Warning}},
 		ClockOffset: -3 * time.Second, ClockKnown: true,
+		Drops: &fsm.Drops{Step: 10 * time.Second, End: time.Unix(1_700_000_010, 0), Steps: 2, Series: []fsm.DropSeries{
+			{Reason: "abuse", Packets: []uint64{0, 3}, Bytes: []uint64{0, 400}}, {Block: "b1", Packets: []uint64{1, 2}, Bytes: []uint64{3, 4}},
+		}},
 		Sources: map[string]fsm.SourceStatus{"drop": {CheckedAt: time.Unix(1_700_000_003, 0), Error: "404"}},
 		Audit:   [][]byte{[]byte(`{"seq":1}`), []byte(`{"seq":2}`)},
 	}
@@ -34,6 +37,14 @@ func TestReportsSurviveTheWire(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, decodeReport(&m)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestDropsQueriesSurviveTheWire(t *testing.T) {
+	for _, want := range []*fsm.DropsQuery{nil, {}, {Coarse: true}, {Blocks: []string{"b1", "b2"}}} {
+		if diff := cmp.Diff(want, decodeDropsQuery(encodeDropsQuery(want))); diff != "" {
+			t.Error(diff)
+		}
 	}
 }
 

@@ -19,6 +19,8 @@ type Query struct {
 	Explain *Packet
 	// Sources asks how it went to load the lists that have a source. The leader knows.
 	Sources bool
+	// Drops, if not nil, asks what the peer dropped lately.
+	Drops *DropsQuery
 }
 
 // MaxQueryBlocks bounds Query.Blocks.
@@ -50,6 +52,8 @@ type Report struct {
 	Explained *Explanation
 	// Sources is the answer to Query.Sources, by list; nil on a peer that loads none.
 	Sources map[string]SourceStatus
+	// Drops is the answer to Query.Drops.
+	Drops *Drops
 }
 
 // SourceStatus is how it went to load a list from its source.

@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "write docs/openapi.json")
 
 // sample gives a request that a route answers, for its method and path.
 func sample(rt route) request {
-	path := strings.NewReplacer("{prefix}", "198.51.100.0/24", "{vm}", "vm-2", "{name}", "feed", "/v1/vms/{id}", "/v1/vms/vm-1", "/v1/nodes/{id}/", "/v1/nodes/n2/", "/v1/nodes/{id}", "/v1/nodes/n1",
+	path := strings.NewReplacer("{prefix}", "198.51.100.0/24", "{vm}", "vm-2", "{name}", "feed", "/v1/vms/{id}", "/v1/vms/vm-1", "/v1/vms/{id}/", "/v1/vms/vm-1/", "/v1/nodes/{id}/", "/v1/nodes/n2/", "/v1/nodes/{id}", "/v1/nodes/n1",
 		"/v1/accounts/{id}", "/v1/accounts/alice", "{id}", "b1").Replace(rt.op.Path)
 	q := request{method: rt.op.Method, path: path}
 	switch rt.op.OperationID {

@@ -28,7 +28,7 @@ func mayUse() map[string]string {
 		"patch-block": write + billed, "confirm-block": write + billed, "lift-block": write + billed,
 		"list-vms": read + billed, "get-vm": read + billed, "list-accounts": read + billed, "get-account": read + billed,
 		"put-vm": write, "put-account": write,
-		"search": read + billed, "overview": read, "schedule": read, "list-nodes": read, "get-node": read, "explain": read, "events": read, "status": read,
+		"search": read + billed, "drops": read, "block-drops": read + billed, "vm-drops": read + billed, "overview": read, "schedule": read, "list-nodes": read, "get-node": read, "explain": read, "events": read, "status": read,
 		"list-lists": read, "get-list": read, "list-entries": read,
 		"put-list": write, "patch-list": write, "delete-list": write,
 		"put-list-source": "a", "delete-list-source": "a",

@@ -57,8 +57,9 @@ type Member struct {
 	Ahead    *time.Duration    // its clock, if that is known
 	Explains *fsm.Explanation  // of any packet
 	Sources  map[string]fsm.SourceStatus
-	FailOnce error // of the next call
-	Asked    int   // calls so far
+	Dropped  *fsm.Drops // lately
+	FailOnce error      // of the next call
+	Asked    int        // calls so far
 	LastAsk  fsm.Query
 }
 
@@ -174,6 +175,9 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 	}
 	if r.Enforced < q.WaitIndex {
 		return r, false, nil
+	}
+	if q.Drops != nil {
+		r.Drops = m.Dropped
 	}
 	if q.Explain != nil {
 		r.Explained = m.Explains

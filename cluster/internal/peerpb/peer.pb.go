@@ -1785,6 +1785,7 @@ type AskRequest struct {
 	AuditFrom     uint64                 `protobuf:"varint,3,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`
 	Explain       *Packet                `protobuf:"bytes,4,opt,name=explain,proto3" json:"explain,omitempty"` // absent if nothing is to be explained
 	Sources       bool                   `protobuf:"varint,5,opt,name=sources,proto3" json:"sources,omitempty"`
+	Drops         *DropsQuery            `protobuf:"bytes,30,opt,name=drops,proto3" json:"drops,omitempty"` // absent if it is not asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1854,6 +1855,201 @@ func (x *AskRequest) GetSources() bool {
 	return false
 }
 
+func (x *AskRequest) GetDrops() *DropsQuery {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+type DropsQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        []string               `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	Coarse        bool                   `protobuf:"varint,2,opt,name=coarse,proto3" json:"coarse,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropsQuery) Reset() {
+	*x = DropsQuery{}
+	mi := &file_peer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropsQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropsQuery) ProtoMessage() {}
+
+func (x *DropsQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropsQuery.ProtoReflect.Descriptor instead.
+func (*DropsQuery) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DropsQuery) GetBlocks() []string {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *DropsQuery) GetCoarse() bool {
+	if x != nil {
+		return x.Coarse
+	}
+	return false
+}
+
+type Drops struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StepNano      int64                  `protobuf:"varint,1,opt,name=step_nano,json=stepNano,proto3" json:"step_nano,omitempty"`
+	EndUnixNano   int64                  `protobuf:"varint,2,opt,name=end_unix_nano,json=endUnixNano,proto3" json:"end_unix_nano,omitempty"`
+	Steps         uint32                 `protobuf:"varint,3,opt,name=steps,proto3" json:"steps,omitempty"`
+	Series        []*DropSeries          `protobuf:"bytes,4,rep,name=series,proto3" json:"series,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drops) Reset() {
+	*x = Drops{}
+	mi := &file_peer_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drops) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drops) ProtoMessage() {}
+
+func (x *Drops) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drops.ProtoReflect.Descriptor instead.
+func (*Drops) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Drops) GetStepNano() int64 {
+	if x != nil {
+		return x.StepNano
+	}
+	return 0
+}
+
+func (x *Drops) GetEndUnixNano() int64 {
+	if x != nil {
+		return x.EndUnixNano
+	}
+	return 0
+}
+
+func (x *Drops) GetSteps() uint32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *Drops) GetSeries() []*DropSeries {
+	if x != nil {
+		return x.Series
+	}
+	return nil
+}
+
+type DropSeries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Block         string                 `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
+	Packets       []uint64               `protobuf:"varint,3,rep,packed,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         []uint64               `protobuf:"varint,4,rep,packed,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropSeries) Reset() {
+	*x = DropSeries{}
+	mi := &file_peer_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropSeries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropSeries) ProtoMessage() {}
+
+func (x *DropSeries) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropSeries.ProtoReflect.Descriptor instead.
+func (*DropSeries) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DropSeries) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DropSeries) GetBlock() string {
+	if x != nil {
+		return x.Block
+	}
+	return ""
+}
+
+func (x *DropSeries) GetPackets() []uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return nil
+}
+
+func (x *DropSeries) GetBytes() []uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return nil
+}
+
 type Packet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Src           []byte                 `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"` // absent if it is not known
@@ -1867,7 +2063,7 @@ type Packet struct {
 
 func (x *Packet) Reset() {
 	*x = Packet{}
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2075,7 @@ func (x *Packet) String() string {
 func (*Packet) ProtoMessage() {}
 
 func (x *Packet) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2088,7 @@ func (x *Packet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Packet.ProtoReflect.Descriptor instead.
 func (*Packet) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Packet) GetSrc() []byte {
@@ -1947,13 +2143,14 @@ type AskResponse struct {
 	Sources         map[string]*SourceStatus `protobuf:"bytes,13,rep,name=sources,proto3" json:"sources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by list
 	Problems        []*Problem               `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
 	ClockOffsetNano *int64                   `protobuf:"varint,21,opt,name=clock_offset_nano,json=clockOffsetNano,proto3,oneof" json:"clock_offset_nano,omitempty"`
+	Drops           *Drops                   `protobuf:"bytes,30,opt,name=drops,proto3" json:"drops,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2162,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2175,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -2086,6 +2283,13 @@ func (x *AskResponse) GetClockOffsetNano() int64 {
 	return 0
 }
 
+func (x *AskResponse) GetDrops() *Drops {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -2098,7 +2302,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2314,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2327,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{31}
+	return file_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Problem) GetCode() string {
@@ -2164,7 +2368,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2380,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2393,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{32}
+	return file_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
@@ -2218,7 +2422,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2434,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2447,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{33}
+	return file_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -2291,7 +2495,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2507,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2520,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{34}
+	return file_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -2395,7 +2599,7 @@ type BlockReport struct {
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2611,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2624,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{35}
+	return file_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -2472,7 +2676,7 @@ type FollowUp struct {
 
 func (x *FollowUp) Reset() {
 	*x = FollowUp{}
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2688,7 @@ func (x *FollowUp) String() string {
 func (*FollowUp) ProtoMessage() {}
 
 func (x *FollowUp) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2701,7 @@ func (x *FollowUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowUp.ProtoReflect.Descriptor instead.
 func (*FollowUp) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{36}
+	return file_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FollowUp) GetNode() string {
@@ -2545,7 +2749,7 @@ type FollowDown struct {
 
 func (x *FollowDown) Reset() {
 	*x = FollowDown{}
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2761,7 @@ func (x *FollowDown) String() string {
 func (*FollowDown) ProtoMessage() {}
 
 func (x *FollowDown) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2774,7 @@ func (x *FollowDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowDown.ProtoReflect.Descriptor instead.
 func (*FollowDown) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{37}
+	return file_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FollowDown) GetWhat() isFollowDown_What {
@@ -2669,7 +2873,7 @@ type FollowRefused struct {
 
 func (x *FollowRefused) Reset() {
 	*x = FollowRefused{}
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2885,7 @@ func (x *FollowRefused) String() string {
 func (*FollowRefused) ProtoMessage() {}
 
 func (x *FollowRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2898,7 @@ func (x *FollowRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRefused.ProtoReflect.Descriptor instead.
 func (*FollowRefused) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{38}
+	return file_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FollowRefused) GetWhy() string {
@@ -2730,7 +2934,7 @@ type FollowBeat struct {
 
 func (x *FollowBeat) Reset() {
 	*x = FollowBeat{}
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2946,7 @@ func (x *FollowBeat) String() string {
 func (*FollowBeat) ProtoMessage() {}
 
 func (x *FollowBeat) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2959,7 @@ func (x *FollowBeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowBeat.ProtoReflect.Descriptor instead.
 func (*FollowBeat) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{39}
+	return file_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FollowBeat) GetLeader() string {
@@ -2816,7 +3020,7 @@ type FollowEntries struct {
 
 func (x *FollowEntries) Reset() {
 	*x = FollowEntries{}
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3032,7 @@ func (x *FollowEntries) String() string {
 func (*FollowEntries) ProtoMessage() {}
 
 func (x *FollowEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3045,7 @@ func (x *FollowEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntries.ProtoReflect.Descriptor instead.
 func (*FollowEntries) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{40}
+	return file_peer_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FollowEntries) GetEntries() []*FollowEntry {
@@ -2865,7 +3069,7 @@ type FollowEntry struct {
 
 func (x *FollowEntry) Reset() {
 	*x = FollowEntry{}
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3081,7 @@ func (x *FollowEntry) String() string {
 func (*FollowEntry) ProtoMessage() {}
 
 func (x *FollowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3094,7 @@ func (x *FollowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntry.ProtoReflect.Descriptor instead.
 func (*FollowEntry) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{41}
+	return file_peer_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FollowEntry) GetIndex() uint64 {
@@ -2948,7 +3152,7 @@ type FollowSnapshot struct {
 
 func (x *FollowSnapshot) Reset() {
 	*x = FollowSnapshot{}
-	mi := &file_peer_proto_msgTypes[42]
+	mi := &file_peer_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3164,7 @@ func (x *FollowSnapshot) String() string {
 func (*FollowSnapshot) ProtoMessage() {}
 
 func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[42]
+	mi := &file_peer_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3177,7 @@ func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowSnapshot.ProtoReflect.Descriptor instead.
 func (*FollowSnapshot) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{42}
+	return file_peer_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FollowSnapshot) GetIndex() uint64 {
@@ -3026,7 +3230,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[43]
+	mi := &file_peer_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3242,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[43]
+	mi := &file_peer_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3255,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{43}
+	return file_peer_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Sighting) GetVm() string {
@@ -3107,7 +3311,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[44]
+	mi := &file_peer_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3323,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[44]
+	mi := &file_peer_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3336,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{44}
+	return file_peer_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -3288,7 +3492,7 @@ const file_peer_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\tR\x04from\"[\n" +
 	"\x0eRotateResponse\x123\n" +
 	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xb0\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xe4\x01\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
@@ -3297,13 +3501,29 @@ const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"audit_from\x18\x03 \x01(\x04R\tauditFrom\x122\n" +
 	"\aexplain\x18\x04 \x01(\v2\x18.palisade.peer.v1.PacketR\aexplain\x12\x18\n" +
-	"\asources\x18\x05 \x01(\bR\asources\"~\n" +
+	"\asources\x18\x05 \x01(\bR\asources\x122\n" +
+	"\x05drops\x18\x1e \x01(\v2\x1c.palisade.peer.v1.DropsQueryR\x05drops\"<\n" +
+	"\n" +
+	"DropsQuery\x12\x16\n" +
+	"\x06blocks\x18\x01 \x03(\tR\x06blocks\x12\x16\n" +
+	"\x06coarse\x18\x02 \x01(\bR\x06coarse\"\x94\x01\n" +
+	"\x05Drops\x12\x1b\n" +
+	"\tstep_nano\x18\x01 \x01(\x03R\bstepNano\x12\"\n" +
+	"\rend_unix_nano\x18\x02 \x01(\x03R\vendUnixNano\x12\x14\n" +
+	"\x05steps\x18\x03 \x01(\rR\x05steps\x124\n" +
+	"\x06series\x18\x04 \x03(\v2\x1c.palisade.peer.v1.DropSeriesR\x06series\"j\n" +
+	"\n" +
+	"DropSeries\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\tR\x05block\x12\x18\n" +
+	"\apackets\x18\x03 \x03(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x04 \x03(\x04R\x05bytes\"~\n" +
 	"\x06Packet\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\fR\x03src\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\fR\x03dst\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x19\n" +
 	"\bsrc_port\x18\x04 \x01(\rR\asrcPort\x12\x19\n" +
-	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\x94\x06\n" +
+	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xc3\x06\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -3321,7 +3541,8 @@ const file_peer_proto_rawDesc = "" +
 	"\x0fenforced_blocks\x18\f \x01(\x04R\x0eenforcedBlocks\x12D\n" +
 	"\asources\x18\r \x03(\v2*.palisade.peer.v1.AskResponse.SourcesEntryR\asources\x125\n" +
 	"\bproblems\x18\x14 \x03(\v2\x19.palisade.peer.v1.ProblemR\bproblems\x12/\n" +
-	"\x11clock_offset_nano\x18\x15 \x01(\x03H\x00R\x0fclockOffsetNano\x88\x01\x01\x1aX\n" +
+	"\x11clock_offset_nano\x18\x15 \x01(\x03H\x00R\x0fclockOffsetNano\x88\x01\x01\x12-\n" +
+	"\x05drops\x18\x1e \x01(\v2\x17.palisade.peer.v1.DropsR\x05drops\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
 	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\x1aZ\n" +
@@ -3424,7 +3645,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_peer_proto_goTypes = []any{
 	(Outcome_Kind)(0),         // 0: palisade.peer.v1.Outcome.Kind
 	(*HelloRequest)(nil),      // 1: palisade.peer.v1.HelloRequest
@@ -3456,24 +3677,27 @@ var file_peer_proto_goTypes = []any{
 	(*RotateRequest)(nil),     // 27: palisade.peer.v1.RotateRequest
 	(*RotateResponse)(nil),    // 28: palisade.peer.v1.RotateResponse
 	(*AskRequest)(nil),        // 29: palisade.peer.v1.AskRequest
-	(*Packet)(nil),            // 30: palisade.peer.v1.Packet
-	(*AskResponse)(nil),       // 31: palisade.peer.v1.AskResponse
-	(*Problem)(nil),           // 32: palisade.peer.v1.Problem
-	(*SourceStatus)(nil),      // 33: palisade.peer.v1.SourceStatus
-	(*Explanation)(nil),       // 34: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 35: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 36: palisade.peer.v1.BlockReport
-	(*FollowUp)(nil),          // 37: palisade.peer.v1.FollowUp
-	(*FollowDown)(nil),        // 38: palisade.peer.v1.FollowDown
-	(*FollowRefused)(nil),     // 39: palisade.peer.v1.FollowRefused
-	(*FollowBeat)(nil),        // 40: palisade.peer.v1.FollowBeat
-	(*FollowEntries)(nil),     // 41: palisade.peer.v1.FollowEntries
-	(*FollowEntry)(nil),       // 42: palisade.peer.v1.FollowEntry
-	(*FollowSnapshot)(nil),    // 43: palisade.peer.v1.FollowSnapshot
-	(*Sighting)(nil),          // 44: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 45: palisade.peer.v1.NodeMeta
-	nil,                       // 46: palisade.peer.v1.AskResponse.BlocksEntry
-	nil,                       // 47: palisade.peer.v1.AskResponse.SourcesEntry
+	(*DropsQuery)(nil),        // 30: palisade.peer.v1.DropsQuery
+	(*Drops)(nil),             // 31: palisade.peer.v1.Drops
+	(*DropSeries)(nil),        // 32: palisade.peer.v1.DropSeries
+	(*Packet)(nil),            // 33: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 34: palisade.peer.v1.AskResponse
+	(*Problem)(nil),           // 35: palisade.peer.v1.Problem
+	(*SourceStatus)(nil),      // 36: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 37: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 38: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 39: palisade.peer.v1.BlockReport
+	(*FollowUp)(nil),          // 40: palisade.peer.v1.FollowUp
+	(*FollowDown)(nil),        // 41: palisade.peer.v1.FollowDown
+	(*FollowRefused)(nil),     // 42: palisade.peer.v1.FollowRefused
+	(*FollowBeat)(nil),        // 43: palisade.peer.v1.FollowBeat
+	(*FollowEntries)(nil),     // 44: palisade.peer.v1.FollowEntries
+	(*FollowEntry)(nil),       // 45: palisade.peer.v1.FollowEntry
+	(*FollowSnapshot)(nil),    // 46: palisade.peer.v1.FollowSnapshot
+	(*Sighting)(nil),          // 47: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 48: palisade.peer.v1.NodeMeta
+	nil,                       // 49: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 50: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	2,  // 0: palisade.peer.v1.HelloRequest.membership:type_name -> palisade.peer.v1.Membership
@@ -3489,24 +3713,27 @@ var file_peer_proto_depIdxs = []int32{
 	14, // 10: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
 	17, // 11: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
 	14, // 12: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	30, // 13: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	46, // 14: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	34, // 15: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	47, // 16: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
-	32, // 17: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	35, // 18: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	39, // 19: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
-	40, // 20: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
-	41, // 21: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
-	43, // 22: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
-	42, // 23: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
-	36, // 24: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	33, // 25: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	33, // 13: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	30, // 14: palisade.peer.v1.AskRequest.drops:type_name -> palisade.peer.v1.DropsQuery
+	32, // 15: palisade.peer.v1.Drops.series:type_name -> palisade.peer.v1.DropSeries
+	49, // 16: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	37, // 17: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	50, // 18: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	35, // 19: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	31, // 20: palisade.peer.v1.AskResponse.drops:type_name -> palisade.peer.v1.Drops
+	38, // 21: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	42, // 22: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
+	43, // 23: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
+	44, // 24: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
+	46, // 25: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
+	45, // 26: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
+	39, // 27: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	36, // 28: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -3514,8 +3741,8 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
-	file_peer_proto_msgTypes[30].OneofWrappers = []any{}
-	file_peer_proto_msgTypes[37].OneofWrappers = []any{
+	file_peer_proto_msgTypes[33].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[40].OneofWrappers = []any{
 		(*FollowDown_Refused)(nil),
 		(*FollowDown_Beat)(nil),
 		(*FollowDown_Entries)(nil),
@@ -3528,7 +3755,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
