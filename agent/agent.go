@@ -108,7 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case superseded:
 			a.log.Warn("beginning anew", "why", err)
 		case out:
-			if err := a.waitOutside(ctx, manager, refused.Why); err != nil {
+			if err := a.waitOutside(ctx, manager, id, refused.Why); err != nil {
 				return err
 			}
 		default:

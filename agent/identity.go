@@ -68,15 +68,26 @@ func (a *Agent) answerOnly(ctx context.Context, manager *service, text string) (
 // outsideStep is how soon a node that the fleet has refused asks again: what it was mistaken for may have ended.
 const outsideStep = 30 * time.Second
 
-// waitOutside takes no part in the fleet, and says why. The kernel goes on enforcing.
-func (a *Agent) waitOutside(ctx context.Context, manager *service, why string) error {
+// waitOutside takes no part in the fleet, and says why, until it is time to ask again or "palisade join" has got this node another
+// certificate. The kernel goes on enforcing.
+func (a *Agent) waitOutside(ctx context.Context, manager *service, id *cluster.Identity, why string) error {
 	a.log.Error("the fleet refuses this node; its kernel goes on enforcing", "why", why, "again_in", outsideStep)
 	stop, err := a.answerOnly(ctx, manager, why)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	sleep(ctx, outsideStep)
+	for again := time.After(outsideStep); sleep(ctx, awaitIdentityStep); {
+		now, err := a.loadIdentity() // one that can't be read is told by the next life
+		if err != nil || now.Certificate().Serial != id.Certificate().Serial {
+			return nil
+		}
+		select {
+		case <-again:
+			return nil
+		default:
+		}
+	}
 	return nil
 }
 

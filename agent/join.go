@@ -74,6 +74,8 @@ type Joined struct {
 	NotAfter  time.Time `json:"certificate_until"`
 	Index     uint64    `json:"admitted_index"` // log index of the admission
 	Peers     int       `json:"members"`        // this node included
+	// Again says that this node was a member, and got a new certificate for the key that it has.
+	Again bool `json:"again,omitempty"`
 }
 
 // ErrToken is wrapped by the error of Join for a text that is no join token.
@@ -120,7 +122,7 @@ func Join(ctx context.Context, cfg Config, o JoinOptions) (Joined, error) {
 		return Joined{}, err
 	}
 	return Joined{
-		Fleet: got.Fleet, Node: got.Node, Authority: got.Authority, NotAfter: got.NotAfter, Index: got.Index, Peers: got.Peers,
+		Fleet: got.Fleet, Node: got.Node, Authority: got.Authority, NotAfter: got.NotAfter, Index: got.Index, Peers: got.Peers, Again: got.Again,
 	}, nil
 }
 

@@ -37,6 +37,7 @@ type certificates interface {
 	Certificate() pki.Member
 	AuthorityChanged() bool
 	Renew(ctx context.Context) error
+	Reload() (bool, error)
 	ServingCertificate(ctx context.Context, request []byte, names []string, addrs []netip.Addr) ([][]byte, error)
 }
 
@@ -61,7 +62,11 @@ func (r *renewer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		index := r.store.View().Index()
 		pause := r.tend(ctx)
-		r.await(ctx, index, pause)
+		if r.now().Before(r.cluster.Certificate().NotAfter) {
+			r.await(ctx, index, pause)
+		} else {
+			r.awaitCertificate(ctx, pause)
+		}
 	}
 	return nil
 }
@@ -174,7 +179,7 @@ func (r *renewer) report(ctx context.Context, err error, pause time.Duration) {
 		level = slog.LevelInfo // no leader for a moment, as at the start
 	case left <= 0:
 		level, msg = slog.LevelError, "this node's certificate has ended: its peers refuse it; the kernel goes on enforcing. "+
-			"Retire this node and join it under another id"
+			"\"palisade join-token create --node ID --again\" on a member, and \"palisade join\" here with that token, give it a new one"
 	case left < m.NotAfter.Sub(m.NotBefore)/6:
 		level, msg = slog.LevelError, "this node's certificate can't be renewed and ends soon: then its peers refuse it"
 	}
@@ -217,6 +222,25 @@ func (r *renewer) await(ctx context.Context, index uint64, pause time.Duration) 
 			if events[i].Fleet != nil && r.failed == 0 {
 				return
 			}
+		}
+	}
+}
+
+// awaitCertificate returns after the pause, or once "palisade join" has put a certificate on the disk: none can be asked for with one
+// that has ended.
+func (r *renewer) awaitCertificate(ctx context.Context, pause time.Duration) {
+	for end := r.now().Add(pause); r.now().Before(end); {
+		if !sleep(ctx, min(r.timing.again, pause)) {
+			return
+		}
+		changed, err := r.cluster.Reload()
+		if err != nil {
+			r.log.Error("the certificate on the disk can't be used", "err", err)
+			return
+		}
+		if changed {
+			r.failed = 0
+			return
 		}
 	}
 }

@@ -35,6 +35,7 @@ type authorityFleet struct {
 	served    int
 	lifetime  time.Duration
 	fails     error
+	onDisk    *pki.Member // what "palisade join" has put there
 }
 
 func newAuthorityFleet(t *testing.T, lifetime time.Duration) *authorityFleet {
@@ -107,6 +108,16 @@ func (f *authorityFleet) Renew(context.Context) error {
 	return nil
 }
 
+func (f *authorityFleet) Reload() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.onDisk == nil {
+		return false, nil
+	}
+	f.member, f.onDisk, f.fails = *f.onDisk, nil, nil
+	return true, nil
+}
+
 func (f *authorityFleet) ServingCertificate(_ context.Context, request []byte, names []string, addrs []netip.Addr) ([][]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -152,6 +163,39 @@ func (f *authorityFleet) renewing(t *testing.T, names func() ([]string, []netip.
 
 func local() ([]string, []netip.Addr) {
 	return []string{"n1"}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+}
+
+// TestAnEndedCertificateIsReplacedFromTheDisk: the peers refuse a node whose certificate has ended, so none can be asked for; what "palisade join" has
+// put on the disk is taken within a second or two, also after the node has been waiting for long.
+func TestAnEndedCertificateIsReplacedFromTheDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newAuthorityFleet(t, 90*24*time.Hour)
+		f.mu.Lock()
+		f.fails = errors.New("refused")
+		f.mu.Unlock()
+		_, log, stop := f.renewing(t, local)
+		defer stop()
+		time.Sleep(120 * 24 * time.Hour)
+		synctest.Wait()
+		if got := f.Certificate(); time.Now().Before(got.NotAfter) {
+			t.Fatalf("the certificate lasts until %s", got.NotAfter)
+		}
+		next := f.issue(fsm.FirstSerial + 7)
+		f.mu.Lock()
+		f.onDisk = &next
+		f.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := f.Certificate(); got.Serial != next.Serial {
+			t.Errorf("the certificate is still %d", got.Serial)
+		}
+		if renewed, _ := f.counts(); renewed != 0 {
+			t.Errorf("it was renewed %d times", renewed)
+		}
+		if text := log.String(); !strings.Contains(text, "--again") {
+			t.Errorf("the log does not say what to do:\n%s", text)
+		}
+	})
 }
 
 func TestCertificatesRenewThemselves(t *testing.T) {

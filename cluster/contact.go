@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/palisade/palisade/pki"
 )
@@ -289,8 +290,17 @@ func (c *contacts) unanswered(id string, err error) {
 	n := len(c.strange)
 	c.mu.Unlock()
 	if n > len(c.dir.now().others(c.dir.self))/2 {
-		c.over(&RefusedError{Why: "most other nodes refuse the certificate of node " + c.dir.self + ": it was retired while it was away, or its certificate has ended or is of another fleet. " + outside})
+		c.over(&RefusedError{Why: c.whyStrange()})
 	}
+}
+
+// whyStrange is what a node is told whose certificate most other nodes refuse.
+func (c *contacts) whyStrange() string {
+	if ends := c.identity.Certificate().NotAfter; !c.identity.now().Before(ends) {
+		return fmt.Sprintf("the certificate of node %s ended at %s, while it was away. Its kernel goes on enforcing what it holds. To go on as this node: "+
+			"\"palisade join-token create --node %s --again\" on a member, then \"palisade join ADDRESS --token-file FILE\" here", c.dir.self, ends.Format(time.RFC3339), c.dir.self)
+	}
+	return "most other nodes refuse the certificate of node " + c.dir.self + ": it was retired while it was away, or is of another fleet. " + outside
 }
 
 // answered takes in the headers of an answer, and the text of a refusal.

@@ -263,6 +263,27 @@ func (i *Identity) swap(chain [][]byte) error {
 	return nil
 }
 
+// reload takes the certificate on the disk, if it is newer than the present one, and says whether it was.
+func (i *Identity) reload() (bool, error) {
+	if i.dir == "" {
+		return false, nil
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	c, err := loadCredentials(i.dir)
+	if err != nil {
+		return false, err
+	}
+	if was := i.cur.Load().member; c.member.Serial <= was.Serial {
+		return false, nil
+	} else if c.member.Fleet != was.Fleet || c.member.Node != was.Node {
+		return false, fmt.Errorf("the certificate %s is now of node %q in fleet %s: an agent that runs can't become another node",
+			filepath.Join(i.dir, chainFile), c.member.Node, c.member.Fleet)
+	}
+	i.cur.Store(c)
+	return true, nil
+}
+
 // server is the config for incoming connections. What is trusted and who is accepted is asked of the
 // directory with every handshake.
 func (i *Identity) server(d *directory) *tls.Config {

@@ -171,6 +171,24 @@ func (c *Cluster) Renew(ctx context.Context) error {
 	return nil
 }
 
+// Reload takes the certificate that Join has put on the disk for a node whose own one has ended, and with it where the others
+// are reached now. It says whether there was one. It reads two small files.
+func (c *Cluster) Reload() (bool, error) {
+	changed, err := c.identity.reload()
+	if err != nil || !changed {
+		return false, err
+	}
+	r, err := loadRoster(c.identity.file(rosterFile))
+	if err != nil {
+		return true, err
+	}
+	if r.Epoch == c.dir.now().roster.Epoch { // of another epoch the peers tell, with a proof
+		c.enforce(r)
+	}
+	c.log.Info("this node has a new certificate from the disk", "until", c.identity.Certificate().NotAfter)
+	return true, nil
+}
+
 // Certificate says what is in this node's present certificate. RenewAt says when Renew is due; it is due at once,
 // whatever the time, while AuthorityChanged.
 func (c *Cluster) Certificate() pki.Member { return c.identity.Certificate() }

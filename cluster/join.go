@@ -44,12 +44,13 @@ type Joined struct {
 	NotAfter  time.Time // of the certificate
 	Index     uint64    // log index at which the node was admitted, 0 if it formed the fleet
 	Peers     int       // members, this node included
+	Again     bool      // the node was a member, and got a new certificate
 }
 
 var (
 	// ErrOtherFleet is a node at the address to join that is not of the fleet that the token is of.
 	ErrOtherFleet = errors.New("the join token is of another fleet than the node at this address")
-	// ErrHasIdentity is a data directory that has an identity already.
+	// ErrHasIdentity is a data directory that has an identity already, with a certificate that has not ended.
 	ErrHasIdentity = errors.New("this node belongs to a fleet already")
 )
 
@@ -57,9 +58,13 @@ var (
 // LoadIdentity finds it. It proves who the fleet is by the token before it sends the secret. It blocks until
 // that is done or ctx ends; it is safe to be called again after any error. What the fleet refuses is an
 // *fsm.Error; ErrOtherFleet and ErrHasIdentity can be told too.
+//
+// A node that has an identity whose certificate has ended gets a new certificate for its key, if the token is made for that.
+// All else that it has stays.
 func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	dir := filepath.Join(o.DataDir, identityDir)
-	if err := checkNoIdentity(o.DataDir); err != nil {
+	id, err := endedIdentity(o)
+	if err != nil {
 		return Joined{}, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -77,7 +82,11 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	if name == "" {
 		name = o.Node
 	}
-	resp, err := askToJoin(ctx, o.Remote, o.Token.Pin(), &peerpb.AdmitRequest{
+	fleet := ""
+	if id != nil {
+		fleet = id.Fleet()
+	}
+	resp, err := askToJoin(ctx, o.Remote, o.Token.Pin(), fleet, &peerpb.AdmitRequest{
 		Token: o.Token.ID(), Secret: o.Token.Secret(), Node: o.Node, Name: name, Zone: o.Zone,
 		Address: o.Address, Gossip: o.Gossip, Api: o.API, Request: request, Format: fsm.Format,
 	})
@@ -97,6 +106,9 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	if cred.member.Node != o.Node || cred.member.Fleet != resp.GetFleet() {
 		return Joined{}, fmt.Errorf("the fleet gave a certificate of node %q, this is node %q", cred.member.Node, o.Node)
 	}
+	if id != nil {
+		return comeBack(id, cred, decodeRoster(resp.GetRoster()), decodeKeys(resp.GetKeys()))
+	}
 	return settle(dir, cred, decodeRoster(resp.GetRoster()), decodeKeys(resp.GetKeys()), fleetJSON{Proof: decodeProof(resp.GetEpochProof()), Generation: resp.GetGeneration()})
 }
 
@@ -110,6 +122,39 @@ func checkNoIdentity(dataDir string) error {
 		return err
 	}
 	return fmt.Errorf("%w: see %s", ErrHasIdentity, filepath.Join(dataDir, identityDir, fleetFile))
+}
+
+// endedIdentity returns the identity that a node has whose certificate has ended, nil if it has none. One that is good is refused.
+func endedIdentity(o JoinOptions) (*Identity, error) {
+	id, err := LoadIdentity(o.DataDir)
+	switch {
+	case errors.Is(err, ErrNoIdentity):
+		return nil, nil //nolint:nilnil // it is a new node
+	case err != nil:
+		return nil, err
+	case id.Node() != o.Node:
+		return nil, fmt.Errorf("%w: %s holds the identity of node %q, this is to be node %q", ErrHasIdentity, o.DataDir, id.Node(), o.Node)
+	}
+	if ends := id.Certificate().NotAfter; id.now().Before(ends) {
+		return nil, fmt.Errorf("%w: as node %q, with a certificate until %s, which renews itself; see %s",
+			ErrHasIdentity, id.Node(), ends.Format(time.RFC3339), filepath.Join(o.DataDir, identityDir, fleetFile))
+	}
+	return id, nil
+}
+
+// comeBack keeps what a node got that was away until its certificate ended. Epoch and generation stay: if the fleet
+// has gone on under a new epoch meanwhile, the peers say so.
+func comeBack(id *Identity, cred *credentials, r Roster, keys Keys) (Joined, error) {
+	if err := errors.Join(
+		saveKeys(id.file(keyringFile), keys),
+		saveRoster(id.file(rosterFile), r),
+		cred.save(id.dir), // last: an agent that runs looks for it
+	); err != nil {
+		return Joined{}, fmt.Errorf("keep the certificate: %w", err)
+	}
+	out, err := joined(cred, r)
+	out.Again = true
+	return out, err
 }
 
 // joinKey reads the key of an earlier try, or makes one and keeps it.
@@ -138,8 +183,9 @@ func joinKey(path string) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// askToJoin makes the one call of a node that has no certificate yet.
-func askToJoin(ctx context.Context, remote string, pin [32]byte, req *peerpb.AdmitRequest) (*peerpb.AdmitResponse, error) {
+// askToJoin makes the one call of a node that has no certificate that is good. If fleet is not empty, it says what is to be answered by
+// a node of that fleet alone.
+func askToJoin(ctx context.Context, remote string, pin [32]byte, fleet string, req *peerpb.AdmitRequest) (*peerpb.AdmitResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*doorTime)
 	defer cancel()
 	var d net.Dialer
@@ -158,7 +204,7 @@ func askToJoin(ctx context.Context, remote string, pin [32]byte, req *peerpb.Adm
 			if cs.NegotiatedProtocol != alpnJoin {
 				return errors.New("it admits no nodes")
 			}
-			return verifyPinned(cs.PeerCertificates, pin)
+			return verifyPinned(cs.PeerCertificates, pin, fleet)
 		},
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -175,8 +221,11 @@ func askToJoin(ctx context.Context, remote string, pin [32]byte, req *peerpb.Adm
 	return resp, nil
 }
 
-func verifyPinned(chain []*x509.Certificate, pin [32]byte) error {
-	_, err := pki.VerifyPinned(chain, pin, time.Now())
+func verifyPinned(chain []*x509.Certificate, pin [32]byte, fleet string) error {
+	m, err := pki.VerifyPinned(chain, pin, time.Now())
+	if err == nil && fleet != "" && m.Fleet != fleet {
+		return fmt.Errorf("%w: this node is of the fleet %s, the token and the node at this address are of the fleet %s", ErrOtherFleet, fleet, m.Fleet)
+	}
 	if errors.Is(err, pki.ErrUntrusted) {
 		return fmt.Errorf("%w: %w", ErrOtherFleet, err)
 	}
@@ -200,6 +249,11 @@ func settle(dir string, cred *credentials, r Roster, keys Keys, about fleetJSON)
 	if err := files.ReplaceBytes(filepath.Join(dir, fleetFile), text); err != nil {
 		return Joined{}, fmt.Errorf("keep the identity: %w", err)
 	}
+	return joined(cred, r)
+}
+
+// joined tells what a node got.
+func joined(cred *credentials, r Roster) (Joined, error) {
 	l, err := newListing(r)
 	if err != nil {
 		return Joined{}, err

@@ -286,6 +286,140 @@ func TestWhoIsAdmittedAgainIsNoCopy(t *testing.T) {
 	f.ready().agree(n.propose(declare("vm", "two")).Index)
 }
 
+// TestAMemberComesBackWithItsKey: a node was away until its certificate ended. It starts, is refused by its peers, and gets a new certificate by a
+// token that is for it alone, for the key that it has; its agent goes on with it. Nobody else gets one by that token.
+func TestAMemberComesBackWithItsKey(t *testing.T) {
+	f, base := formed(t)
+	f.grow(base, "n2", f.nodes[0])
+	f.ready()
+	o := f.joinOptions(base, "n3", f.nodes[1], f.token())
+	if _, err := Join(within(t, 30*time.Second), o); err != nil {
+		t.Fatal(err)
+	}
+	f.expire(o.DataDir)
+	n3 := f.add(Peer{ID: "n3", Address: o.Address, Gossip: o.Gossip}, base).start()
+	if refused, ok := errors.AsType[*RefusedError](n3.outcome()); !ok || !strings.Contains(refused.Why, `"palisade join-token create --node n3 --again"`) {
+		t.Fatalf("a node whose certificate has ended: %+v", refused)
+	}
+	fleetJSON := filepath.Join(o.DataDir, identityDir, fleetFile)
+	was, err := os.ReadFile(fleetJSON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, _ := f.leader().store.View().Node("n3")
+
+	again := func(op *fsm.CreateJoinToken) { op.Node, op.Again = op.Node+"n3", true }
+	other, _ := formed(t)
+	foreign := other.token()
+	before := other.leader().store.View().Index()
+	stolen := o
+	stolen.DataDir = filepath.Join(base, "thief")
+	for name, c := range map[string]struct {
+		o     JoinOptions
+		token pki.JoinToken
+		code  fsm.Code
+		say   string
+	}{
+		"a token for new nodes":      {o, f.token(), fsm.CodeNodeExists, "--again"},
+		"a token for another member": {o, f.token(func(op *fsm.CreateJoinToken) { op.Node, op.Again = "n2", true }), fsm.CodeTokenBound, "for node n2 only"},
+		"another machine":            {stolen, f.token(again), fsm.CodeConflict, "does not have the key of node n3"},
+		"another fleet's token":      {o, foreign, "", "of another fleet"},
+		"at another fleet's address": {func() JoinOptions { o := o; o.Remote = other.nodes[0].c.dir.now().all["n1"].Address; return o }(), foreign, "", "this node is of the fleet"},
+		"as another node":            {func() JoinOptions { o := o; o.Node = "n4"; return o }(), f.token(), "", `holds the identity of node "n3"`},
+	} {
+		c.o.Token = c.token
+		_, err := Join(within(t, 30*time.Second), c.o)
+		var refused *fsm.Error
+		if errors.As(err, &refused) && refused.Code != c.code || c.code != "" && refused == nil || err == nil || !strings.Contains(err.Error(), c.say) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if index := other.leader().store.View().Index(); index != before {
+		t.Errorf("the other fleet's log has grown from %d to %d", before, index)
+	}
+
+	o.Token = f.token(again)
+	got, err := Join(within(t, 30*time.Second), o)
+	if err != nil || !got.Again || got.Node != "n3" || time.Until(got.NotAfter) < 80*24*time.Hour {
+		t.Fatalf("came back: %+v, %v", got, err)
+	}
+	if is, err := os.ReadFile(fleetJSON); err != nil || !bytes.Equal(is, was) {
+		t.Errorf("what the node knows of itself was changed from %s to %s, %v", was, is, err)
+	}
+	f.voters = 3
+	n3.start()
+	f.ready()
+	res := n3.propose(declare("vm", "back"))
+	f.agree(res.Index)
+	is, _ := f.leader().store.View().Node("n3")
+	if is.Serial <= member.Serial || is.KeyHash != member.KeyHash || !is.JoinedAt.Equal(member.JoinedAt) {
+		t.Errorf("was %+v, is %+v", member.Membership, is.Membership)
+	}
+	o.Token = f.token(again)
+	if _, err := Join(within(t, 30*time.Second), o); !errors.Is(err, ErrHasIdentity) || !strings.Contains(err.Error(), "renews itself") {
+		t.Errorf("with a certificate that is good: %v", err)
+	}
+}
+
+// TestARunningNodeTakesItsNewCertificate: its agent need not be started again after "palisade join", but becomes nobody else.
+func TestARunningNodeTakesItsNewCertificate(t *testing.T) {
+	f, base := formed(t)
+	f.grow(base, "n2", f.nodes[0])
+	f.ready()
+	n2, dir := f.nodes[1], filepath.Join(base, "n2")
+	if changed, err := n2.c.Reload(); changed || err != nil {
+		t.Fatalf("nothing is new on the disk: %v, %v", changed, err)
+	}
+	was := n2.c.Certificate()
+	f.sign(dir, "n2", was.Serial+1, time.Now())
+	if changed, err := n2.c.Reload(); !changed || err != nil || n2.c.Certificate().Serial != was.Serial+1 {
+		t.Errorf("took %+v, %v", n2.c.Certificate(), err)
+	}
+	f.sign(dir, "n9", was.Serial+2, time.Now())
+	if changed, err := n2.c.Reload(); changed || err == nil || n2.c.Certificate().Node != "n2" {
+		t.Errorf("became %+v, %v", n2.c.Certificate(), err)
+	}
+}
+
+// expire puts a certificate that has ended in the place of a node's own.
+func (f *fleet) expire(dataDir string) {
+	f.t.Helper()
+	c, err := loadCredentials(filepath.Join(dataDir, identityDir))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.sign(dataDir, c.member.Node, c.member.Serial, time.Now().Add(-2*time.Hour))
+}
+
+// sign puts a certificate of an hour over a node's key on its disk.
+func (f *fleet) sign(dataDir, node string, serial uint64, at time.Time) {
+	f.t.Helper()
+	dir := filepath.Join(dataDir, identityDir)
+	c, err := loadCredentials(dir)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	request, err := pki.Request(c.key)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	leader := f.leader().c
+	a, _, err := leader.authority(leader.store.View())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	leaf, err := a.IssueNode(request, pki.NodeTerms{Fleet: c.member.Fleet, Node: node, Serial: serial, Lifetime: time.Hour}, at)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if c, err = newCredentials(c.key, a.Chain(leaf)); err == nil {
+		err = c.save(dir)
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 func TestFormLeavesNothingHalf(t *testing.T) {
 	dir := filepath.Join(diskDir(t), "data")
 	o := FormOptions{

@@ -26,10 +26,8 @@ func (a *applier) createJoinToken(op *CreateJoinToken) (*JoinToken, *Error) {
 	if _, known := a.joinTokens.get([]byte(op.ID)); known {
 		return nil, &Error{CodeConflict, "id", "there is a join token " + op.ID + " already"}
 	}
-	if op.Node != "" {
-		if refused := a.checkNewID("node", op.Node); refused != nil {
-			return nil, refused
-		}
+	if refused := a.checkTokenNode(op); refused != nil {
+		return nil, refused
 	}
 	over := a.tokensOver()
 	if a.joinTokens.n-len(over) >= MaxJoinTokens {
@@ -41,10 +39,29 @@ func (a *applier) createJoinToken(op *CreateJoinToken) (*JoinToken, *Error) {
 	}
 	now := fromNanos(a.time)
 	t := &JoinToken{
-		ID: op.ID, Hash: op.Hash, Node: op.Node, Zone: op.Zone,
+		ID: op.ID, Hash: op.Hash, Node: op.Node, Zone: op.Zone, Again: op.Again,
 		CreatedAt: now, ExpiresAt: utc(now.Add(op.TTL)), Actor: a.actor, Revision: a.index,
 	}
 	return a.putJoinToken(nil, t, EventJoinTokenCreated), nil
+}
+
+// checkTokenNode checks the node that a token is to be bound to.
+func (a *applier) checkTokenNode(op *CreateJoinToken) *Error {
+	switch {
+	case op.Again && op.Node == "":
+		return &Error{CodeInvalid, "node", "is missing; a token for a node that comes back names it"}
+	case op.Again && op.Zone != "":
+		return &Error{CodeInvalid, "zone", "can't be given for a node that comes back; it keeps its zone"}
+	case op.Again:
+		_, refused := a.member(op.Node)
+		if refused != nil {
+			refused.Field = "node"
+		}
+		return refused
+	case op.Node != "":
+		return a.checkNewID("node", op.Node)
+	}
+	return nil
 }
 
 // tokensOver are those that nobody has to be told about any more.
@@ -89,7 +106,12 @@ func (a *applier) admitNode(op *AdmitNode) (*Node, *Error) {
 	if token.Zone != "" {
 		op.Node.Zone = token.Zone
 	}
-	n := a.admit(&op.Node, a.index)
+	var n *Node
+	if token.Again {
+		n = a.readmit(&op.Node)
+	} else {
+		n = a.admit(&op.Node, a.index)
+	}
 	used := *token
 	used.UsedBy, used.UsedAt, used.Revision = n.ID, fromNanos(a.time), a.index
 	a.putJoinToken(token, &used, EventJoinTokenUsed)
@@ -124,13 +146,61 @@ func (s *state) checkAdmission(op *AdmitNode) (token *JoinToken, again *Node, re
 	if t.Zone != "" && op.Node.Zone != "" && t.Zone != op.Node.Zone {
 		return no(CodeTokenBound, "node.zone", fmt.Sprintf("the join token is for zone %s, the node says that it is in %s", quote(t.Zone), quote(op.Node.Zone)))
 	}
+	if t.Again {
+		return t, nil, s.checkReturning("node.", &op.Node)
+	}
 	return t, nil, s.checkMember("node.", &op.Node)
 }
 
 func say(t time.Time) string { return t.Format(time.RFC3339) }
 
+// checkReturning refuses a node that comes back but is no member, or does not have the key of the one that is.
+func (s *state) checkReturning(front string, n *Admission) *Error {
+	was, ok := s.nodes.get([]byte(n.ID))
+	switch {
+	case !ok || was.Serial == 0:
+		return &Error{CodeNotFound, front + "id", "there is no node " + quote(n.ID)}
+	case !was.Member():
+		return s.checkNewID(front+"id", n.ID)
+	case was.KeyHash != n.KeyHash:
+		return &Error{CodeConflict, front + "key_hash", "this machine does not have the key of node " + n.ID +
+			": only the data directory of that node comes back under its id; retire it, and join under another one"}
+	}
+	return first(s.checkAdmitted(front, n), s.checkReached(front, n))
+}
+
 // checkMember refuses a new member whose texts are wrong, or that has what another one has.
 func (s *state) checkMember(front string, n *Admission) *Error {
+	if refused := s.checkAdmitted(front, n); refused != nil {
+		return refused
+	}
+	if was, ok := s.nodes.get([]byte(n.ID)); ok && was.Member() && was.Serial != 0 && was.KeyHash == n.KeyHash {
+		return &Error{CodeNodeExists, front + "id", "node " + n.ID +
+			` is a member, and this is its key; "palisade join-token create --node ` + n.ID + ` --again" makes the token for it`}
+	}
+	if refused := s.checkNewID(front+"id", n.ID); refused != nil {
+		return refused
+	}
+	for m := range s.nodes.all() {
+		if m.KeyHash == n.KeyHash {
+			return &Error{CodeConflict, front + "key_hash", "node " + m.ID + " has the same key: its data directory was copied; start with an empty one"}
+		}
+	}
+	return s.checkReached(front, n)
+}
+
+// checkReached refuses an address that another member has.
+func (s *state) checkReached(front string, n *Admission) *Error {
+	for m := range s.members() {
+		if m.ID != n.ID && (m.Address == n.Address || m.Gossip == n.Gossip) {
+			return &Error{CodeConflict, front + "address", fmt.Sprintf("node %s has the address %s; retire it if it is gone", m.ID, n.Address)}
+		}
+	}
+	return nil
+}
+
+// checkAdmitted refuses texts that are wrong, and a build that can't read the log.
+func (s *state) checkAdmitted(front string, n *Admission) *Error {
 	if refused := first(
 		checkID(front+"id", n.ID),
 		checkText(front+"name", n.Name, MaxNameBytes),
@@ -151,17 +221,6 @@ func (s *state) checkMember(front string, n *Admission) *Error {
 	if reads := max(n.Format, 1); reads < s.format {
 		return &Error{CodeUpgrade, front + "format", fmt.Sprintf(
 			"its build reads command formats up to %d, the fleet's log needs %d; install the fleet's version first", reads, s.format)}
-	}
-	if refused := s.checkNewID(front+"id", n.ID); refused != nil {
-		return refused
-	}
-	for m := range s.nodes.all() {
-		switch {
-		case m.KeyHash == n.KeyHash:
-			return &Error{CodeConflict, front + "key_hash", "node " + m.ID + " has the same key: its data directory was copied; start with an empty one"}
-		case m.Member() && m.ID != n.ID && (m.Address == n.Address || m.Gossip == n.Gossip):
-			return &Error{CodeConflict, front + "address", fmt.Sprintf("node %s has the address %s; retire it if it is gone", m.ID, n.Address)}
-		}
 	}
 	return nil
 }
@@ -192,6 +251,16 @@ func (a *applier) admit(m *Admission, serial uint64) *Node {
 		State: NodeActive, JoinedAt: fromNanos(a.time),
 	}
 	return a.changeNode(was, &n, EventNodeAdmitted)
+}
+
+// readmit gives a member that was checked a new certificate. As with a renewal, the one before is good until the node confirms the
+// new one, if it has not ended.
+func (a *applier) readmit(m *Admission) *Node {
+	was, _ := a.nodes.get([]byte(m.ID))
+	n := *was
+	n.Format, n.Address, n.Gossip, n.API = m.Format, m.Address, m.Gossip, m.API
+	n.Serial, n.NotAfter = a.index, utc(m.NotAfter)
+	return a.changeNode(was, &n, EventNodeRenewed)
 }
 
 func (a *applier) changeNode(was, is *Node, event EventType) *Node {

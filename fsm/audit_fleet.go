@@ -59,6 +59,7 @@ func (j *auditJSON) joinToken(k string, t *JoinToken) {
 	j.text("id", t.ID)
 	j.text("node", t.Node)
 	j.text("zone", t.Zone)
+	j.flag("again", t.Again)
 	j.time("created_at", t.CreatedAt)
 	j.time("expires_at", t.ExpiresAt)
 	j.text("actor", t.Actor)
@@ -82,6 +83,7 @@ func askedForFleet(op Op) (action, object string, asked func(*auditJSON)) {
 			j.open("asked", '{')
 			j.text("node", op.Node)
 			j.text("zone", op.Zone)
+			j.flag("again", op.Again)
 			j.duration("ttl", op.TTL)
 			j.close('}')
 		}

@@ -21,7 +21,7 @@ func encodeFleetOp(op Op) *fsmpb.Op {
 		}}}
 	case CreateJoinToken:
 		return &fsmpb.Op{Op: &fsmpb.Op_CreateJoinToken{CreateJoinToken: &fsmpb.CreateJoinToken{
-			Id: op.ID, Hash: encodeHash(op.Hash), Node: op.Node, Zone: op.Zone, Ttl: int64(op.TTL),
+			Id: op.ID, Hash: encodeHash(op.Hash), Node: op.Node, Zone: op.Zone, Ttl: int64(op.TTL), Again: op.Again,
 		}}}
 	case DeleteJoinToken:
 		return &fsmpb.Op{Op: &fsmpb.Op_DeleteJoinToken{DeleteJoinToken: &fsmpb.DeleteJoinToken{Id: op.ID}}}
@@ -59,7 +59,7 @@ func (d *decoder) fleetOp(m any) Op {
 	case *fsmpb.Op_CreateJoinToken:
 		op := m.CreateJoinToken
 		d.known(op)
-		return CreateJoinToken{ID: op.Id, Hash: d.hash(op.Hash), Node: op.Node, Zone: op.Zone, TTL: time.Duration(op.Ttl)}
+		return CreateJoinToken{ID: op.Id, Hash: d.hash(op.Hash), Node: op.Node, Zone: op.Zone, TTL: time.Duration(op.Ttl), Again: op.Again}
 	case *fsmpb.Op_DeleteJoinToken:
 		d.known(m.DeleteJoinToken)
 		return DeleteJoinToken{ID: m.DeleteJoinToken.Id}
@@ -204,7 +204,7 @@ func encodeJoinToken(t *JoinToken) *fsmpb.JoinToken {
 	return &fsmpb.JoinToken{
 		Id: t.ID, Hash: encodeHash(t.Hash), Node: t.Node, Zone: t.Zone,
 		CreatedAt: toNanos(t.CreatedAt), ExpiresAt: toNanos(t.ExpiresAt), Actor: t.Actor,
-		UsedBy: t.UsedBy, UsedAt: toNanos(t.UsedAt), Revision: t.Revision,
+		UsedBy: t.UsedBy, UsedAt: toNanos(t.UsedAt), Revision: t.Revision, Again: t.Again,
 	}
 }
 
@@ -217,7 +217,7 @@ func (d *decoder) joinToken(m *fsmpb.JoinToken) *JoinToken {
 	return &JoinToken{
 		ID: m.Id, Hash: d.hash(m.Hash), Node: intern(m.Node), Zone: intern(m.Zone),
 		CreatedAt: decodeTime(m.CreatedAt), ExpiresAt: decodeTime(m.ExpiresAt), Actor: intern(m.Actor),
-		UsedBy: intern(m.UsedBy), UsedAt: decodeTime(m.UsedAt), Revision: m.Revision,
+		UsedBy: intern(m.UsedBy), UsedAt: decodeTime(m.UsedAt), Revision: m.Revision, Again: m.Again,
 	}
 }
 

@@ -107,12 +107,14 @@ type JoinToken struct {
 	// Node is the only id that it admits, empty for any. Zone is the one that its node gets, empty if the
 	// node may choose.
 	Node, Zone string
-	CreatedAt  time.Time
-	ExpiresAt  time.Time
-	Actor      string // who created it
-	UsedBy     string // id of the node that it admitted
-	UsedAt     time.Time
-	Revision   uint64 // log index of the last change
+	// Again says that it gives the member Node a new certificate for the key that it has, instead of admitting a new one.
+	Again     bool
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	Actor     string // who created it
+	UsedBy    string // id of the node that it admitted
+	UsedAt    time.Time
+	Revision  uint64 // log index of the last change
 }
 
 // Limits on what identity and joining add to the state.
@@ -148,12 +150,14 @@ type Admission struct {
 	Format         uint32    // highest command format that its build reads; 0 counts as 1
 }
 
-// CreateJoinToken creates a token that ends after TTL, counted from the state time.
+// CreateJoinToken creates a token that ends after TTL, counted from the state time. With Again, Node is a member whose
+// certificate may have ended: the token is refused with CodeNotFound or CodeNodeRetired if it is none.
 type CreateJoinToken struct {
 	ID         string
 	Hash       [32]byte
 	Node, Zone string
 	TTL        time.Duration
+	Again      bool
 }
 
 // DeleteJoinToken deletes a token, used or not.
@@ -163,6 +167,9 @@ type DeleteJoinToken struct{ ID string }
 // node as it is, so that a lost answer can be asked for again. The codes of its refusals are CodeTokenUnknown,
 // CodeTokenExpired, CodeTokenUsed, CodeTokenBound, CodeNodeExists, CodeNodeRetired, CodeConflict (an
 // address or a key that another node has) and CodeUpgrade (its build can't read the log).
+//
+// With a token that has Again, the node must be the member that the token names and have its key. It keeps its id, its zone and
+// its store, gets a certificate like one that is renewed, and is reached where it now says.
 type AdmitNode struct {
 	Token string
 	Hash  [32]byte // SHA-256 of the secret

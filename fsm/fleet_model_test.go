@@ -91,12 +91,21 @@ func (m *fleetModel) apply(index uint64, at time.Time, op Op) Code {
 		if _, known := m.tokens[op.ID]; known {
 			return CodeConflict
 		}
-		if code := m.checkID(op.Node); code != "" {
-			return code
+		switch n := m.nodes[op.Node]; {
+		case op.Again && (op.Node == "" || op.Zone != ""):
+			return CodeInvalid
+		case op.Again && n.Serial == 0:
+			return CodeNotFound
+		case op.Again && n.State == NodeRetired:
+			return CodeNodeRetired
+		case !op.Again:
+			if code := m.checkID(op.Node); code != "" {
+				return code
+			}
 		}
 		maps.DeleteFunc(m.tokens, func(_ string, t JoinToken) bool { return t.ExpiresAt.Add(24 * time.Hour).Before(m.time) })
 		m.tokens[op.ID] = JoinToken{
-			ID: op.ID, Hash: op.Hash, Node: op.Node, Zone: op.Zone, CreatedAt: m.time, ExpiresAt: m.time.Add(op.TTL),
+			ID: op.ID, Hash: op.Hash, Node: op.Node, Zone: op.Zone, Again: op.Again, CreatedAt: m.time, ExpiresAt: m.time.Add(op.TTL),
 			Actor: "a", Revision: index,
 		}
 	case DeleteJoinToken:
@@ -163,15 +172,37 @@ func (m *fleetModel) admitNode(op AdmitNode) Code {
 	case t.Node != "" && t.Node != op.Node.ID, t.Zone != "" && op.Node.Zone != "" && op.Node.Zone != t.Zone:
 		return CodeTokenBound
 	}
-	if code := m.checkNew(op.Node); code != "" {
-		return code
+	if t.Again {
+		if code := m.readmit(op.Node); code != "" {
+			return code
+		}
+	} else {
+		if code := m.checkNew(op.Node); code != "" {
+			return code
+		}
+		if t.Zone != "" {
+			op.Node.Zone = t.Zone
+		}
+		m.admit(op.Node, m.index)
 	}
-	if t.Zone != "" {
-		op.Node.Zone = t.Zone
-	}
-	m.admit(op.Node, m.index)
 	t.UsedBy, t.UsedAt, t.Revision = op.Node.ID, m.time, m.index
 	m.tokens[t.ID] = t
+	return ""
+}
+
+func (m *fleetModel) readmit(a Admission) Code {
+	n := m.nodes[a.ID]
+	switch {
+	case n.Serial == 0:
+		return CodeNotFound
+	case n.State == NodeRetired:
+		return CodeNodeRetired
+	case n.KeyHash != a.KeyHash:
+		return CodeConflict
+	}
+	n.Address, n.Gossip, n.API, n.Format = a.Address, a.Gossip, a.API, a.Format
+	n.Serial, n.NotAfter, n.Revision = m.index, a.NotAfter.UTC(), m.index
+	m.nodes[a.ID] = n
 	return ""
 }
 
@@ -501,6 +532,7 @@ func genFleetOp(last uint64) *rapid.Generator[Op] {
 			return forming()
 		case 1, 2:
 			op := creating(token.Draw(t, "token"), rapid.SampledFrom([]string{"", "n2", "n3"}).Draw(t, "node"))
+			op.Again = rapid.IntRange(0, 2).Draw(t, "again") == 0
 			op.Zone, op.TTL = zone.Draw(t, "zone"), rapid.SampledFrom([]time.Duration{time.Second, time.Hour}).Draw(t, "ttl")
 			return op
 		case 3:
@@ -602,7 +634,7 @@ func genAnyFleetOp() *rapid.Generator[Op] {
 		case 1:
 			return CreateJoinToken{
 				text.Draw(t, "id"), genHash().Draw(t, "hash"), text.Draw(t, "node"), text.Draw(t, "zone"),
-				time.Duration(rapid.Int64().Draw(t, "ttl")),
+				time.Duration(rapid.Int64().Draw(t, "ttl")), rapid.Bool().Draw(t, "again"),
 			}
 		case 2:
 			return DeleteJoinToken{text.Draw(t, "id")}

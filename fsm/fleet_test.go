@@ -97,6 +97,63 @@ func TestBeforeThereIsAFleet(t *testing.T) {
 }
 
 // TestALostRenewalLocksNobodyOut: until the node says that it has the new certificate, the old one is accepted.
+// TestAMemberComesBack: a node whose certificate has ended gets a new one by a token that is for it alone, if it has its key. It
+// stays what it was.
+func TestAMemberComesBack(t *testing.T) {
+	s, l := formed(t)
+	for _, id := range []string{"2", "3"} {
+		l.ok(t, creating("t"+id, ""))
+		l.ok(t, admitting("t"+id, "n"+id))
+	}
+	l.ok(t, DrainNode{ID: "n2"})
+	returning := func(id, node string) CreateJoinToken {
+		op := creating(id, node)
+		op.Again = true
+		return op
+	}
+	l.refusedSaying(t, returning("u1", ""), CodeInvalid, "node", "names it")
+	zoned := returning("u1", "n2")
+	zoned.Zone = "z1"
+	l.refusedSaying(t, zoned, CodeInvalid, "zone", "keeps its zone")
+	l.refusedSaying(t, returning("u1", "n9"), CodeNotFound, "node", "no node")
+	if token := l.ok(t, returning("u1", "n2")).JoinToken; !token.Again {
+		t.Errorf("made %+v", token)
+	}
+	l.ok(t, creating("t4", ""))
+	was, _ := s.View().Node("n2")
+
+	l.refusedSaying(t, admitting("t4", "n2"), CodeNodeExists, "node.id", `"palisade join-token create --node n2 --again"`)
+	l.refusedSaying(t, admitting("u1", "n3"), CodeTokenBound, "node.id", "for node n2 only")
+	thief := admitting("u1", "n2")
+	thief.Node.KeyHash = [32]byte{99}
+	l.refusedSaying(t, thief, CodeConflict, "node.key_hash", "does not have the key of node n2")
+	elsewhere := admitting("u1", "n2")
+	elsewhere.Node.Address = admission("n3").Address
+	l.refusedSaying(t, elsewhere, CodeConflict, "node.address", "node n3 has the address")
+
+	moved := admitting("u1", "n2")
+	moved.Node.Address, moved.Node.Zone, moved.Node.Name = "192.0.2.77:7701", "z9", "other"
+	got := l.ok(t, moved)
+	want := *was
+	want.Serial, want.Revision, want.Address, want.NotAfter = got.Index, got.Index, "192.0.2.77:7701", got.Node.NotAfter
+	if !equalNodes(got.Node, &want) || want.State != NodeDrained {
+		t.Errorf("came back as %+v, want %+v", got.Node, want)
+	}
+	if again := l.ok(t, moved); !equalNodes(again.Node, got.Node) {
+		t.Errorf("a lost answer asked for again is %+v", again.Node)
+	}
+	l.refusedSaying(t, thief, CodeTokenUsed, "token", "used by node n2")
+	if waiting := s.View().AwaitingCA(); len(waiting) != 0 {
+		t.Errorf("waiting for %v", waiting)
+	}
+	l.ok(t, ConfirmNode{ID: "n2", Serial: got.Node.Serial})
+
+	l.ok(t, returning("u2", "n3"))
+	l.ok(t, RetireNode{ID: "n3", Force: true})
+	l.refusedSaying(t, admitting("u2", "n3"), CodeNodeRetired, "node.id", "choose another one")
+	l.refusedSaying(t, returning("u3", "n3"), CodeNodeRetired, "node", "was retired")
+}
+
 func TestALostRenewalLocksNobodyOut(t *testing.T) {
 	s, l := formed(t)
 	l.ok(t, creating("t1", ""))

@@ -73,7 +73,7 @@ func wireJoinToken(t *fsm.JoinToken, now time.Time) wire.JoinToken {
 		state = "expired"
 	}
 	return wire.JoinToken{
-		ID: t.ID, Node: t.Node, Zone: t.Zone, State: state, CreatedAt: t.CreatedAt, ExpiresAt: t.ExpiresAt,
+		ID: t.ID, Node: t.Node, Zone: t.Zone, Again: t.Again, State: state, CreatedAt: t.CreatedAt, ExpiresAt: t.ExpiresAt,
 		Actor: t.Actor, UsedBy: t.UsedBy, UsedAt: t.UsedAt,
 	}
 }
@@ -100,7 +100,7 @@ func (s *Server) createJoinToken(ctx context.Context, in *createJoinTokenInput) 
 	if err != nil {
 		return nil, err
 	}
-	op := fsm.CreateJoinToken{ID: token.ID(), Hash: token.SecretHash(), Node: in.Body.Node, Zone: in.Body.Zone, TTL: ttl}
+	op := fsm.CreateJoinToken{ID: token.ID(), Hash: token.SecretHash(), Node: in.Body.Node, Zone: in.Body.Zone, TTL: ttl, Again: in.Body.Again}
 	res, err := s.propose(ctx, WriteInput{}, op, sent{
 		"node": at("body.node", in.Body.Node), "zone": at("body.zone", in.Body.Zone), "ttl": at("body.ttl", in.Body.TTL),
 	}.just)

@@ -87,7 +87,7 @@ func (d *drill) bin(node string) string { return filepath.Join(d.Dir(), node, "b
 
 // stub makes a palisade that finds this fleet's files where the guide has them in their usual places.
 func (d *drill) stub(n fleet.Node) error {
-	script := fmt.Sprintf("#!/bin/sh\nexport PALISADE_SOCKET=%q\ncase \"$1\" in recover|restore) exec %q \"$@\" --config %q;; esac\nexec %q \"$@\"\n",
+	script := fmt.Sprintf("#!/bin/sh\nexport PALISADE_SOCKET=%q\ncase \"$1\" in recover|restore|join) exec %q \"$@\" --config %q;; esac\nexec %q \"$@\"\n",
 		n.Socket, d.Binary(n.Name), filepath.Join(n.Dir, "agent.toml"), d.Binary(n.Name))
 	if err := os.MkdirAll(d.bin(n.Name), 0o755); err != nil {
 		return err
@@ -124,10 +124,10 @@ func (d *drill) do(node, command string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if n.Agent.Alive() {
+	if n.Agent.Alive() && !strings.HasPrefix(command, "palisade join ") { // which is what makes it ready
 		d.ready(node)
 	}
-	for from, to := range map[string]string{"/var/lib/palisade": filepath.Join(n.Dir, "data"), "/root/": d.home + "/", "$FLEET": d.fleet} {
+	for from, to := range map[string]string{"$MEMBER": d.Nodes()[0].PeerAddress(), "/var/lib/palisade": filepath.Join(n.Dir, "data"), "/root/": d.home + "/", "$FLEET": d.fleet} {
 		command = strings.ReplaceAll(command, from, to)
 	}
 	cmd, err := d.Command(ctx, node, "sh", "-c", command)
@@ -187,6 +187,73 @@ func TestDrillDamagedStore(t *testing.T) {
 	d.ready("node-3")
 	if out, err := d.do("node-3", "palisade node show node-3"); err != nil || strings.Contains(out, "set aside") {
 		t.Errorf("after it was removed: %v\n%s", err, out)
+	}
+}
+
+// TestDrillEndedCertificate: the certificates of this fleet last for seconds, and a node is away for longer.
+func TestDrillEndedCertificate(t *testing.T) {
+	d := newDrill(t, "palec")
+	for _, n := range d.Nodes() {
+		b, err := os.ReadFile(d.config(n.Name))
+		if err == nil {
+			err = os.WriteFile(d.config(n.Name), []byte(strings.Replace(string(b), "[cluster]\n", "[cluster]\ncertificate_lifetime = \"15s\"\n", 1)), 0o600)
+		}
+		if err = errors.Join(err, d.KillAgent(t.Context(), n.Name, syscall.SIGTERM), d.StartAgent(t.Context(), n.Name), d.AwaitReady(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g, err := d.Guest("guest5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Block(t, "node-1", client.Target{VM: "guest5"})
+	d.on(t, "node-1", "", 0, "ca", "rotate", "--wait", "60s") // so that all have certificates that end soon
+	d.kill(t, "node-3")
+	ended := func() (at time.Time) {
+		var n client.Node
+		if err := d.Call(t.Context(), "node-1", "GET", "/v1/nodes/node-3", nil, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n.Certificate.NotAfter
+	}()
+	if left := time.Until(ended); left > time.Minute {
+		t.Fatalf("the certificate of node-3 lasts until %s", ended)
+	}
+	missed, _ := d.Block(t, "node-2", client.Target{VM: "guest1"})
+	d.Eventually(t, "the certificate of node-3 has ended", func() error {
+		if left := time.Until(ended); left > 0 {
+			return fmt.Errorf("it lasts for %s more", left)
+		}
+		return nil
+	})
+	if err := d.StartAgent(t.Context(), "node-3"); err != nil {
+		t.Fatal(err)
+	}
+	d.Eventually(t, "node-3 says what to do", func() error {
+		out, err := d.refused("node-3", "palisade status")
+		if err != nil || !strings.Contains(out, "palisade join-token create --node node-3 --again") {
+			return errors.Join(fmt.Errorf("it says %q", out), err)
+		}
+		return nil
+	})
+	if !d.enforced("node-3", g.Addresses[0]) {
+		t.Error("a node whose certificate has ended has let go of what it enforced")
+	}
+	d.kill(t, "node-3")
+	d.run("Drill: a node comes back after its certificate has ended")
+	const join = "palisade join $MEMBER --token-file /root/node-3.join"
+	d.saw(join, "a new certificate for the key that this node has")
+	d.saw(join, "in force in the kernel")
+	d.saw("palisade audit ls --action join_token", `join_token.create +[0-9a-f]{16} +done`)
+	d.ready("node-3")
+	if g1, _ := d.Guest("guest1"); !d.enforced("node-3", g1.Addresses[0]) {
+		t.Errorf("node-3 does not hold %s, which it missed", missed.ID)
+	}
+	if _, err := os.Stat(filepath.Join(d.Dir(), "node-3", "data", "raft", "raft.db")); err != nil {
+		t.Error(err)
+	}
+	if aside, _ := filepath.Glob(filepath.Join(d.Dir(), "node-3", "data", "raft.aside-*")); len(aside) > 0 {
+		t.Errorf("its store was set aside: %v", aside)
 	}
 }
 

@@ -106,7 +106,9 @@ func (*JoinCmd) Help() string {
 	return `The token comes from a member: palisade join-token create. Examples:
 
     palisade join 10.0.0.1:7420 --token-file kvm7.join
-    palisade join 10.0.0.1 --token-file - --zone rack-2`
+    palisade join 10.0.0.1 --token-file - --zone rack-2
+
+A node that was away until its certificate ended gets a new one in the same way, with a token made with --again.`
 }
 
 // Help implements kong.HelpProvider.
@@ -114,7 +116,10 @@ func (*JoinTokenCreateCmd) Help() string {
 	return `The token is all that is printed to the output. Examples:
 
     palisade join-token create
-    palisade join-token create --node kvm7 --zone rack-2 --ttl 1h`
+    palisade join-token create --node kvm7 --zone rack-2 --ttl 1h
+    palisade join-token create --node kvm7 --again
+
+With --again, kvm7 was away until its certificate ended, and goes on as the node that it was.`
 }
 
 // Help implements kong.HelpProvider.

@@ -82,7 +82,11 @@ func (c *JoinCmd) Run(ctx context.Context, g *Globals) error {
 	if out.Joined, err = agent.Join(ctx, cfg, agent.JoinOptions{Remote: c.Address, Token: token, Name: c.Name, Zone: c.Zone}); err != nil {
 		return err
 	}
-	say("key made, and admitted to fleet %s at index %d, as one of %s", out.Fleet, out.Index, count(out.Peers, "node"))
+	if out.Again {
+		say("known to fleet %s as one of %s: a new certificate for the key that this node has", out.Fleet, count(out.Peers, "node"))
+	} else {
+		say("key made, and admitted to fleet %s at index %d, as one of %s", out.Fleet, out.Index, count(out.Peers, "node"))
+	}
 	say("certificate until %s, renewed by itself; CA SHA-256 %s", local(out.NotAfter), out.Authority)
 	if c.Wait > 0 {
 		if err := c.await(ctx, cfg, &out, say); err != nil {

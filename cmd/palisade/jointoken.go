@@ -31,9 +31,10 @@ func (c *JoinTokenLsCmd) Run(ctx context.Context, g *Globals) error {
 
 // JoinTokenCreateCmd creates a join token. The token is alone on stdout, so that it can go into a file unseen.
 type JoinTokenCreateCmd struct {
-	Node string        `help:"The only node id that it admits; without it, any."`
-	Zone string        `help:"Zone of the node that it admits; without it, the node chooses."`
-	TTL  time.Duration `name:"ttl" default:"15m" help:"How long it can be used, at most 168h."`
+	Node  string        `help:"The only node id that it admits; without it, any."`
+	Zone  string        `help:"Zone of the node that it admits; without it, the node chooses."`
+	Again bool          `help:"Not for a new node, but for the member --node, whose certificate has ended: it gets a new one for the key that it has."`
+	TTL   time.Duration `name:"ttl" default:"15m" help:"How long it can be used, at most 168h."`
 }
 
 // Run implements the command.
@@ -42,7 +43,7 @@ func (c *JoinTokenCreateCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	t, err := api.CreateJoinToken(ctx, client.JoinTokenRequest{Node: c.Node, Zone: c.Zone, TTL: c.TTL.String()})
+	t, err := api.CreateJoinToken(ctx, client.JoinTokenRequest{Node: c.Node, Zone: c.Zone, Again: c.Again, TTL: c.TTL.String()})
 	if err != nil {
 		return err
 	}
@@ -54,7 +55,11 @@ func (c *JoinTokenCreateCmd) Run(ctx context.Context, g *Globals) error {
 	if address == "" {
 		address = "ADDRESS"
 	}
-	g.notef("until %s; on the new node: palisade join %s --token-file FILE\n", local(t.ExpiresAt), cell(address))
+	where := "the new node"
+	if c.Again {
+		where = c.Node
+	}
+	g.notef("until %s; on %s: palisade join %s --token-file FILE\n", local(t.ExpiresAt), cell(where), cell(address))
 	return nil
 }
 

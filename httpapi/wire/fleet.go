@@ -7,6 +7,7 @@ type JoinToken struct {
 	ID        string    `json:"id" example:"6f1c0a9e2b7d4853"`
 	Node      string    `json:"node,omitempty" doc:"The only node that it admits; without it, any"`
 	Zone      string    `json:"zone,omitempty" doc:"Zone of the node that it admits"`
+	Again     bool      `json:"again,omitempty" doc:"It gives that node, a member, a new certificate"`
 	State     string    `json:"state" enum:"open,used,expired"`
 	CreatedAt time.Time `json:"created_at"`
 	ExpiresAt time.Time `json:"expires_at"`
@@ -26,7 +27,9 @@ type NewJoinToken struct {
 type JoinTokenRequest struct {
 	Node string `json:"node,omitempty" maxLength:"255" doc:"The only node id that it admits; without it, any"`
 	Zone string `json:"zone,omitempty" maxLength:"64" doc:"Zone of the node that it admits; without it, the node chooses"`
-	TTL  string `json:"ttl,omitempty" example:"15m" maxLength:"32" doc:"How long it can be used, at most 7 days; 15 minutes without it"`
+	// Again is for a member whose certificate has ended.
+	Again bool   `json:"again,omitempty" doc:"Gives the member node a new certificate for the key that it has, instead of admitting a new one"`
+	TTL   string `json:"ttl,omitempty" example:"15m" maxLength:"32" doc:"How long it can be used, at most 7 days; 15 minutes without it"`
 }
 
 // Fleet is who the fleet is, and the keys that it trusts by.

@@ -2605,6 +2605,7 @@ type CreateJoinToken struct {
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	Ttl           int64                  `protobuf:"varint,5,opt,name=ttl,proto3" json:"ttl,omitempty"` // nanoseconds
+	Again         bool                   `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2672,6 +2673,13 @@ func (x *CreateJoinToken) GetTtl() int64 {
 		return x.Ttl
 	}
 	return 0
+}
+
+func (x *CreateJoinToken) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
 }
 
 type DeleteJoinToken struct {
@@ -4226,6 +4234,7 @@ type JoinToken struct {
 	UsedBy        string                 `protobuf:"bytes,8,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	UsedAt        int64                  `protobuf:"fixed64,9,opt,name=used_at,json=usedAt,proto3" json:"used_at,omitempty"`
 	Revision      uint64                 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	Again         bool                   `protobuf:"varint,11,opt,name=again,proto3" json:"again,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4328,6 +4337,13 @@ func (x *JoinToken) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *JoinToken) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
 }
 
 type Node struct {
@@ -7403,13 +7419,14 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03api\x18\x06 \x01(\tR\x03api\x12\x19\n" +
 	"\bkey_hash\x18\a \x01(\fR\akeyHash\x12\x1b\n" +
 	"\tnot_after\x18\b \x01(\x10R\bnotAfter\x12\x16\n" +
-	"\x06format\x18\t \x01(\rR\x06format\"o\n" +
+	"\x06format\x18\t \x01(\rR\x06format\"\x85\x01\n" +
 	"\x0fCreateJoinToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x10\n" +
-	"\x03ttl\x18\x05 \x01(\x03R\x03ttl\"!\n" +
+	"\x03ttl\x18\x05 \x01(\x03R\x03ttl\x12\x14\n" +
+	"\x05again\x18\x06 \x01(\bR\x05again\"!\n" +
 	"\x0fDeleteJoinToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"e\n" +
 	"\tAdmitNode\x12\x14\n" +
@@ -7530,7 +7547,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\n" +
 	"sealed_key\x18\x02 \x01(\fR\tsealedKey\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
-	"\x05index\x18\x04 \x01(\x04R\x05index\"\xf9\x01\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"\x8f\x02\n" +
 	"\tJoinToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
@@ -7544,7 +7561,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\aused_by\x18\b \x01(\tR\x06usedBy\x12\x17\n" +
 	"\aused_at\x18\t \x01(\x10R\x06usedAt\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x04R\brevision\"\x96\x04\n" +
+	" \x01(\x04R\brevision\x12\x14\n" +
+	"\x05again\x18\v \x01(\bR\x05again\"\x96\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
