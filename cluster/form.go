@@ -132,11 +132,11 @@ func (c *Cluster) tryGate(ctx context.Context, r *running) error {
 
 // onHello tells a peer what this node's store holds and whom it follows. It works from the opening of
 // the store on, before raft runs.
-func (c *Cluster) onHello(ctx context.Context, _ string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
-	c.members.hear(req.GetMembership())
+func (c *Cluster) onHello(ctx context.Context, from string, req *peerpb.HelloRequest) (*peerpb.HelloResponse, error) {
+	c.hearMembers(from, req.GetMembership())
 	resp := &peerpb.HelloResponse{
 		Node: c.id, Version: c.version, Sealed: c.identity != nil && c.identity.SealKey() != nil,
-		Membership: c.members.encode(), CaughtUp: c.Status().CaughtUp, Room: c.source.currentRoom(),
+		Membership: c.tellMembers(), CaughtUp: c.Status().CaughtUp, Room: c.source.currentRoom(),
 	}
 	if c.keyring != nil {
 		_, _, resp.KeysRevision = c.keyring.standing()

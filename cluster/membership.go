@@ -9,13 +9,17 @@ import (
 	"github.com/palisade/palisade/cluster/internal/peerpb"
 )
 
+// maxHinted is more members than raft ever has.
+const maxHinted = 16
+
 // membership is the committed list of raft's members, as the log says it to everyone who applies it: to
 // voters and to followers alike.
 type membership struct {
 	mu      sync.Mutex
 	index   uint64 // of the log entry, 0 if none is known
 	servers []raft.Server
-	heard   *peerpb.Membership // a later one that a peer told of, nil if none
+	heard   *peerpb.Membership // a later one that a peer told of and was believed, nil if none
+	hinted  []string           // members by the word of a peer that was not: they can be asked
 	changed chan struct{}      // closed with the next change
 }
 
@@ -41,6 +45,21 @@ func (m *membership) hear(p *peerpb.Membership) {
 	}
 	m.heard = p
 	m.wake()
+}
+
+// hint takes what a peer says that nobody needs to believe.
+func (m *membership) hint(p *peerpb.Membership) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if members := p.GetMembers(); p.GetIndex() > m.index && len(members) <= maxHinted {
+		m.hinted = members
+	}
+}
+
+func (m *membership) hints() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hinted
 }
 
 // wake tells of a change. The caller holds mu.

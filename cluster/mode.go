@@ -129,6 +129,11 @@ func (c *Cluster) awaitExpulsion(ctx context.Context, r *running, gone chan<- st
 			asked++
 			_, _ = c.helloTo(ctx, id) // it says who is a member
 		}
+		for _, id := range c.members.hints() { // one that votes can prove it
+			if _, known := c.dir.peer(id); known && id != c.id {
+				_, _ = c.helloTo(ctx, id)
+			}
+		}
 	}
 }
 
@@ -236,7 +241,7 @@ func (f *follower) status(s fsm.Status) fsm.Status {
 	k := f.know.now()
 	last := f.log.last.Load().index
 	s.Term, s.LastContact = k.term, k.contact
-	s.CommitIndex = max(k.commit, last)
+	s.CommitIndex = max(k.commit, k.proof, last)
 	if s.Quorum = k.fresh(f.c.timing.Heartbeat); s.Quorum {
 		s.Leader = k.leader
 	}

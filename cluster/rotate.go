@@ -254,11 +254,11 @@ func (c *Cluster) awaitingKey(ctx context.Context, f *fsm.Fleet) []string {
 func (c *Cluster) helloTo(ctx context.Context, id string) (*peerpb.HelloResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
-	req := &peerpb.HelloRequest{Node: c.id, Membership: c.members.encode()}
+	req := &peerpb.HelloRequest{Node: c.id, Membership: c.tellMembers()}
 	if id == c.id {
 		return c.onHello(ctx, c.id, req)
 	}
 	resp, err := c.rpc.hello(ctx, id, req)
-	c.members.hear(resp.GetMembership())
+	c.hearMembers(id, resp.GetMembership())
 	return resp, err
 }

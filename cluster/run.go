@@ -174,7 +174,9 @@ func (c *Cluster) runRaft(ctx context.Context, d *disk, how start, failed chan e
 	endRaft()
 	loops.Wait()
 	if errors.Is(err, errExpelled) {
-		return errors.Join(err, c.settle(d, r))
+		if err := c.settle(d, r); err != nil { // such a log must not be followed from
+			return fmt.Errorf("cut the log to what is committed: %w", err)
+		}
 	}
 	return err
 }

@@ -146,6 +146,7 @@ type Membership struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of its log entry
 	Members       []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,3,opt,name=proof,proto3" json:"proof,omitempty"` // that a voter says so: a MAC with the seal key, absent without one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +191,13 @@ func (x *Membership) GetIndex() uint64 {
 func (x *Membership) GetMembers() []string {
 	if x != nil {
 		return x.Members
+	}
+	return nil
+}
+
+func (x *Membership) GetProof() []byte {
+	if x != nil {
+		return x.Proof
 	}
 	return nil
 }
@@ -619,6 +627,7 @@ func (x *ReadIndexRequest) GetHops() uint32 {
 type ReadIndexResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Leader        string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +667,13 @@ func (x *ReadIndexResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *ReadIndexResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
 }
 
 // AdmitRequest is what a node sends that joins, with the length of the message before it, and what another
@@ -3364,11 +3380,12 @@ const file_peer_proto_rawDesc = "" +
 	"\x06verify\x18\x02 \x01(\bR\x06verify\x12<\n" +
 	"\n" +
 	"membership\x18\x05 \x01(\v2\x1c.palisade.peer.v1.MembershipR\n" +
-	"membership\"<\n" +
+	"membership\"R\n" +
 	"\n" +
 	"Membership\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x18\n" +
-	"\amembers\x18\x02 \x03(\tR\amembers\"\x84\x03\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\x12\x14\n" +
+	"\x05proof\x18\x03 \x01(\fR\x05proof\"\x84\x03\n" +
 	"\rHelloResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
@@ -3409,9 +3426,10 @@ const file_peer_proto_rawDesc = "" +
 	"\fKIND_UNKNOWN\x10\x03\x12\x10\n" +
 	"\fKIND_INVALID\x10\x04\"&\n" +
 	"\x10ReadIndexRequest\x12\x12\n" +
-	"\x04hops\x18\x01 \x01(\rR\x04hops\")\n" +
+	"\x04hops\x18\x01 \x01(\rR\x04hops\"A\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x82\x02\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"\x82\x02\n" +
 	"\fAdmitRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x12\n" +
