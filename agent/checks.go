@@ -121,7 +121,7 @@ func (v *vitals) checks(l *lags) []check {
 	return []check{
 		{"no_quorum", fsm.Critical, quorumPatience, "Nothing can be written; what is blocked stays blocked. Bring nodes back until a majority of the voters runs and reaches each other.", v.noQuorum},
 		{"cannot_commit", fsm.Critical, 0, "The leader ends itself after 10 s so that another can lead. Look at the disks and the network of the other voters.", v.cannotCommit},
-		{"state_behind", fsm.Critical, 0, "Its reads are old, and blocks reach its kernel late. Look at its CPU and at the network to the leader.", func(now time.Time) string { return v.stateBehind(now, l) }},
+		{"state_behind", fsm.Critical, 0, "Its reads are old, and blocks reach its kernel late. Look at its CPU, its disk and the network to the leader.", func(now time.Time) string { return v.stateBehind(now, l) }},
 		{"state_halted", fsm.Critical, 0, "It goes on enforcing what it knows. Install the newer version.", v.stateHalted},
 		{"kernel_behind", fsm.Critical, 0, "What was changed since is not in force on this node. The agent tries again; see its log.", func(now time.Time) string { return v.kernelBehind(now, l) }},
 		{"lists_behind", fsm.Critical, 0, "Lists that changed are not in force on this node as they are now. The agent tries again; see its log.", func(now time.Time) string { return v.listsBehind(now, l) }},
@@ -161,7 +161,7 @@ func (v *vitals) cannotCommit(time.Time) string {
 func (v *vitals) stateBehind(now time.Time, l *lags) string {
 	st := v.status()
 	d, entries := l.state(now, st)
-	if d < lagMost || !st.Quorum { // without a leader that is the problem
+	if d < lagMost || !st.Quorum && now.Sub(st.LastContact) >= quorumPatience { // then that is the problem, see noQuorum
 		return ""
 	}
 	return fmt.Sprintf("this node's state has been behind the leader's for %s, by %d entries", short(d), entries)

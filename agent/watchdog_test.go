@@ -304,3 +304,23 @@ func TestDriftIsUndone(t *testing.T) {
 	set(nft.Difference{Missing: make([]enforce.Element, 1)}, nil)
 	b.eventually("it is found again", func() bool { return strings.Contains(d.told(), "2 times") && d.unsolved() == "" })
 }
+
+// TestBehindIsNotLostFromSight: a node that is behind and hears the leader now and then is behind all the time, and not
+// without a leader.
+func TestBehindIsNotLostFromSight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPatient(t)
+		p.st.CaughtUp, p.st.CommitIndex = false, 1007
+		p.pass(lagMost + watchInterval)
+		for i := range 60 {
+			p.st.Quorum = i%3 == 0
+			p.pass(watchInterval)
+			if codes := p.codes(); !slices.Equal(codes, []string{"state_behind"}) {
+				t.Fatalf("after %d looks: %v", i, codes)
+			}
+		}
+		if n := strings.Count(p.log.String(), "a problem has"); n != 1 {
+			t.Errorf("logged:\n%s", &p.log)
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,8 +20,10 @@ const (
 	// searchFirst and searchMost are the pauses between searches for a source.
 	searchFirst = 50 * time.Millisecond
 	searchMost  = time.Second
-	// scoutEvery is how often a follower looks for a place nearer to a voter.
+	// scoutEvery is how often a follower looks for a place nearer to a voter, and scoutFirst whether its source is
+	// as current as others; if nobody is, the pause until it asks again grows to scoutEvery.
 	scoutEvery = 30 * time.Second
+	scoutFirst = 2 * time.Second
 	// maxStrangers is how many peers are asked for a place that are known for nothing.
 	maxStrangers = 6
 	// beatsPerSilence is how many beats come in the time after which a silent leader is taken for gone.
@@ -44,7 +47,9 @@ type follower struct {
 	beat   time.Duration // between beats
 	// better is where the scout hands over a source that is to take the place of the present one.
 	better chan *link
-	said   seldom
+	// idle says that this node waits for its source and has taken all that it sent.
+	idle atomic.Bool
+	said seldom
 }
 
 func (c *Cluster) newFollower(l *followLog) *follower {
@@ -139,6 +144,7 @@ func (f *follower) take(ctx context.Context, l *link) error {
 			return errChosen
 		}
 		var err error
+		f.idle.Store(len(in.link.frames) == 0)
 		select {
 		case <-changed:
 		case <-tick.C:
@@ -147,7 +153,9 @@ func (f *follower) take(ctx context.Context, l *link) error {
 			compacted = nil
 			err = f.log.compacted(done)
 		case <-in.silence.C:
-			err = fmt.Errorf("%s is silent", in.link.id)
+			if len(in.link.frames) == 0 { // else it was this node that took its time
+				err = fmt.Errorf("%s is silent", in.link.id)
+			}
 		case <-in.detached:
 			err = fmt.Errorf("%s has lost its own source", in.link.id)
 		case <-ctx.Done():
@@ -155,6 +163,7 @@ func (f *follower) take(ctx context.Context, l *link) error {
 		case next := <-f.better:
 			in.change(next)
 		case m, open := <-in.link.frames:
+			f.idle.Store(false)
 			err = in.message(m, open)
 		}
 		if err != nil {
@@ -168,10 +177,11 @@ func (in *intake) adopt(l *link) {
 	in.link, in.detached = l, nil
 	in.silence.Reset(in.c.timing.Heartbeat)
 	l.reader.Go(func() {
+		room := in.source.currentRoom() // it may have changed since the stream was opened
 		for {
+			_ = l.conn.say(&peerpb.FollowUp{Room: room}) // the reader sees the end of the stream
 			select {
-			case room := <-in.source.rooms:
-				_ = l.conn.say(&peerpb.FollowUp{Room: room}) // the reader sees the end of the stream
+			case room = <-in.source.rooms:
 			case <-l.done:
 				return
 			}
@@ -318,59 +328,39 @@ func (f *follower) stored(index uint64) {
 	f.source.publish(func(p *pulse) { p.index = index })
 }
 
-// prove asks for a proof after each silence, through the sources up to the leader, until there is one.
-func (f *follower) prove(ctx context.Context) {
-	for pause := searchFirst; ; {
-		k := f.know.now()
-		if k.proof == 0 && k.attached && k.fresh(f.c.timing.Heartbeat) {
-			call, cancel := context.WithTimeout(ctx, helloTime)
-			resp, err := f.c.rpc.readIndex(call, k.source(), &peerpb.ReadIndexRequest{Hops: maxHops})
-			cancel()
-			if err == nil {
-				f.know.prove(resp.GetIndex(), k.gap)
-				pause = searchFirst
-				continue
-			}
-			select {
-			case <-time.After(pause/2 + rand.N(pause)):
-				pause = min(2*pause, searchMost)
-				continue
-			case <-ctx.Done():
-				return
-			}
-		}
-		select {
-		case <-k.changed:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// scout looks for a better source: one that hears the leader, if the present one does not, else one nearer to a
-// voter. The stream to it is open before the present one is given up, so nothing is missed.
+// scout looks for a better source: one that hears the leader, or has what the leader has proven, if the present one does
+// not, else one nearer to a voter. The stream to it is open before the present one is given up, so nothing is missed.
 func (f *follower) scout(ctx context.Context) {
-	pause := scoutEvery
+	far := time.Now().Add(scoutEvery/2 + rand.N(scoutEvery)) // when to look for a nearer one
+	again := time.Now()                                      // when to look for a more current one, at the earliest
+	rest, owed := scoutFirst, uint64(0)
 	for {
 		select {
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(scoutFirst/2 + rand.N(scoutFirst)):
 		case <-ctx.Done():
 			return
 		}
-		pause = scoutEvery
-		k := f.know.now()
+		k, index := f.know.now(), f.log.last.Load().index
 		if !k.attached {
 			continue
 		}
+		// The source owes what was proven a while ago, unless it is this node that has not taken it yet.
+		slow := f.idle.Load() && index < owed
+		stale := time.Since(k.contact) > 2*f.c.timing.Heartbeat
+		owed = k.proof
 		accept := func(b *peerpb.FollowBeat) bool { return len(b.GetPath()) < len(k.path) }
 		var ask []string
-		switch stale := time.Since(k.contact) > 2*f.c.timing.Heartbeat; {
-		case stale:
-			pause = 2 * searchMost
-			accept = func(*peerpb.FollowBeat) bool { return true }
+		switch now := time.Now(); {
+		case (stale || slow) && now.After(again):
+			accept = func(b *peerpb.FollowBeat) bool { return stale || b.GetIndex() >= k.proof }
 			ask = f.candidates()
-		case len(k.path) > 1:
-			ask = f.nearer(ctx, len(k.path))
+			again, rest = now.Add(rest), min(2*rest, scoutEvery) // nobody may have better
+		case stale || slow:
+		case now.After(far):
+			far, rest = now.Add(scoutEvery/2+rand.N(scoutEvery)), scoutFirst
+			if len(k.path) > 1 {
+				ask = f.nearer(ctx, len(k.path))
+			}
 		}
 		if len(ask) == 0 {
 			continue

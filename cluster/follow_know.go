@@ -17,7 +17,7 @@ type knowledge struct {
 	term    uint64
 	commit  uint64    // of the leader, proven in this term; 0 if not
 	contact time.Time // when the leader was heard, at the latest: time on the way is not subtracted
-	// proof is an index that the leader proved to be current after the last silence; 0 if it has not yet.
+	// proof is an index that the leader proved to be current when it was asked, after the last silence; 0 if it was not yet.
 	proof uint64
 	gap   uint64 // counts silences
 
@@ -88,13 +88,17 @@ func (k *knowledge) now() known {
 }
 
 // prove takes an index that the leader proved after the silence with this count.
-func (k *knowledge) prove(index, gap uint64) {
+func (k *knowledge) prove(index, gap uint64, leader string, asked time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.gap == gap {
-		k.proof = max(index, 1)
-		k.wake()
+	if k.gap != gap {
+		return
 	}
+	k.proof = max(k.proof, index, 1)
+	if leader == k.leader && asked.After(k.contact) { // beats that wait behind entries say later that it was there
+		k.contact = asked
+	}
+	k.wake()
 }
 
 // fresh says that the leader was heard within a limit.

@@ -65,8 +65,9 @@ func (c *Cluster) readIndex(ctx context.Context) (uint64, error) {
 func (c *Cluster) onReadIndex(ctx context.Context, _ string, req *peerpb.ReadIndexRequest) (*peerpb.ReadIndexResponse, error) {
 	r := c.running.Load()
 	if (r == nil || r.throne.current() == nil) && req.GetHops() > 0 {
-		index, err := c.relay.ask(ctx, c.callCtx, func(ctx context.Context) (uint64, error) { return c.readIndexAbove(ctx, req.GetHops()-1) })
-		return &peerpb.ReadIndexResponse{Index: index}, err
+		return c.relay.ask(ctx, c.callCtx, func(ctx context.Context) (*peerpb.ReadIndexResponse, error) {
+			return c.readIndexAbove(ctx, req.GetHops()-1)
+		})
 	}
 	if r == nil || r.throne.current() == nil {
 		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, raft.ErrNotLeader)
@@ -82,7 +83,7 @@ func (c *Cluster) onReadIndex(ctx context.Context, _ string, req *peerpb.ReadInd
 	if reign == nil || r.throne.current() != reign {
 		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, raft.ErrLeadershipLost)
 	}
-	return &peerpb.ReadIndexResponse{Index: index}, nil
+	return &peerpb.ReadIndexResponse{Index: index, Leader: c.id}, nil
 }
 
 // verifyLeader proves by a round to the followers that no other leader has taken over.

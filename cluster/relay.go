@@ -18,13 +18,13 @@ type relay struct {
 }
 
 type relayed struct {
-	done  chan struct{}
-	index uint64
-	err   error
+	done   chan struct{}
+	answer *peerpb.ReadIndexResponse
+	err    error
 }
 
 // ask calls f, or waits for another's call of f that begins after this one; calls end with base.
-func (r *relay) ask(ctx, base context.Context, f func(context.Context) (uint64, error)) (uint64, error) {
+func (r *relay) ask(ctx, base context.Context, f func(context.Context) (*peerpb.ReadIndexResponse, error)) (*peerpb.ReadIndexResponse, error) {
 	r.mu.Lock()
 	if r.waiting == nil {
 		r.waiting = &relayed{done: make(chan struct{})}
@@ -37,14 +37,14 @@ func (r *relay) ask(ctx, base context.Context, f func(context.Context) (uint64, 
 	r.mu.Unlock()
 	select {
 	case <-mine.done:
-		return mine.index, mine.err
+		return mine.answer, mine.err
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
 // run calls until nobody waits.
-func (r *relay) run(base context.Context, f func(context.Context) (uint64, error)) {
+func (r *relay) run(base context.Context, f func(context.Context) (*peerpb.ReadIndexResponse, error)) {
 	for {
 		r.mu.Lock()
 		next := r.waiting
@@ -56,14 +56,14 @@ func (r *relay) run(base context.Context, f func(context.Context) (uint64, error
 		}
 		r.mu.Unlock()
 		ctx, cancel := context.WithTimeout(base, helloTime)
-		next.index, next.err = f(ctx)
+		next.answer, next.err = f(ctx)
 		cancel()
 		close(next.done)
 	}
 }
 
 // readIndexAbove asks the leader, or on a follower its source, for an index as of now.
-func (c *Cluster) readIndexAbove(ctx context.Context, hops uint32) (uint64, error) {
+func (c *Cluster) readIndexAbove(ctx context.Context, hops uint32) (*peerpb.ReadIndexResponse, error) {
 	to := c.leader()
 	if f := c.follows.Load(); f != nil {
 		k := f.know.now()
@@ -72,8 +72,7 @@ func (c *Cluster) readIndexAbove(ctx context.Context, hops uint32) (uint64, erro
 		}
 	}
 	if to == "" || to == c.id {
-		return 0, fmt.Errorf("%w: %w", fsm.ErrUnavailable, errNoLeader)
+		return nil, fmt.Errorf("%w: %w", fsm.ErrUnavailable, errNoLeader)
 	}
-	resp, err := c.rpc.readIndex(ctx, to, &peerpb.ReadIndexRequest{Hops: hops})
-	return resp.GetIndex(), err
+	return c.rpc.readIndex(ctx, to, &peerpb.ReadIndexRequest{Hops: hops})
 }
