@@ -67,6 +67,7 @@ type listing struct {
 	trusted    []*x509.Certificate
 	all        map[string]Peer // retired ones included
 	active     []string        // ids, sorted
+	hosts      map[string]bool // where members are reached
 	superseded chan struct{}   // closed once a newer listing is current
 }
 
@@ -85,11 +86,12 @@ func newListing(r Roster) (*listing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("an authority of the fleet: %w", err)
 	}
-	l := &listing{trusted: trusted, roster: r, all: make(map[string]Peer, len(r.Peers)), superseded: make(chan struct{})}
+	l := &listing{trusted: trusted, roster: r, all: make(map[string]Peer, len(r.Peers)), hosts: map[string]bool{}, superseded: make(chan struct{})}
 	for _, p := range r.Peers {
 		l.all[p.ID] = p
 		if !p.Retired {
 			l.active = append(l.active, p.ID)
+			l.hosts[hostPart(p.Address)], l.hosts[hostPart(p.Gossip)] = true, true
 		}
 	}
 	slices.Sort(l.active)

@@ -132,9 +132,14 @@ func (g *gossip) run(ctx context.Context) error {
 	g.queue = queue
 	queue.NumNodes = func() int { return len(g.dir.now().active) }
 	g.mu.Unlock()
-	ml, err := memberlist.Create(conf)
+	port, err := openGossipPort(conf, g.dir)
 	if err != nil {
 		return fmt.Errorf("gossip on %s: %w", g.opts.GossipBind, err)
+	}
+	conf.Transport = port
+	ml, err := memberlist.Create(conf)
+	if err != nil {
+		return errors.Join(fmt.Errorf("gossip on %s: %w", g.opts.GossipBind, err), port.Shutdown())
 	}
 	g.mu.Lock()
 	g.ml = ml
@@ -203,13 +208,19 @@ func (g *gossip) announce(msg []byte) {
 	if ml == nil {
 		return
 	}
-	queue.QueueBroadcast(broadcast(msg))
+	queueHint(queue, msg)
 	if len(nodes) > directSightings {
 		return
 	}
 	for _, n := range nodes {
 		_ = ml.SendBestEffort(n, msg) // gossip comes after it
 	}
+}
+
+// queueHint queues a message. The queue empties slowly: what a peer sends in excess takes the place of older hints.
+func queueHint(queue *memberlist.TransmitLimitedQueue, msg []byte) {
+	queue.QueueBroadcast(broadcast(msg))
+	queue.Prune(maxSightings)
 }
 
 type broadcast []byte
@@ -237,7 +248,7 @@ func (g *gossip) NotifyMsg(b []byte) {
 	g.mu.Lock()
 	queue := g.queue
 	g.mu.Unlock()
-	queue.QueueBroadcast(broadcast(msg))
+	queueHint(queue, msg)
 }
 
 // GetBroadcasts gives memberlist what is to be sent on.

@@ -23,8 +23,10 @@ import (
 const (
 	maxHandshakes        = 128 // at once
 	maxHandshakesPerHost = 32  // at once, so that one host can't keep the others out
+	maxOddHandshakes     = 64  // handshakes at once with hosts that are no members', so that many can't either
 	maxPeerConns         = 4096
-	maxDoor              = 8 // joining nodes at once
+	maxConnsOfMember     = 64 // a member needs a handful, in both directions
+	maxDoor              = 8  // joining nodes at once
 	maxDoorPerHost       = 2
 )
 
@@ -50,6 +52,7 @@ type port struct {
 	mu    sync.Mutex
 	hosts map[string]int // handshakes going on, by remote host
 	busy  int            // all of them
+	odd   int            // those with strangers
 	doors map[string]int // joining nodes that are answered, by remote host
 	conns map[*peerConn]struct{}
 	raft  *connQueue // closed while raft does not run
@@ -118,10 +121,15 @@ func (p *port) run() error {
 func (p *port) start(raw net.Conn, server *tls.Config) {
 	host := hostOf(raw)
 	conn := &peerConn{Conn: raw, port: p}
+	stranger := !p.dir.now().hosts[host]
 	p.mu.Lock()
-	full := p.done || p.busy >= maxHandshakes || p.hosts[host] >= maxHandshakesPerHost || len(p.conns) >= maxPeerConns
+	full := p.done || p.busy >= maxHandshakes || p.hosts[host] >= maxHandshakesPerHost || len(p.conns) >= maxPeerConns ||
+		stranger && p.odd >= maxOddHandshakes
 	if !full {
 		p.busy++
+		if stranger {
+			p.odd++
+		}
 		p.hosts[host]++
 		p.conns[conn] = struct{}{}
 		p.wg.Add(1)
@@ -136,11 +144,11 @@ func (p *port) start(raw net.Conn, server *tls.Config) {
 	}
 	go func() {
 		defer p.wg.Done()
-		p.admit(conn, host, server)
+		p.admit(conn, host, stranger, server)
 	}()
 }
 
-func (p *port) admit(raw *peerConn, host string, server *tls.Config) {
+func (p *port) admit(raw *peerConn, host string, stranger bool, server *tls.Config) {
 	conn := tls.Server(raw, server)
 	ctx, cancel := context.WithTimeout(p.ctx, p.handshake)
 	defer cancel()
@@ -152,6 +160,9 @@ func (p *port) admit(raw *peerConn, host string, server *tls.Config) {
 
 	p.mu.Lock()
 	p.busy--
+	if stranger {
+		p.odd--
+	}
 	if p.hosts[host]--; p.hosts[host] == 0 {
 		delete(p.hosts, host)
 	}
@@ -205,10 +216,18 @@ func (p *port) check(ctx context.Context, raw *peerConn, conn *tls.Conn, proto s
 func (p *port) enrol(raw *peerConn, member pki.Member, proto string) error {
 	p.mu.Lock()
 	raw.member, raw.raft = member, proto == alpnRaft
-	done := p.done
+	done, of := p.done, 0
+	for c := range p.conns {
+		if c.member.Node == member.Node {
+			of++
+		}
+	}
 	p.mu.Unlock()
 	if done {
 		return net.ErrClosed
+	}
+	if of > maxConnsOfMember {
+		return fmt.Errorf("%w: node %q has %d connections already", errRefused, member.Node, of-1)
 	}
 	if p.dir.outlived(member) { // since the handshake
 		return fmt.Errorf("%w: node %q has just been retired, or has another key", errRefused, member.Node)

@@ -59,9 +59,11 @@ func isTimeout(err error) bool {
 }
 
 // rawClient is a peer that may say anything.
-func (f *fleet) rawClient(t *testing.T, to *node) *http.Client {
+func (f *fleet) rawClient(t *testing.T, to *node) *http.Client { return f.clientAs(t, to, "n2") }
+
+func (f *fleet) clientAs(t *testing.T, to *node, id string) *http.Client {
 	t.Helper()
-	conf := inMemory(f.born.creds["n2"], nil).client(to.c.dir, to.id, alpnRPC)
+	conf := inMemory(f.born.creds[id], nil).client(to.c.dir, to.id, alpnRPC)
 	tr := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 10 * time.Second}

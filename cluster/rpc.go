@@ -33,7 +33,9 @@ const (
 	maxRequestBytes  = MaxCommandBytes + 64<<10
 	maxResponseBytes = 32 << 20
 	maxCallTime      = 2 * time.Minute
-	maxStreams       = 512 // calls at once from one peer
+	maxStreams       = 512 // calls at once on one connection
+	// maxIntake bounds the bodies that one peer has on the way to this node at once. A forwarder has a few calls under way.
+	maxIntake = 32 << 20
 	// timeoutHeader carries what is left of the caller's deadline in milliseconds: a duration, since
 	// clocks differ.
 	timeoutHeader = "Palisade-Timeout-Ms"
@@ -295,12 +297,13 @@ func budget(left time.Duration) time.Duration {
 // newRPCServer answers peers. base ends every call when the cluster stops.
 func newRPCServer(base context.Context, handlers map[string]handler, follow followed, contacts *contacts, heard func(id string), logger *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
+	in := &bodies{of: map[string]int64{}}
 	for verb, h := range handlers {
 		check := contacts.called
 		if verb == verbWho {
 			check = func(context.Context, string, http.Header) error { return nil }
 		}
-		mux.Handle("POST /v1/"+verb, answer(h, contacts, check, heard))
+		mux.Handle("POST /v1/"+verb, answer(h, in, contacts, check, heard))
 	}
 	mux.Handle("POST /v1/follow", serveFollow(follow, contacts, heard))
 	protocols := &http.Protocols{}
@@ -323,7 +326,43 @@ type message[T any] interface {
 	proto.Message
 }
 
-func answer(serve handler, contacts *contacts, check func(context.Context, string, http.Header) error, heard func(id string)) http.Handler {
+// bodies bounds what peers have on the way to this node: a body is read as a whole before it is looked at.
+type bodies struct {
+	mu sync.Mutex
+	of map[string]int64 // bytes, by peer
+}
+
+// take makes room for a body of n bytes, -1 if that is not said; false if the peer has too much on the way.
+func (i *bodies) take(peer string, n int64) (release func(), ok bool) {
+	if n < 0 || n > maxRequestBytes {
+		n = maxRequestBytes
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.of[peer]+n > maxIntake {
+		return nil, false
+	}
+	i.of[peer] += n
+	return func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.of[peer] -= n; i.of[peer] == 0 {
+			delete(i.of, peer)
+		}
+	}, true
+}
+
+// readBody reads a whole body, until ctx ends at the latest.
+func readBody(ctx context.Context, w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := http.NewResponseController(w).SetReadDeadline(deadline); err != nil {
+			return nil, err
+		}
+	}
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+}
+
+func answer(serve handler, in *bodies, contacts *contacts, check func(context.Context, string, http.Header) error, heard func(id string)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from := peerOf(r.TLS)
 		limit := maxCallTime
@@ -343,7 +382,13 @@ func answer(serve handler, contacts *contacts, check func(context.Context, strin
 			return
 		}
 		heard(from)
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+		release, ok := in.take(from, r.ContentLength)
+		if !ok {
+			http.Error(w, "this node has too much of the caller's to read", http.StatusServiceUnavailable)
+			return
+		}
+		defer release()
+		body, err := readBody(ctx, w, r)
 		if err != nil {
 			http.Error(w, "body: "+err.Error(), http.StatusRequestEntityTooLarge)
 			return
