@@ -30,7 +30,8 @@ type tap struct {
 
 	mu   sync.Mutex
 	sent map[raft.ServerID]*template
-	gone map[raft.ServerID]bool // followers that raft has stopped to replicate to
+	gone map[raft.ServerID]bool      // followers that raft has stopped to replicate to
+	took map[raft.ServerID]time.Time // when a follower last answered what this node said as the leader
 
 	contact atomic.Int64 // unix nanoseconds of the last accepted word of a leader; 0 if never
 	feed    leaderFeed
@@ -67,7 +68,7 @@ func newTap(inner raft.Transport, ears *ears, silence time.Duration) *tap {
 	t := &tap{
 		inner: inner, ears: ears, silence: silence,
 		out: make(chan raft.RPC), done: make(chan struct{}),
-		sent: map[raft.ServerID]*template{}, gone: map[raft.ServerID]bool{},
+		sent: map[raft.ServerID]*template{}, gone: map[raft.ServerID]bool{}, took: map[raft.ServerID]time.Time{},
 	}
 	t.wg.Go(t.relay)
 	return t
@@ -295,8 +296,19 @@ func (t *tap) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *ra
 	}
 	if err == nil {
 		t.ears.hear(string(id))
+		t.mu.Lock()
+		t.took[id] = time.Now()
+		t.mu.Unlock()
 	}
 	return err
+}
+
+// answered is when a follower last answered, zero if it never did. That it is heard in another way, by gossip above all,
+// says nothing of whether it can vote.
+func (t *tap) answered(id raft.ServerID) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.took[id]
 }
 
 // holdPoll is how often a held call looks whether its follower is back.

@@ -139,8 +139,9 @@ func (t *tender) candidates(ctx context.Context, list *listing, reign *reign) []
 			c.alive = t.c.aliveNow(id)
 			c.current = c.alive && now.After(t.unfit[id])
 		default:
-			// Nobody is taken for dead before this node has had the time to hear it as the leader.
-			heard := slices.MaxFunc([]time.Time{t.c.ears.last(id), reign.since, t.since(id, is)}, time.Time.Compare)
+			// Nobody is taken for dead before this node has had the time to hear it as the leader. What counts is raft: who
+			// is seen by gossip alone does not vote.
+			heard := slices.MaxFunc([]time.Time{t.r.tap.answered(raft.ServerID(id)), reign.since, t.since(id, is)}, time.Time.Compare)
 			c.dead = now.Sub(heard)
 			if c.alive = c.dead < t.c.timing.Heartbeat; c.alive {
 				c.dead = 0

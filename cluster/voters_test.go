@@ -115,6 +115,41 @@ func TestDeadVoterIsReplaced(t *testing.T) {
 	})
 }
 
+// TestMuteVoterIsReplaced: it is seen alive, by gossip, but raft does not reach it.
+func TestMuteVoterIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, net := treeFleet(t, 3, 1)
+		f.start().voting(3, anyNode)
+		f.set(func(s *fsm.Settings) { s.ReplaceVoterAfter = time.Minute })
+		var mute *node
+		for id := range f.leader().c.voters() {
+			if n := f.byID(id); !n.leads() {
+				mute = n
+			}
+		}
+		net.cut(mute.id, true)
+		seen := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-seen:
+					return
+				case <-time.After(100 * time.Millisecond): // virtual
+				}
+				for _, n := range f.nodes {
+					n.c.ears.hear(mute.id)
+				}
+			}
+		}()
+		time.Sleep(50 * time.Second) // virtual
+		f.voting(3, other(mute))
+		close(seen)
+		net.cut(mute.id, false)
+		f.ready().agree(f.leader().propose(declare("vm", "one")).Index)
+		f.stopVirtual()
+	})
+}
+
 func (f *fleet) byID(id string) *node {
 	for _, n := range f.nodes {
 		if n.id == id {
