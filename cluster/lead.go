@@ -171,7 +171,7 @@ func (t *throne) watch(ctx context.Context, run *running) {
 			continue
 		}
 		idle := time.Since(last)
-		if idle > limit/2 { // the barrier below has not been committed
+		if idle > 7*limit/10 { // the barrier below has not been committed for some seconds
 			t.stalled(idle)
 		}
 		if idle > limit {
