@@ -20,7 +20,7 @@ const (
 	// unfitFor is how long a node that could not become a voter is passed over.
 	unfitFor = 2 * time.Minute
 	// askedAgain is how soon a follower is asked again that was not up to date.
-	askedAgain = 5 * time.Second
+	askedAgain = 500 * time.Millisecond
 	// handOverTime is how long a leader that is to leave waits for another to take over. Then it steps down.
 	handOverTime = 10 * time.Second
 )
