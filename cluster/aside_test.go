@@ -102,6 +102,7 @@ func damageable(t *testing.T) (*fleet, uint64) {
 // TestDamagedStoreIsSetAside: whatever the disk did to a node's store, the node comes back by itself, does
 // not vote before it holds what it may have acknowledged, and what was there is kept.
 func TestDamagedStoreIsSetAside(t *testing.T) {
+	t.Parallel()
 	f, index := damageable(t)
 	var kept []fsm.SetAside
 	for _, s := range spoils() {
@@ -149,6 +150,7 @@ func TestDamagedStoreIsSetAside(t *testing.T) {
 // TestMajorityOfDamagedStores: two of three nodes lose their stores at once. No fleet is formed anew, nobody
 // leads without what was acknowledged, and the one whole store is enough once a person says so (recover).
 func TestMajorityOfDamagedStores(t *testing.T) {
+	t.Parallel()
 	f, index := damageable(t)
 	f.agree(index)
 	whole := f.follower()
@@ -202,6 +204,7 @@ func TestMajorityOfDamagedStores(t *testing.T) {
 
 // TestPassingFailureSetsNothingAside: a disk that does not answer is asked again later; its store may be whole.
 func TestPassingFailureSetsNothingAside(t *testing.T) {
+	t.Parallel()
 	for _, err := range []error{syscall.EIO, syscall.ENOSPC, syscall.ENOMEM, syscall.EMFILE, syscall.EACCES, syscall.EROFS} {
 		wrapped := fmt.Errorf("open: %w", &fs.PathError{Op: "read", Path: "raft.db", Err: err})
 		if _, damaged := errors.AsType[damagedError](damageOr(wrapped)); damaged {

@@ -60,6 +60,7 @@ func (n *node) rejoin(epoch uint64) {
 // TestOldMajorityComesBack: the fleet was recovered on one node. Those that were taken for lost come back, with a
 // leader of their own and writes of their own, and give all that up.
 func TestOldMajorityComesBack(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	survivor := f.follower()
 	survivor.propose(declare("vm", "one"))
@@ -124,6 +125,7 @@ func TestOldMajorityComesBack(t *testing.T) {
 
 // TestNobodyClaimsAnEpoch: without the authority's signature an epoch is nothing but a number.
 func TestNobodyClaimsAnEpoch(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	liar := f.follower()
 	liar.crash()
@@ -163,6 +165,7 @@ func TestNobodyClaimsAnEpoch(t *testing.T) {
 
 // TestRecoverCutShort: a crash between the store and the identity leaves a node that finds out by itself.
 func TestRecoverCutShort(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 1).start().ready()
 	n := f.nodes[0]
 	n.propose(declare("vm", "one"))
@@ -231,6 +234,7 @@ func (n *node) refusedAs(t *testing.T, what string) {
 // TestCopiedNodeIsRefused: of a node that exists twice only the original takes part: while it runs, and later when it
 // does not.
 func TestCopiedNodeIsRefused(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	n := f.follower()
 	n.propose(declare("vm", "one"))

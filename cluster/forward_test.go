@@ -134,6 +134,7 @@ func TestOutcomeSurvivesTheWire(t *testing.T) {
 // TestUnsentIsKnown kills a peer under an open connection: what could not leave any more is known not
 // to have been written, what left is not known.
 func TestUnsentIsKnown(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	l, n := f.leader(), f.follower()
 	n.propose(declare("vm", "one")) // the connection is open

@@ -11,6 +11,7 @@ import (
 // TestALogBehindASnapshotIsWhole: raft leaves the old entries of a follower that it gave a snapshot; what is
 // between them and the next is in the snapshot, so nothing is missing.
 func TestALogBehindASnapshotIsWhole(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3, func(_ string, o *Options) {
 		o.seams.raft = func(c *raft.Config) { c.TrailingLogs = 10 }
 	}).start().ready()

@@ -110,20 +110,6 @@ type fleet struct {
 	nodes  []*node
 	voters int // how many there will be
 	born   *born
-	ports  map[string]bool // given out
-}
-
-// port is a free port of loopback that this fleet was not given before.
-func (f *fleet) port() string {
-	for {
-		if addr := freePort(f.t); !f.ports[addr] {
-			if f.ports == nil {
-				f.ports = map[string]bool{}
-			}
-			f.ports[addr] = true
-			return addr
-		}
-	}
 }
 
 func (f *fleet) start() *fleet {
@@ -378,7 +364,7 @@ func realFleet(t testing.TB, n int, tune ...func(id string, o *Options)) *fleet 
 	f := &fleet{t: t, voters: odd(min(n, fsm.DefaultVoters))}
 	var list []Peer
 	for i := range n {
-		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: f.port(), Gossip: f.port()})
+		list = append(list, Peer{ID: fmt.Sprintf("n%d", i+1), Address: freePort(t), Gossip: freePort(t)})
 	}
 	f.born = bear(t, list)
 	for _, p := range list {
@@ -437,7 +423,10 @@ func (n *node) dir() string {
 	return o.Dir
 }
 
-// freePort finds a loopback port that is free for TCP and UDP. It is below the range from which the
+// givenPorts are those that freePort has given out: tests run beside each other, and nodes that are down come back.
+var givenPorts sync.Map
+
+// freePort finds a loopback port that is free for TCP and UDP, and was not given out before. It is below the range from which the
 // system takes the ports of outgoing connections: one of those could take it before it is used.
 func freePort(t testing.TB) string {
 	t.Helper()
@@ -450,8 +439,11 @@ func freePort(t testing.TB) string {
 		}
 		pc, err := net.ListenPacket("udp", addr)
 		ln.Close()
-		if err == nil {
-			_ = pc.Close()
+		if err != nil {
+			continue
+		}
+		_ = pc.Close()
+		if _, given := givenPorts.LoadOrStore(addr, true); !given {
 			return addr
 		}
 	}

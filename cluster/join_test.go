@@ -26,7 +26,7 @@ func formed(t *testing.T) (*fleet, string) {
 	t.Helper()
 	base := diskDir(t)
 	f := &fleet{t: t, voters: 1}
-	p := Peer{ID: "n1", Address: f.port(), Gossip: f.port()}
+	p := Peer{ID: "n1", Address: freePort(f.t), Gossip: freePort(f.t)}
 	got, err := Form(FormOptions{
 		DataDir: filepath.Join(base, p.ID), Actor: "unix:0", Node: p.ID, Address: p.Address, Gossip: p.Gossip,
 		Commands: []fsm.Op{fsm.DeclareVM{ID: "first", Name: "first", Owner: "init"}}, Logger: logger(t),
@@ -66,7 +66,7 @@ func (f *fleet) token(tune ...func(*fsm.CreateJoinToken)) pki.JoinToken {
 func (f *fleet) joinOptions(base, id string, by *node, token pki.JoinToken) JoinOptions {
 	return JoinOptions{
 		DataDir: filepath.Join(base, id), Remote: by.c.dir.now().all[by.id].Address, Token: token, Node: id,
-		Address: f.port(), Gossip: f.port(),
+		Address: freePort(f.t), Gossip: freePort(f.t),
 	}
 }
 
@@ -87,6 +87,7 @@ func (f *fleet) grow(base, id string, by *node) *node {
 }
 
 func TestFleetGrowsByJoining(t *testing.T) {
+	t.Parallel()
 	f, base := formed(t)
 	f.grow(base, "n2", f.nodes[0])
 	f.ready()
@@ -116,6 +117,7 @@ func TestFleetGrowsByJoining(t *testing.T) {
 }
 
 func TestJoinIsRefused(t *testing.T) {
+	t.Parallel()
 	f, base := formed(t)
 	n1 := f.nodes[0]
 	other, _ := formed(t)
@@ -187,6 +189,7 @@ func TestJoinIsRefused(t *testing.T) {
 
 // TestLostAnswerIsAskedForAgain: the node was admitted, the answer did not get through, and the same command works.
 func TestLostAnswerIsAskedForAgain(t *testing.T) {
+	t.Parallel()
 	f, base := formed(t)
 	token := f.token()
 	o := f.joinOptions(base, "n2", f.nodes[0], token)
@@ -263,6 +266,7 @@ func TestLostAnswerIsAskedForAgain(t *testing.T) {
 // TestWhoIsAdmittedAgainIsNoCopy: what the answer to its joining gave a node is lost when it has run already. It gets it again,
 // and is not taken for a copy of its earlier life, though the state has not heard of that yet.
 func TestWhoIsAdmittedAgainIsNoCopy(t *testing.T) {
+	t.Parallel()
 	f, base := formed(t)
 	o := f.joinOptions(base, "n2", f.nodes[0], f.token())
 	if _, err := Join(within(t, 30*time.Second), o); err != nil {
@@ -474,6 +478,7 @@ func door(t *testing.T, n *node) *tls.Conn {
 
 // TestDoorIsBounded: strangers get no more than a short answer to a short question.
 func TestDoorIsBounded(t *testing.T) {
+	t.Parallel()
 	f, base := formed(t)
 	n := f.nodes[0]
 	closed := func(conn net.Conn, within time.Duration) []byte {

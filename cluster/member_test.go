@@ -194,11 +194,12 @@ func TestStaleStateChangesNoMembers(t *testing.T) {
 
 // TestNodeMovesToAnotherAddress: the others can't reach it before it has told the fleet.
 func TestNodeMovesToAnotherAddress(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	n := f.follower()
 	n.stop()
 	f.leader().propose(declare("vm", "one"))
-	bind := f.port()
+	bind := freePort(f.t)
 	was := n.opts
 	n.opts = func(n *node) (Options, world) {
 		o, _ := was(n)
@@ -234,6 +235,7 @@ func TestNodeMovesToAnotherAddress(t *testing.T) {
 
 // TestRetiredNodeIsCutOff: its open connections end at once, and it gets no new ones.
 func TestRetiredNodeIsCutOff(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	f.await("everybody to be alive", func() bool {
 		return !slices.ContainsFunc(f.leader().c.Members(), func(m fsm.Member) bool { return !m.Alive })
@@ -279,6 +281,7 @@ func TestRetiredNodeIsCutOff(t *testing.T) {
 
 // TestFollowerMayNotSpeakRaft: a node that does not vote can't write into a voter's log, whatever term it claims.
 func TestFollowerMayNotSpeakRaft(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 4).start().ready()
 	voters := f.leader().c.voters()
 	var plain *node
@@ -310,6 +313,7 @@ func TestFollowerMayNotSpeakRaft(t *testing.T) {
 
 // TestVotersAreEntrusted: every voter gets the seal key, and one that has lost it gets it again.
 func TestVotersAreEntrusted(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 4).start().ready()
 	voters := f.leader().c.voters()
 	for _, n := range f.nodes {

@@ -14,6 +14,7 @@ import (
 
 // TestFoundOnASurvivor: two of three nodes are gone for good. What the third holds becomes a fleet of one.
 func TestFoundOnASurvivor(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3, func(_ string, o *Options) {
 		o.seams.raft = func(c *raft.Config) { c.TrailingLogs = 5 }
 	}).start().ready()

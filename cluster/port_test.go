@@ -17,6 +17,7 @@ import (
 )
 
 func TestSlowHandshakesDontKeepPeersOut(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 2, func(_ string, o *Options) { o.Timing.Handshake = time.Second }).start().ready()
 	addr := f.nodes[0].c.dir.now().all["n1"].Address
 	// More connections than may shake hands at once from one host, saying nothing.
@@ -70,6 +71,7 @@ func (f *fleet) clientAs(t *testing.T, to *node, id string) *http.Client {
 }
 
 func TestPeerRPCIsBounded(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 2).start().ready()
 	to := f.nodes[0]
 	client, base := f.rawClient(t, to), "https://"+to.c.dir.now().all[to.id].Address
@@ -118,6 +120,7 @@ func TestPeerRPCIsBounded(t *testing.T) {
 }
 
 func TestOneProtocolOfTwoMustBeAgreed(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 1).start().ready()
 	n := f.nodes[0]
 	for _, protos := range [][]string{nil, {"http/1.1"}, {"spdy"}} {

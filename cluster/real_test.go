@@ -17,6 +17,7 @@ import (
 )
 
 func TestFormAndProposeAnywhere(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	var last uint64
 	for i, n := range f.nodes {
@@ -108,6 +109,7 @@ func TestAskReachesEveryNode(t *testing.T) {
 }
 
 func TestCrashedNodeCatchesUpByLogAndBySnapshot(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3, func(_ string, o *Options) {
 		o.seams.raft = func(c *raft.Config) { c.TrailingLogs = 10 }
 	}).start().ready()
@@ -188,6 +190,7 @@ func TestStoppedLeaderHandsOver(t *testing.T) {
 }
 
 func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	a, b, wiped := f.leader(), f.follower(), (*node)(nil)
 	for _, n := range f.nodes {
@@ -238,6 +241,7 @@ func TestWipedNodeDoesNotVoteUntilItIsFilled(t *testing.T) {
 }
 
 func TestRolledBackStoreDoesNotVote(t *testing.T) {
+	t.Parallel()
 	var known uint64
 	f := realFleet(t, 3, func(id string, o *Options) {
 		if id == "n2" {
@@ -328,6 +332,7 @@ func TestGossipNoticesDeathAndSpreadsSightings(t *testing.T) {
 }
 
 func TestDamagedStoreIsNamed(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 1, func(_ string, o *Options) {
 		o.seams.raft = func(c *raft.Config) { c.TrailingLogs = 5 }
 	}).start().ready()

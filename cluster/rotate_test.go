@@ -66,6 +66,7 @@ func renew(n *node) error {
 }
 
 func TestAuthorityIsRotatedUnderWrites(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	was := f.state().CAs[0].ID
 	stop := f.busy()
@@ -118,6 +119,7 @@ func TestAuthorityIsRotatedUnderWrites(t *testing.T) {
 
 // TestRenewedCertificateDropsNothing: the new certificate is in use, the old one is refused, connections stand.
 func TestRenewedCertificateDropsNothing(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	stop := f.busy()
 	for _, n := range f.nodes {
@@ -143,6 +145,7 @@ func TestRenewedCertificateDropsNothing(t *testing.T) {
 
 // TestNobodyRenewsForAnother: a member gets certificates in its own name only.
 func TestNobodyRenewsForAnother(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	l, n := f.leader(), f.follower()
 	before, _ := l.store.View().Node("n1")
@@ -166,6 +169,7 @@ func TestNobodyRenewsForAnother(t *testing.T) {
 }
 
 func TestServingCertificateHasNobodyElsesName(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	n := f.follower()
 	other := "n1"
@@ -186,6 +190,7 @@ func TestServingCertificateHasNobodyElsesName(t *testing.T) {
 }
 
 func TestGossipKeyIsRotated(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	allAlive := func() bool {
 		for _, n := range f.nodes {
@@ -264,6 +269,7 @@ func TestGossipKeyIsRotated(t *testing.T) {
 
 // TestRetiredNodeDoesNotKnowTheGossipKey: what it knew is replaced, without being asked for.
 func TestRetiredNodeDoesNotKnowTheGossipKey(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 3).start().ready()
 	f.await("everybody alive", func() bool {
 		return !slices.ContainsFunc(f.leader().c.Members(), func(m fsm.Member) bool { return !m.Alive })

@@ -33,6 +33,7 @@ func TestACallerIsKnownByItsWholeID(t *testing.T) {
 // TestWhoIsNoMemberChangesNothing: a node that the state does not know is let in on the authority's word, to be
 // brought up to date; it may not write, nor get a certificate or a secret.
 func TestWhoIsNoMemberChangesNothing(t *testing.T) {
+	t.Parallel()
 	f := realFleet(t, 1).start().ready()
 	c, _ := f.leader().now()
 	request, err := pki.Request(mustKey(t))
