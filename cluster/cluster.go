@@ -81,6 +81,7 @@ type running struct {
 	inflight *tally
 	// changing is full while raft's members are being changed, or must not be, see holdMembers.
 	changing chan struct{}
+	formats  *formats
 	// handed is set once this process has tried to hand over its leadership: raft can get stuck when that is
 	// repeated.
 	handed atomic.Bool

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -234,8 +235,14 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 		over()
 		return fill(0, failed(notAppended, err))
 	}
+	leave, err := r.formats.enter(ctx, slices.ContainsFunc(cmds, admits), func() bool { return raisesFormat(c.store.View(), cmds) })
+	if err != nil {
+		over()
+		return fill(0, failed(notAppended, err))
+	}
 	with, err := c.convoy.join(ctx)
 	if err != nil {
+		leave()
 		over()
 		return fill(0, failed(notAppended, err))
 	}
@@ -244,6 +251,10 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	for i, cmd := range cmds {
 		if refused := cmp.Or(screened[i], view.Readable(cmd.Op)); refused != nil {
 			out[i] = outcome{kind: done, result: fsm.Result{Err: refused}}
+			continue
+		}
+		if admits(cmd) && raisesFormat(view, cmds) {
+			out[i] = failed(notAppended, errFormatFirst)
 			continue
 		}
 		cmd.Time = now
@@ -270,6 +281,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	finished := make(chan struct{})
 	go func() {
 		defer over()
+		defer leave()
 		defer close(finished)
 		defer c.convoy.arrive(with)
 		for i, f := range futures {

@@ -208,7 +208,7 @@ func (c *Cluster) startRaft(d *disk, how start) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &running{disk: d, throne: newThrone(c), began: time.Now(), inflight: newTally(), changing: make(chan struct{}, 1)}
+	r := &running{disk: d, throne: newThrone(c), began: time.Now(), inflight: newTally(), changing: make(chan struct{}, 1), formats: newFormats()}
 	r.tap = newTap(inner, c.ears, c.timing.Heartbeat)
 	r.tap.gated.Store(how.gated)
 	r.nudger = newNudger(r.tap, c.metrics.nudges.Inc)

@@ -40,7 +40,7 @@ flags="-tags hashicorpmetrics -count=1"
 
 unit() {
 	$gotestsum $flags -timeout 10m $pure && $again $flags -parallel 4 -timeout 10m &&
-		$gotestsum -tags hashicorpmetrics,nextformat -count=1 -run 'Format|Readable' ./fsm
+		$gotestsum -tags hashicorpmetrics,nextformat -count=1 -run 'Format|Readable|CantRead' ./fsm ./cluster
 }
 race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 4 -timeout 15m); }
 kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m $kernels; }
