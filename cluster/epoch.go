@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -195,13 +196,9 @@ func (c *Cluster) spreadEpoch(ctx context.Context, r *running) {
 	met := map[string]bool{}
 	for {
 		if r.throne.current() != nil {
-			for _, id := range c.dir.now().others(c.id) {
-				if met[id] {
-					continue
-				}
-				if _, err := c.helloTo(ctx, id); err == nil {
-					met[id] = true
-				}
+			left := slices.DeleteFunc(c.dir.now().others(c.id), func(id string) bool { return met[id] })
+			for _, id := range reached(left, func(id string) error { _, err := c.helloTo(ctx, id); return err }) {
+				met[id] = true
 			}
 		}
 		select {
@@ -211,6 +208,30 @@ func (c *Cluster) spreadEpoch(ctx context.Context, r *running) {
 		}
 	}
 }
+
+// reached calls every node and returns those that answered. Many are called at once: after the loss of a quorum most may
+// be dead, and each of those takes its time.
+func reached(ids []string, call func(id string) error) (out []string) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	room := make(chan struct{}, spreadAtOnce)
+	for _, id := range ids {
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			if call(id) != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, id)
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+const spreadAtOnce = 64
 
 // spreadAgain is how soon a member is shown the epoch again that did not answer in it.
 const spreadAgain = time.Second

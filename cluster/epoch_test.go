@@ -3,10 +3,13 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/palisade/palisade/fsm"
@@ -284,4 +287,27 @@ func TestCopiedNodeIsRefused(t *testing.T) {
 	n.start()
 	f.ready()
 	n.propose(declare("vm", "three"))
+}
+
+// TestTheDeadDoNotKeepTheNewEpochFromTheLiving: after a recovery most nodes may be dead.
+func TestTheDeadDoNotKeepTheNewEpochFromTheLiving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := make([]string, 0, 1000)
+		for i := range cap(ids) {
+			ids = append(ids, fmt.Sprintf("n%d", i))
+		}
+		begin := time.Now()
+		var after time.Duration
+		got := reached(ids, func(id string) error {
+			if id == ids[999] {
+				after = time.Since(begin)
+				return nil
+			}
+			time.Sleep(helloTime) // virtual
+			return errNotSent
+		})
+		if !slices.Equal(got, ids[999:]) || after > time.Minute {
+			t.Errorf("after %s it has reached %v", after, got)
+		}
+	})
 }

@@ -344,15 +344,15 @@ func (f *follower) scout(ctx context.Context) {
 		if !k.attached {
 			continue
 		}
-		// The source owes what was proven a while ago, unless it is this node that has not taken it yet.
+		// The source owes what was committed a while ago, unless it is this node that has not taken it yet.
 		slow := f.idle.Load() && index < owed
 		stale := time.Since(k.contact) > 2*f.c.timing.Heartbeat
-		owed = k.proof
+		owed = max(k.proof, k.commit)
 		accept := func(b *peerpb.FollowBeat) bool { return len(b.GetPath()) < len(k.path) }
 		var ask []string
 		switch now := time.Now(); {
 		case (stale || slow) && now.After(again):
-			accept = func(b *peerpb.FollowBeat) bool { return stale || b.GetIndex() >= k.proof }
+			accept = func(b *peerpb.FollowBeat) bool { return stale || b.GetIndex() >= owed }
 			ask = f.candidates()
 			again, rest = now.Add(rest), min(2*rest, scoutEvery) // nobody may have better
 		case stale || slow:

@@ -16,6 +16,9 @@ type prover struct {
 	last  uint64    // this node's index then
 }
 
+// unproven is how many entries may come without a proof: the few that an idle fleet writes need none.
+const unproven = 16
+
 // due says whether a proof is needed: after each silence, while entries come, and when nothing was heard for so long that
 // a beat should have come.
 func (p *prover) due(k *known) bool {
@@ -25,7 +28,7 @@ func (p *prover) due(k *known) bool {
 		return false
 	case k.proof == 0:
 		return k.fresh(limit)
-	case time.Since(p.asked) > 2*limit && p.log.last.Load().index != p.last:
+	case time.Since(p.asked) > 2*limit && p.log.last.Load().index >= p.last+unproven:
 		return true
 	default:
 		return !k.fresh(limit/2) && time.Since(p.asked) > limit/2
