@@ -45,7 +45,7 @@ unit() {
 race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 4 -timeout 15m); }
 kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m $kernels; }
 fleet() { previous && $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test; }
-package() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/debian; }
+package() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test/debian; }
 
 previous() { # builds the release before, whose commit test/previous names, for the test of upgrades
 	if [ ! -e test/previous ]; then

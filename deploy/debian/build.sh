@@ -47,6 +47,6 @@ for ARCH in "${@:-amd64 arm64}"; do
 		name=palisade_${DEB_VERSION}_$ARCH
 		mv "$work/$ARCH.deb" "$dist/$name.deb"
 		cp "$ROOT/sbom.cdx.json" "$dist/$name.cdx.json"
-		(cd "$dist" && sha256sum "$name.deb")
+		(cd "$dist" && sha256sum "$name.deb" "$name.cdx.json")
 	done
 done

@@ -1,6 +1,8 @@
 package debian
 
 import (
+	"bytes"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -405,8 +407,8 @@ func (m *machine) reboot(t *testing.T, f *flows, victims []*probe.Flow, since ti
 	lossless(t, "booted", innocents)
 }
 
-// TestReproducible builds the same commit in two places, the second time without anything that the first left: the same
-// bytes come out.
+// TestReproducible builds the same commit in two places for both kinds of machines, the second time without anything that the first left: the
+// same bytes come out. What is for arm64 is for arm64, and both list their libraries.
 func TestReproducible(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -416,10 +418,38 @@ func TestReproducible(t *testing.T) {
 	build := func(where string, env ...string) string {
 		dir := filepath.Join(tmp, where)
 		must(t, "git", "clone", "-q", root, dir)
-		return must(t, append(append([]string{"env", "VERSION=1.2.3"}, env...), filepath.Join(dir, "deploy/debian/build.sh"), "amd64")...)
+		return must(t, append(append([]string{"env", "VERSION=1.2.3"}, env...), filepath.Join(dir, "deploy/debian/build.sh"))...)
 	}
 	first, second := build("a"), build("longer/b", "GOCACHE="+filepath.Join(tmp, "cache"))
-	if first != second || !strings.Contains(first, "palisade_1.2.3_amd64.deb") {
+	if first != second {
 		t.Errorf("two builds differ:\n%s%s", first, second)
+	}
+	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		name := filepath.Join(tmp, "a/dist/palisade_1.2.3_"+arch)
+		if !strings.Contains(first, filepath.Base(name)+".deb") {
+			t.Errorf("the build does not say that it made %s.deb:\n%s", filepath.Base(name), first)
+		}
+		if got := strings.TrimSpace(must(t, "dpkg-deb", "-f", name+".deb", "Architecture")); got != arch {
+			t.Errorf("the package for %s is for %s", arch, got)
+		}
+		files := filepath.Join(tmp, arch)
+		must(t, "dpkg-deb", "-x", name+".deb", files)
+		program, err := elf.Open(filepath.Join(files, "usr/bin/palisade"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		libraries, err := program.ImportedLibraries()
+		if program.Machine != machine || err != nil || len(libraries) > 0 {
+			t.Errorf("the program for %s is for %s, and needs %v, %v", arch, program.Machine, libraries, err)
+		}
+		_ = program.Close()
+		beside, err := os.ReadFile(name + ".cdx.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside, err := os.ReadFile(filepath.Join(files, "usr/share/doc/palisade/sbom.cdx.json"))
+		if err != nil || !bytes.Equal(inside, beside) || !bytes.Contains(inside, []byte("pkg:golang/github.com/hashicorp/raft@")) {
+			t.Errorf("the list of libraries for %s: %v\n%s", arch, err, inside)
+		}
 	}
 }
