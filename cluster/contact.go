@@ -133,11 +133,12 @@ type contacts struct {
 	mu       sync.Mutex
 	lives    map[string]life
 	strange  map[string]bool          // nodes that refuse this node's certificate
+	takes    map[string]bool          // of each node that answered, whether it deals with this one or takes it for a copy
 	doubts   map[string]chan struct{} // of nodes that are being asked; closed when that is done
 }
 
 func newContacts(i *Identity, d *directory) *contacts {
-	return &contacts{identity: i, dir: d, lives: map[string]life{}, strange: map[string]bool{}, doubts: map[string]chan struct{}{}}
+	return &contacts{identity: i, dir: d, lives: map[string]life{}, strange: map[string]bool{}, takes: map[string]bool{}, doubts: map[string]chan struct{}{}}
 }
 
 // meet decides about a node that has come to this one. The error is a *refusal. It may ask back, and blocks until ctx
@@ -305,8 +306,10 @@ func (c *contacts) whyStrange() string {
 
 // answered takes in the headers of an answer, and the text of a refusal.
 func (c *contacts) answered(from string, h http.Header, text string) {
+	refuses := h.Get(refusalHeader) == refusedCopy
 	c.mu.Lock()
 	delete(c.strange, from)
+	c.takes[from] = !refuses
 	c.mu.Unlock()
 	s, err := parseSaid(h.Get(selfHeader))
 	if err != nil {
@@ -315,7 +318,21 @@ func (c *contacts) answered(from string, h http.Header, text string) {
 	if s.Epoch > c.mine.Epoch {
 		c.heardOf(from, parseProof(s.Epoch, h.Get(proofHeader)), h.Get(addressHeader))
 	}
-	if h.Get(refusalHeader) == refusedCopy {
+	if refuses && c.outvoted() {
 		c.over(&RefusedError{Why: text})
 	}
+}
+
+// outvoted says whether most nodes that answered take this one for a copy. One alone is not believed as long as there
+// are others to ask: it may be in hostile hands.
+func (c *contacts) outvoted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	refuse := 0
+	for _, takes := range c.takes {
+		if !takes {
+			refuse++
+		}
+	}
+	return 2*refuse > len(c.takes) && refuse >= min(enough, len(c.dir.now().others(c.dir.self)))
 }

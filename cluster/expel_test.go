@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -45,6 +46,33 @@ func TestNobodyIsTalkedOutOfVoting(t *testing.T) {
 		}
 	}
 	f.leader().propose(declare("vm", "two"))
+}
+
+// TestOneNodeRefusesNobody: what one node in hostile hands says of others does not end their part. Most nodes are
+// believed.
+func TestOneNodeRefusesNobody(t *testing.T) {
+	f := realFleet(t, 4).start().ready()
+	n := f.leader()
+	n.c.greet(t.Context())
+	lie := http.Header{}
+	lie.Set(selfHeader, n.c.contacts.mine.header())
+	lie.Set(refusalHeader, refusedCopy)
+	var others []string
+	for _, m := range f.nodes {
+		if m != n {
+			others = append(others, m.id)
+		}
+	}
+	for range 10 {
+		n.c.contacts.answered(others[0], lie, copyOf(n.id, "so they say").Error())
+	}
+	if n.c.ended() {
+		t.Fatal("one node has talked another out of the fleet")
+	}
+	n.propose(declare("vm", "one"))
+	n.c.contacts.answered(others[1], lie, copyOf(n.id, "so they say").Error())
+	n.c.contacts.answered(others[2], lie, copyOf(n.id, "so they say").Error())
+	n.refusedAs(t, "copy")
 }
 
 // failingOnce fails to tell its last index once, when raft does not run any more.
