@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -417,5 +418,18 @@ func TestTheAuditHasNoSecretOfAFeed(t *testing.T) {
 	lines, _ := s.View().AuditSince(0)
 	if text := string(bytes.Join(lines, []byte("\n"))); strings.Contains(text, "canary") || !strings.Contains(text, "lists.example/drop.txt") {
 		t.Errorf("the audit has\n%s", text)
+	}
+}
+
+// TestTheGuideNamesEveryAction: who reads the audit finds in the guide what each action means.
+func TestTheGuideNamesEveryAction(t *testing.T) {
+	guide, err := os.ReadFile("../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range eventTypes() {
+		if action := auditAction(event); action != "" && !strings.Contains(string(guide), "`"+action+"`") {
+			t.Errorf("docs/audit.md does not say what %s is", action)
+		}
 	}
 }

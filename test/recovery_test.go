@@ -242,6 +242,7 @@ func TestDrillEndedCertificate(t *testing.T) {
 	d.kill(t, "node-3")
 	d.run("Drill: a node comes back after its certificate has ended")
 	const join = "palisade join $MEMBER --token-file /root/node-3.join"
+	d.saw("palisade join-token ls", `open +node-3 \(again\)`)
 	d.saw(join, "a new certificate for the key that this node has")
 	d.saw(join, "in force in the kernel")
 	d.saw("palisade audit ls --action join_token", `join_token.create +[0-9a-f]{16} +done`)

@@ -25,6 +25,9 @@ func (c *JoinTokenLsCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	return printList(g, api.JoinTokens(ctx), []string{"ID", "STATE", "NODE", "ZONE", "EXPIRES", "USED BY", "BY"}, func(t client.JoinToken) []string {
+		if t.Again {
+			t.Node += " (again)"
+		}
 		return []string{t.ID, t.State, t.Node, t.Zone, local(t.ExpiresAt), t.UsedBy, t.Actor}
 	})
 }
