@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +52,7 @@ func (f *fleet) besiege(t *testing.T, most uint64, attack func()) {
 		n := 0
 		for ; ctx.Err() == nil || n < 3; n++ {
 			limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-			res, err := by.c.Propose(limit, declare("siege", fmt.Sprint(n)))
+			res, err := by.c.Propose(limit, declare("siege", strconv.Itoa(n)))
 			cancel()
 			if err == nil && res.Err != nil {
 				err = res.Err

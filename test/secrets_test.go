@@ -79,6 +79,14 @@ func TestSecretsAreNowhere(t *testing.T) {
 	call(200, "PUT", "/v1/users/ann", `{"scope":"viewer","password":"`+secrets["a password"]+`"}`)
 	call(422, "PUT", "/v1/users/bob", `{"scope":"viewer","password":"`+secrets["a password"]+`","x":1}`)
 	call(401, "POST", "/v1/login", `{"user":"ann","password":"`+secrets["a wrong password"]+`"}`, "Palisade-CSRF", "1")
+	// A session that is alive, and its cookie.
+	login := l.raw(t, node.Name, "POST", "/v1/login", `{"user":"ann","password":"`+secrets["a password"]+`"}`, "Palisade-CSRF", "1")
+	cookie := regexp.MustCompile(`__Host-palisade=([^;]+)`).FindStringSubmatch(strings.Join(login.header.Values("Set-Cookie"), "\n"))
+	if login.status != 200 || cookie == nil {
+		t.Fatalf("login: %d %s", login.status, login.body)
+	}
+	secrets["the cookie of a session"] = cookie[1]
+	call(200, "GET", "/v1/whoami", "", "Cookie", cookie[0])
 	feed := "https://ann:" + secrets["the password of a feed"] + "@127.0.0.1:1/list.txt?key=" + secrets["the key in the query of a feed"]
 	call(200, "PUT", "/v1/lists/feed", `{"prefixes":["192.0.2.0/24"]}`)
 	call(200, "PUT", "/v1/lists/feed/source", `{"url":"`+feed+`","interval":"1m"}`)
@@ -95,6 +103,23 @@ func TestSecretsAreNowhere(t *testing.T) {
 	}
 	call(200, "GET", "/metrics", "")
 
+	secrets["the passphrase of backups"] = "canary-Passphrase-7777777"
+	pass, kept := filepath.Join(t.TempDir(), "pass"), filepath.Join(t.TempDir(), "fleet.age")
+	if err := os.WriteFile(pass, []byte(secrets["the passphrase of backups"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := l.cli(t, node, "backup", "--out", kept, "--passphrase-file", pass); err == nil {
+		text, err := os.ReadFile(kept)
+		if err != nil || len(text) < 1000 {
+			t.Errorf("the backup has %d bytes, %v", len(text), err)
+		}
+		for _, what := range secrets.found(text) {
+			t.Errorf("the backup has %s in clear", what)
+		}
+	} else {
+		t.Errorf("%v: %s", err, b)
+	}
+	secrets.searchProcesses(t)
 	bundle := filepath.Join(t.TempDir(), "bundle.tar.gz")
 	b, err := l.cli(t, node, "debug", "bundle", "--out", bundle)
 	if err != nil {
@@ -128,6 +153,14 @@ func TestSecretsAreNowhere(t *testing.T) {
 	for _, what := range secrets.found(answers.Bytes()) {
 		t.Errorf("an answer has %s", what)
 	}
+	// Leaks on purpose are found, in each of their forms.
+	for what, secret := range secrets {
+		for _, leak := range []string{"x" + secret + "x", base64.StdEncoding.EncodeToString([]byte(secret)), hex.EncodeToString([]byte(secret))} {
+			if len(secrets.found([]byte(leak))) == 0 {
+				t.Errorf("%s is not found where it is", what)
+			}
+		}
+	}
 	for _, n := range l.Nodes() {
 		searched := secrets.search(t, n)
 		for _, least := range []string{"agent.log", "audit", "raft.db"} {
@@ -135,6 +168,30 @@ func TestSecretsAreNowhere(t *testing.T) {
 				t.Errorf("%s: nothing named %s was searched: %s", n.Name, least, searched)
 			}
 		}
+	}
+}
+
+// searchProcesses looks for the canaries in the arguments and environments of all agents.
+func (c canaries) searchProcesses(t *testing.T) {
+	t.Helper()
+	agents := 0
+	list, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range list {
+		line, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(line, []byte("palisade\x00agent")) {
+			continue // it has ended, or is not ours
+		}
+		agents++
+		environ, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "environ"))
+		for _, what := range c.found(append(line, environ...)) {
+			t.Errorf("the arguments or the environment of %q have %s", line, what)
+		}
+	}
+	if agents == 0 {
+		t.Error("no agent was looked at")
 	}
 }
 

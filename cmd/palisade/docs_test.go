@@ -112,6 +112,46 @@ func TestExamplesOfJoining(t *testing.T) {
 	}
 }
 
+// What to do when something was stolen is run as it stands in the guide.
+func TestExamplesOfSecurity(t *testing.T) {
+	want := map[string]func(v *fsm.View) bool{
+		"A token is stolen":      func(v *fsm.View) bool { _, known := v.Token("stolen"); return !known },
+		"A join token is stolen": func(v *fsm.View) bool { _, known := v.JoinToken("j1"); return !known },
+		"A disk is stolen": func(v *fsm.View) bool {
+			n, _ := v.Node("n3")
+			f, _ := v.Fleet()
+			return n.State == fsm.NodeRetired && len(f.CAs) == 2 && len(f.GossipKeys) == 2
+		},
+	}
+	scripts := examples(t, "../../docs/security.md")
+	for heading, script := range scripts {
+		t.Run(heading, func(t *testing.T) {
+			f := apitest.New(t)
+			f.Form()
+			f.Apply(fsm.CreateToken{Name: "stolen", Scope: fsm.ScopeOperator, Hash: [32]byte{1}})
+			f.Apply(fsm.CreateJoinToken{ID: "j1", Hash: [32]byte{2}, TTL: time.Hour})
+			f.Apply(fsm.CreateJoinToken{ID: "j3", Hash: [32]byte{3}, TTL: time.Hour})
+			f.Apply(fsm.AdmitNode{Token: "j3", Hash: [32]byte{3}, Node: fsm.Admission{
+				ID: "n3", Name: "n3", Address: "192.0.2.3:7420", Gossip: "192.0.2.3:7421", KeyHash: [32]byte{3}, NotAfter: time.Now().Add(time.Hour), Format: fsm.Format,
+			}})
+			socket, _ := listen(t, f)
+			cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "PALISADE_SOCKET="+socket)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if left, ok := want[heading]; !ok || !left(f.View()) {
+				t.Errorf("it left something else, or nobody says what:\n%s", out)
+			}
+		})
+	}
+	if len(scripts) != len(want) {
+		t.Errorf("%d examples, want %d", len(scripts), len(want))
+	}
+}
+
 // The worked examples are run as they stand in the guide; none may fail, and each must leave what it says.
 func TestExamplesOfTheBlacklist(t *testing.T) {
 	states := func(f *apitest.Fleet) string {
