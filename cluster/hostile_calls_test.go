@@ -56,10 +56,9 @@ func (f *fleet) head(verb string, more ...string) []byte {
 	return b.Bytes()
 }
 
-// TestHTTP2FloodsOfAStolenNode: frames that cost the sender little cost the node little, and end the connection or are
+// floods: frames that cost the sender little cost the node little, and end the connection or are
 // passed over.
-func TestHTTP2FloodsOfAStolenNode(t *testing.T) {
-	f := realFleet(t, 3, quick).start().ready()
+func (f *fleet) floods(t *testing.T) {
 	to, _ := f.addressOf(f.leader())
 	hello := f.head("hello")
 	for name, flood := range map[string]func(h *frames) error{
@@ -129,9 +128,8 @@ func TestHTTP2FloodsOfAStolenNode(t *testing.T) {
 	}
 }
 
-// TestBodiesOfAStolenNode: large and slow bodies of one peer are bounded together, and others are served meanwhile.
-func TestBodiesOfAStolenNode(t *testing.T) {
-	f := realFleet(t, 3, quick).start().ready()
+// bodies: large and slow bodies of one peer are bounded together, and others are served meanwhile.
+func (f *fleet) bodies(t *testing.T) {
 	here := f.leader()
 	to, _ := f.addressOf(here)
 	const calls = 400
@@ -181,9 +179,8 @@ func (f *fleet) post(client *http.Client, url string, body io.Reader) (*http.Res
 	return res, err
 }
 
-// TestNonsenseOnAFollowStream: a follower that says what it should not loses its stream, and nobody else theirs.
-func TestNonsenseOnAFollowStream(t *testing.T) {
-	f := realFleet(t, 3, quick).start().ready()
+// nonsenseOnFollowStreams: a follower that says what it should not loses its stream, and nobody else theirs.
+func (f *fleet) nonsenseOnFollowStreams(t *testing.T) {
 	here := f.leader()
 	to, _ := f.addressOf(here)
 	frame := func(m *peerpb.FollowUp) []byte {

@@ -296,9 +296,17 @@ func (f *fleet) stolen(t *testing.T, to, proto string) *tls.Conn {
 	return conn
 }
 
-// TestStolenNodeSpeaksNonsense: a member may say anything after the handshake: it costs its own connection.
-func TestStolenNodeSpeaksNonsense(t *testing.T) {
+// TestStolenNode: who has all of a member's keys may say anything, to one fleet.
+func TestStolenNode(t *testing.T) {
 	f := realFleet(t, 3, quick).start().ready()
+	t.Run("nonsense", f.nonsense)
+	t.Run("floods of HTTP/2", f.floods)
+	t.Run("bodies", f.bodies)
+	t.Run("follow streams", f.nonsenseOnFollowStreams)
+}
+
+// nonsense: a member may say anything after the handshake: it costs its own connection.
+func (f *fleet) nonsense(t *testing.T) {
 	here := f.leader()
 	to, _ := f.addressOf(here)
 	var mine bytes.Buffer
