@@ -163,6 +163,9 @@ func (f *fleet) bodies(t *testing.T) {
 			res, err := f.post(client, base+"/v1/propose", bytes.NewReader(make([]byte, MaxCommandBytes)))
 			return err == nil && res.StatusCode == http.StatusBadRequest
 		})
+		if took := time.Since(begin); took > 14*time.Second { // an unanswered ping ends the connection after 20 s
+			t.Errorf("bodies that had 4 s were given up after %s", took)
+		}
 	})
 }
 
