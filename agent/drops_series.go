@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	maxDropBlocks = 256 // blocks of which a series is kept; 6 KB each
+	maxDropBlocks = 256 // blocks of which a series is kept; 10 KB each
 	fineSteps     = int(fsm.DropsFineSpan / fsm.DropsFineStep)
 	coarseSteps   = int(fsm.DropsCoarseSpan / fsm.DropsCoarseStep)
 )
@@ -32,8 +32,9 @@ type dropSeries struct {
 
 // blockSeries is what was dropped for one block.
 type blockSeries struct {
-	steps ring[enforce.Counter]
-	moved time.Time // when it dropped something last
+	fine, coarse ring[enforce.Counter]
+	sum          enforce.Counter // of the coarse step that is not over
+	moved        time.Time       // when it dropped something last
 }
 
 func newDropSeries(d *drops) *dropSeries {
@@ -68,7 +69,8 @@ func (s *dropSeries) add(end time.Time, dropped []dropped) {
 		byBlock[d.block] = plus(byBlock[d.block], d.count)
 	}
 	s.fine.add(end, byReason)
-	if end.Truncate(fsm.DropsCoarseStep).Equal(end) {
+	over := end.Truncate(fsm.DropsCoarseStep).Equal(end)
+	if over {
 		s.coarse.add(end, s.sum)
 		s.sum = map[string]enforce.Counter{}
 	}
@@ -76,14 +78,21 @@ func (s *dropSeries) add(end time.Time, dropped []dropped) {
 		b := s.blocks[id]
 		if b == nil {
 			s.makeRoom()
-			b = &blockSeries{steps: ring[enforce.Counter]{step: fsm.DropsFineStep, size: fineSteps}}
+			b = &blockSeries{
+				fine:   ring[enforce.Counter]{step: fsm.DropsFineStep, size: fineSteps},
+				coarse: ring[enforce.Counter]{step: fsm.DropsCoarseStep, size: coarseSteps},
+			}
 			s.blocks[id] = b
 		}
-		b.moved = end
-		b.steps.add(end, c)
+		b.moved, b.sum = end, plus(b.sum, c)
+		b.fine.add(end, c)
 	}
 	for id, b := range s.blocks {
-		if end.Sub(b.moved) >= fsm.DropsFineSpan {
+		if over && b.sum != (enforce.Counter{}) {
+			b.coarse.add(end, b.sum)
+			b.sum = enforce.Counter{}
+		}
+		if end.Sub(b.moved) >= fsm.DropsCoarseSpan {
 			delete(s.blocks, id)
 		}
 	}
@@ -103,30 +112,32 @@ func (s *dropSeries) makeRoom() {
 	delete(s.blocks, oldest)
 }
 
-// Answer gives the series that are asked for, of the steps since this process started. Of single blocks only the last hour
-// is kept.
+// Answer gives the series that are asked for, of the steps since this process started.
 func (s *dropSeries) Answer(q fsm.DropsQuery) *fsm.Drops {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(q.Blocks) > 0 {
-		out := &fsm.Drops{Step: s.fine.step, End: s.fine.end, Steps: len(s.fine.items)}
-		for _, id := range q.Blocks {
-			b, ok := s.blocks[id]
-			if !ok {
-				continue
-			}
-			out.Add(fsm.DropSeries{Block: id}, func(i int) (uint64, uint64) {
-				c := b.steps.at(s.fine.time(i))
-				return c.Packets, c.Bytes
-			})
-		}
-		return out
-	}
 	r := &s.fine
 	if q.Coarse {
 		r = &s.coarse
 	}
 	out := &fsm.Drops{Step: r.step, End: r.end, Steps: len(r.items)}
+	for _, id := range q.Blocks {
+		b, ok := s.blocks[id]
+		if !ok {
+			continue
+		}
+		own := &b.fine
+		if q.Coarse {
+			own = &b.coarse
+		}
+		out.Add(fsm.DropSeries{Block: id}, func(i int) (uint64, uint64) {
+			c := own.at(r.time(i))
+			return c.Packets, c.Bytes
+		})
+	}
+	if len(q.Blocks) > 0 {
+		return out
+	}
 	for _, reason := range reasons() {
 		out.Add(fsm.DropSeries{Reason: reason}, func(i int) (uint64, uint64) { return r.items[i][reason].Packets, r.items[i][reason].Bytes })
 	}

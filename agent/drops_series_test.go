@@ -61,11 +61,20 @@ func TestSeriesOfDrops(t *testing.T) {
 		if got := tail(t, s.Answer(fsm.DropsQuery{Coarse: true}), 9); got != "abuse[10 0]" {
 			t.Errorf("of the day: %s", got)
 		}
+		if got := tail(t, s.Answer(fsm.DropsQuery{Blocks: []string{b.ID}, Coarse: true}), 9); got != b.ID+"[10 0]" {
+			t.Errorf("of the block's day: %s", got)
+		}
 		for range fineSteps {
 			step()
 		}
-		if d := s.Answer(fsm.DropsQuery{}); d.Steps != fineSteps || len(d.Series) != 0 || len(s.blocks) != 0 {
+		if d := s.Answer(fsm.DropsQuery{}); d.Steps != fineSteps || len(d.Series) != 0 || len(s.Answer(fsm.DropsQuery{Blocks: []string{b.ID}}).Series) != 0 {
 			t.Errorf("after an hour of quiet: %d steps, %d series, %d blocks", d.Steps, len(d.Series), len(s.blocks))
+		}
+		for range int(fsm.DropsCoarseSpan / fsm.DropsFineStep) {
+			step()
+		}
+		if len(s.blocks) != 0 {
+			t.Errorf("after a day of quiet: %d blocks", len(s.blocks))
 		}
 		cancel()
 		if err := <-ended; err != nil {

@@ -12,7 +12,7 @@ const (
 
 // DropsQuery asks a peer what it dropped in each step of the last hour, or of the last day.
 type DropsQuery struct {
-	Blocks []string // series of these blocks, of the last hour, at most MaxQueryBlocks; without any, of the reasons
+	Blocks []string // series of these blocks, at most MaxQueryBlocks; without any, of the reasons
 	Coarse bool     // the last day
 }
 

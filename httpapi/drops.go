@@ -26,55 +26,77 @@ func dropRoutes() []route {
 	}
 	return []route{
 		{op: get("/v1/drops", "drops", "Say what the nodes dropped lately, by reason"), scope: ScopeViewer, codes: []wire.Code{wire.CodeNotFound}, add: do((*Server).drops)},
-		{op: get("/v1/blocks/{id}/drops", "block-drops", "Say what the nodes dropped for a block in the last hour"), scope: ScopeViewer, billing: true,
+		{op: get("/v1/blocks/{id}/drops", "block-drops", "Say what the nodes dropped for a block lately"), scope: ScopeViewer, billing: true,
 			codes: []wire.Code{wire.CodeNotFound}, add: do((*Server).blockDrops)},
-		{op: get("/v1/vms/{id}/drops", "vm-drops", "Say what the nodes dropped in the last hour for the blocks that hold a VM"), scope: ScopeViewer, billing: true,
+		{op: get("/v1/vms/{id}/drops", "vm-drops", "Say what the nodes dropped lately for the blocks that hold a VM"), scope: ScopeViewer, billing: true,
 			codes: []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}, add: do((*Server).vmDrops)},
 	}
 }
 
-type dropsInput struct {
-	Node  string `query:"node" maxLength:"255" doc:"Only this node"`
+// SinceInput is how far back a plot goes.
+type SinceInput struct {
 	Since string `query:"since" maxLength:"32" default:"1h" doc:"How far back, 1m to 24h: in steps of 10 s up to an hour, else of 5 min"`
+}
+
+func (in SinceInput) span() (span time.Duration, coarse bool, err error) {
+	span, derr := time.ParseDuration(in.Since)
+	if derr != nil || span < time.Minute || span > fsm.DropsCoarseSpan {
+		return 0, false, fieldProblem("query.since", in.Since, "want a duration from 1m to 24h, for example 1h")
+	}
+	return span, span > fsm.DropsFineSpan, nil
+}
+
+type dropsInput struct {
+	SinceInput
+	Node string `query:"node" maxLength:"255" doc:"Only this node"`
 }
 
 type dropsOutput struct{ Body wire.Drops }
 
 func (s *Server) drops(ctx context.Context, in *dropsInput) (*dropsOutput, error) {
-	span, err := time.ParseDuration(in.Since)
-	if err != nil || span < time.Minute || span > fsm.DropsCoarseSpan {
-		return nil, fieldProblem("query.since", in.Since, "want a duration from 1m to 24h, for example 1h")
+	span, coarse, err := in.span()
+	if err != nil {
+		return nil, err
 	}
 	if in.Node != "" && !s.isMember(in.Node) {
 		return nil, problem(wire.CodeNotFound, "there is no node %s", echo(in.Node))
 	}
-	q := fsm.DropsQuery{Coarse: span > fsm.DropsFineSpan}
-	return &dropsOutput{s.plot(ctx, q, span, in.Node)}, nil
+	return &dropsOutput{s.plot(ctx, fsm.DropsQuery{Coarse: coarse}, span, in.Node)}, nil
 }
 
 type blockDropsInput struct {
+	SinceInput
 	ID string `path:"id" maxLength:"64" example:"b17"`
 }
 
 func (s *Server) blockDrops(ctx context.Context, in *blockDropsInput) (*dropsOutput, error) {
+	span, coarse, err := in.span()
+	if err != nil {
+		return nil, err
+	}
 	b, err := readBlock(ctx, s.opts.Backend.View(), in.ID)
 	if err != nil {
 		return nil, err
 	}
-	return &dropsOutput{s.plot(ctx, fsm.DropsQuery{Blocks: []string{b.ID}}, fsm.DropsFineSpan, "")}, nil
+	return &dropsOutput{s.plot(ctx, fsm.DropsQuery{Blocks: []string{b.ID}, Coarse: coarse}, span, "")}, nil
 }
 
 type vmDropsInput struct {
+	SinceInput
 	ID string `path:"id" maxLength:"255" doc:"VM id, or a name that only one VM has"`
 }
 
 func (s *Server) vmDrops(ctx context.Context, in *vmDropsInput) (*dropsOutput, error) {
+	span, coarse, err := in.span()
+	if err != nil {
+		return nil, err
+	}
 	v := s.opts.Backend.View()
 	vm, ferr := v.ResolveVM("id", in.ID)
 	if ferr != nil {
 		return nil, refusalProblem(ferr, sent{"id": at("path.id", in.ID)})
 	}
-	q := fsm.DropsQuery{}
+	q := fsm.DropsQuery{Coarse: coarse}
 	for _, b := range v.Holding(vm) {
 		if billed(ctx, b) && len(q.Blocks) < maxDropBlocks {
 			q.Blocks = append(q.Blocks, b.ID)
@@ -83,7 +105,7 @@ func (s *Server) vmDrops(ctx context.Context, in *vmDropsInput) (*dropsOutput, e
 	if len(q.Blocks) == 0 { // without any, the members would answer for all
 		q.Blocks = []string{""}
 	}
-	return &dropsOutput{s.plot(ctx, q, fsm.DropsFineSpan, "")}, nil
+	return &dropsOutput{s.plot(ctx, q, span, "")}, nil
 }
 
 // plot asks the members, or one of them, what they dropped and lays their steps beside each other.

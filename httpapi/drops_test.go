@@ -109,6 +109,9 @@ func TestDropsOfABlockAndOfAVM(t *testing.T) {
 			t.Errorf("%s: %+v", path, d.Series)
 		}
 	}
+	if d := decode[wire.Drops](t, s.do(t, request{method: "GET", path: "/v1/vms/web/drops?since=24h"}), 200); d.Step != 300 || d.Points != 288 {
+		t.Errorf("of a day: %+v", d)
+	}
 	decode[wire.Problem](t, s.do(t, request{method: "GET", path: "/v1/blocks/b9/drops"}), 404)
 	decode[wire.Problem](t, s.do(t, request{method: "GET", path: "/v1/vms/none/drops"}), 404)
 }
