@@ -240,7 +240,11 @@ func TestDrillEndedCertificate(t *testing.T) {
 		t.Error("a node whose certificate has ended has let go of what it enforced")
 	}
 	d.kill(t, "node-3")
+	began := time.Now()
 	d.run("Drill: a node comes back after its certificate has ended")
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the node took %s to come back: it did not look for its certificate", took)
+	}
 	const join = "palisade join $MEMBER --token-file /root/node-3.join"
 	d.saw("palisade join-token ls", `open +node-3 \(again\)`)
 	d.saw(join, "a new certificate for the key that this node has")
