@@ -455,3 +455,19 @@ func TestAFloodOfLoginsIsBounded(t *testing.T) {
 		t.Errorf("answers %v; a few are checked, the rest are told to come again", counts)
 	}
 }
+
+// TestANodeThatHasJustStartedEndsNoSession: what it does not know yet, it can't say to have ended.
+func TestANodeThatHasJustStartedEndsNoSession(t *testing.T) {
+	f := withUser(t, "ann", ScopeOperator)
+	b := newBrowser(newServer(t, f))
+	decode[wire.Whoami](t, b.login(t, "ann", rightPassword), 200)
+	empty := newFleet(t)
+	empty.Set(func() { empty.Standing.CaughtUp = false })
+	there := newBrowser(newServer(t, empty))
+	there.cookies = b.cookies
+	if p := decode[wire.Problem](t, there.do(t, "GET", "/v1/whoami", ""), 503); p.Code != wire.CodeNotReady {
+		t.Errorf("%+v", p)
+	}
+	empty.Set(func() { empty.Standing.CaughtUp = true })
+	decode[wire.Problem](t, there.do(t, "GET", "/v1/whoami", ""), 401)
+}

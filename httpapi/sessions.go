@@ -101,6 +101,10 @@ func (s *Server) sessionOver(se *fsm.Session) bool {
 func (s *Server) identifySession(r *http.Request, secret string) (caller, *wire.Problem) {
 	v := s.opts.Backend.View()
 	se, ok := v.SessionByHash(sha256.Sum256([]byte(secret)))
+	if !ok && !s.opts.Backend.Status().CaughtUp {
+		// As with tokens: a node that has just started must not send its users to the login.
+		return caller{}, problem(wire.CodeNotReady, "this node does not have the fleet's state yet, and does not know the session")
+	}
 	if !ok || s.sessionOver(se) {
 		return caller{}, problem(wire.CodeUnauthorized, "the session has ended; log in again")
 	}
