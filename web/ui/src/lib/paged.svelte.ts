@@ -1,0 +1,70 @@
+import { untrack } from 'svelte';
+import { ApiError, get } from './api';
+import type { Page } from './types';
+
+type Query = Record<string, string | number | boolean | undefined>;
+
+/** A list that is read page by page. */
+export class Paged<T> {
+  items = $state.raw<T[]>([]);
+  total = $state<number | undefined>(undefined);
+  next = $state<string | null>(null);
+  error = $state.raw<ApiError | null>(null);
+  /** The first page came. */
+  loaded = $state(false);
+  busy = $state(false);
+  private query: Query = {};
+  private ctl: AbortController | null = null;
+  private timer = 0;
+  private soonSince = 0;
+
+  constructor(private readonly path: string, private readonly size = 100) {}
+
+  /** Starts anew with other filters. */
+  async load(query: Query): Promise<void> {
+    this.query = query;
+    this.loaded = untrack(() => this.loaded) && untrack(() => this.items.length) > 0;
+    await this.read(undefined, this.size);
+  }
+
+  /** Reads again what is shown, for example after an event. At most once in 500 ms. */
+  soon(): void {
+    const now = performance.now();
+    if (!this.soonSince) this.soonSince = now;
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(() => {
+      this.soonSince = 0;
+      if (!this.busy) void this.read(undefined, Math.min(1000, Math.max(this.size, this.items.length)));
+      else this.soon();
+    }, now - this.soonSince > 1500 ? 0 : 500);
+  }
+
+  async more(): Promise<void> {
+    if (this.next && !this.busy) await this.read(this.next, this.size);
+  }
+
+  stop(): void {
+    clearTimeout(this.timer);
+    this.ctl?.abort();
+  }
+
+  private async read(cursor: string | undefined, limit: number): Promise<void> {
+    this.ctl?.abort();
+    const ctl = (this.ctl = new AbortController());
+    this.busy = true;
+    try {
+      const page = await get<Page<T>>(this.path, { ...this.query, limit, cursor }, { signal: ctl.signal });
+      this.items = cursor ? [...this.items, ...page.items] : page.items;
+      this.next = page.next;
+      this.total = page.total;
+      this.error = null;
+      this.loaded = true;
+    } catch (e) {
+      if (ctl.signal.aborted) return;
+      this.error = e as ApiError;
+      this.loaded = true;
+    } finally {
+      if (this.ctl === ctl) this.busy = false;
+    }
+  }
+}

@@ -1,0 +1,346 @@
+import { ApiError, get, path, request, whenUnauthorized } from './api';
+import { EventStream, type Link } from './events';
+import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Scope, Standing, Status, VM, Whoami } from './types';
+
+/** Above so many VMs the picture shows counts for each node and no single VMs. */
+export const maxDrawn = 3_000;
+const maxFeed = 300;
+const maxInFlight = 12;
+
+/** A block change on its way to all kernels. */
+export interface InFlight {
+  block: Block;
+  /** performance.now() when it was first seen. */
+  seen: number;
+}
+
+type Login = 'unknown' | 'out' | 'in';
+
+/**
+ * The live picture of the fleet: one for the page. It reads everything once, then follows the events; changes are
+ * gathered and shown once in an animation frame.
+ */
+class FleetStore {
+  login = $state<Login>('unknown');
+  who = $state.raw<Whoami | null>(null);
+  link = $state<Link>('connecting');
+  /** Why the link was lost. */
+  linkError = $state('');
+  /** Date.now() of the last word from this node. */
+  heardAt = $state(Date.now());
+  status = $state.raw<Status | null>(null);
+  nodes = $state.raw<Node[]>([]);
+  counts = $state.raw<Map<string, NodeCounts>>(new Map());
+  /** All VMs, if there are at most maxDrawn of them. */
+  vms = $state.raw<Map<string, VM>>(new Map());
+  drawn = $state(false);
+  feed = $state.raw<FleetEvent[]>([]);
+  inFlight = $state.raw<InFlight[]>([]);
+  due = $state.raw<Due[]>([]);
+  /** Grows with each event of the kind: pages that show lists read them again. */
+  rev = $state({ blocks: 0, vms: 0, nodes: 0, lists: 0, access: 0, guards: 0, settings: 0, reset: 0 });
+  /** The fleet was restored, or its feed did not reach back: when this page began anew. */
+  restartedAt = $state(0);
+  epoch = $state(0);
+  loadError = $state.raw<ApiError | null>(null);
+  loaded = $state(false);
+
+  private stop: AbortController | null = null;
+  private queue: FleetEvent[] = [];
+  private frame = 0;
+  private reading = false;
+  private again = false;
+
+  constructor() {
+    whenUnauthorized(() => this.loggedOut());
+  }
+
+  /** Finds out who we are and, if somebody, begins to follow the fleet. */
+  async begin(): Promise<void> {
+    try {
+      const who = await get<Whoami>('/v1/whoami');
+      this.who = who;
+      this.login = 'in';
+      this.follow();
+    } catch (e) {
+      if (e instanceof ApiError && e.status === 401) this.login = 'out';
+      else this.loadError = e as ApiError;
+    }
+  }
+
+  loggedOut(): void {
+    this.stop?.abort();
+    this.stop = null;
+    this.login = 'out';
+    this.who = null;
+    this.loaded = false;
+    this.vms = new Map();
+    this.feed = [];
+    this.inFlight = [];
+    this.status = null;
+    this.nodes = [];
+    this.due = [];
+  }
+
+  private follow(): void {
+    this.stop?.abort();
+    const ctl = (this.stop = new AbortController());
+    if (!this.sees('viewer')) {
+      this.link = 'live';
+      this.loaded = true;
+      return; // billing: no events
+    }
+    const stream = new EventStream({
+      events: (batch) => {
+        this.heard();
+        this.queue.push(...batch);
+        this.schedule();
+      },
+      standing: (s) => this.stand(s),
+      reset: () => {
+        this.restartedAt = Date.now();
+        this.rev.reset++;
+        void this.readAll();
+      },
+      link: (state, error) => {
+        if (state === 'live') {
+          this.heard();
+          if (!this.loaded || this.link !== 'live') void this.readAll();
+        }
+        if (state !== 'connecting' || this.link !== 'lost') this.link = state;
+        this.linkError = error ?? '';
+      },
+      unauthorized: () => void this.begin(),
+    });
+    void stream.run(ctl.signal);
+    void this.poll(ctl.signal);
+  }
+
+  private heard(): void {
+    this.heardAt = Date.now();
+  }
+
+  /** The status has the counts, which no event has. */
+  private async poll(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      await new Promise((r) => setTimeout(r, 5_000));
+      if (!document.hidden && this.link === 'live' && !signal.aborted) await this.readStanding();
+    }
+  }
+
+  async readStanding(): Promise<void> {
+    try {
+      const [status, nodes] = await Promise.all([get<Status>('/v1/status'), this.readNodes()]);
+      this.status = status;
+      this.nodes = nodes;
+      this.heard();
+    } catch {
+      // The event stream says that the node is gone, or the next round does it.
+    }
+  }
+
+  private async readNodes(): Promise<Node[]> {
+    return (await readPages<Node>('/v1/nodes', {}, 5_000)).items;
+  }
+
+  /** Reads everything that the overview shows. */
+  async readAll(): Promise<void> {
+    if (this.reading) {
+      this.again = true;
+      return;
+    }
+    this.reading = true;
+    try {
+      do {
+        this.again = false;
+        const [status, nodes, due] = await Promise.all([
+          get<Status>('/v1/status'),
+          this.readNodes(),
+          get<Page<Due>>('/v1/schedule', { limit: 50 }),
+        ]);
+        this.status = status;
+        this.nodes = nodes;
+        this.due = due.items;
+        this.drawn = status.counts.vms <= maxDrawn;
+        if (this.drawn) {
+          const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
+          this.vms = new Map(items.map((v) => [v.id, v]));
+        } else {
+          await this.readCounts();
+        }
+        this.loadError = null;
+        this.loaded = true;
+        this.rev.blocks++;
+        this.rev.vms++;
+        this.rev.nodes++;
+        this.rev.lists++;
+      } while (this.again);
+    } catch (e) {
+      this.loadError = e as ApiError;
+    } finally {
+      this.reading = false;
+    }
+  }
+
+  private async readCounts(): Promise<void> {
+    try {
+      const o = await get<{ nodes: NodeCounts[] }>('/v1/overview');
+      this.counts = new Map(o.nodes.map((n) => [n.id, n]));
+    } catch {
+      this.counts = new Map(); // a node of an older build: the picture has the number of VMs only
+    }
+  }
+
+  private stand(s: Standing): void {
+    this.heard();
+    if (s.epoch !== undefined) this.epoch = s.epoch;
+    if (this.status) {
+      this.status = {
+        ...this.status, node: s.node, leader: s.leader, quorum: s.quorum, caught_up: s.caught_up, age_ms: s.age_ms,
+        index: Math.max(s.index, this.status.index), commit_index: s.commit_index ?? this.status.commit_index, term: s.term ?? this.status.term,
+      };
+    }
+    if (!s.nodes?.length) return;
+    const news = new Map(s.nodes.map((n) => [n.id, n]));
+    this.nodes = this.nodes.map((n) => {
+      const x = news.get(n.id);
+      if (!x) return n;
+      const { alive, ...rest } = x;
+      const is = { ...n, ...rest };
+      if (alive === false) is.healthy = false;
+      if (is.leader) is.role = 'leader';
+      else is.role = is.voter ? 'voter' : 'follower';
+      return is;
+    });
+    const known = new Set(this.nodes.map((n) => n.id));
+    if (s.nodes.some((n) => !known.has(n.id))) void this.readStanding();
+    this.landed();
+  }
+
+  private schedule(): void {
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.flush());
+    // A hidden page has no frames, but its events must not pile up.
+    if (document.hidden && this.queue.length > 500) this.flush();
+  }
+
+  private flush(): void {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    const batch = this.queue;
+    this.queue = [];
+    if (!batch.length) return;
+    let vms: Map<string, VM> | null = null;
+    let flight: InFlight[] | null = null;
+    let nodes = false;
+    for (const e of batch) {
+      if (e.vm) {
+        this.rev.vms++;
+        if (this.drawn) (vms ??= new Map(this.vms)).set(e.vm.id, e.vm);
+      }
+      if (e.block) {
+        this.rev.blocks++;
+        flight = (flight ?? this.inFlight).filter((f) => f.block.id !== e.block!.id);
+        if (e.block.state !== 'pending') flight.push({ block: e.block, seen: performance.now() });
+      }
+      if (e.node || e.fleet) nodes = true;
+      if (e.list) this.rev.lists++;
+      if (e.guard) this.rev.guards++;
+      if (e.settings) this.rev.settings++;
+      if (e.token || e.user || e.session || e.join_token) this.rev.access++;
+    }
+    const last = batch[batch.length - 1]!;
+    if (vms) this.vms = vms;
+    if (flight) {
+      this.inFlight = flight.slice(-maxInFlight);
+      this.afterBlocks();
+    }
+    if (nodes) {
+      this.rev.nodes++;
+      void this.readStanding();
+    }
+    this.feed = [...batch.slice(-maxFeed).reverse(), ...this.feed].slice(0, maxFeed);
+    if (this.status && last.index > this.status.index) this.status = { ...this.status, index: last.index };
+    this.landed();
+  }
+
+  private blocksTimer = 0;
+
+  /** A block changes which VMs are held and what is due: both are read again, at most twice a second. */
+  private afterBlocks(): void {
+    if (this.blocksTimer) return;
+    this.blocksTimer = window.setTimeout(() => {
+      this.blocksTimer = 0;
+      void this.refreshHolds();
+    }, 400);
+  }
+
+  private async refreshHolds(): Promise<void> {
+    try {
+      const [due, status] = await Promise.all([get<Page<Due>>('/v1/schedule', { limit: 50 }), get<Status>('/v1/status')]);
+      this.due = due.items;
+      this.status = status;
+      if (this.drawn) {
+        const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
+        this.vms = new Map(items.map((v) => [v.id, v]));
+      } else {
+        await this.readCounts();
+      }
+      this.nodes = await this.readNodes();
+      this.landed();
+    } catch {
+      // The next change or the next poll reads them.
+    }
+  }
+
+  /** Takes out of inFlight what every healthy node has in its kernel for a while. */
+  private landed(): void {
+    if (!this.inFlight.length) return;
+    const now = performance.now();
+    const left = this.inFlight.filter((f) => this.missing(f.block).length > 0 || now - f.seen < 4_000);
+    if (left.length !== this.inFlight.length) this.inFlight = left;
+  }
+
+  /** Nodes that do not have the block's last change in their kernel, as far as we know. */
+  missing(b: Block): Node[] {
+    return this.nodes.filter((n) => n.state !== 'retired' && n.enforced_index < b.index);
+  }
+
+  sees(scope: Scope): boolean {
+    const have = this.who?.scope;
+    switch (scope) {
+      case 'admin':
+        return have === 'admin';
+      case 'operator':
+        return have === 'admin' || have === 'operator';
+      case 'billing':
+        return have === 'admin' || have === 'operator' || have === 'billing';
+      default:
+        return have === 'admin' || have === 'operator' || have === 'viewer';
+    }
+  }
+
+  /** Whether writes can work now. */
+  get writable(): boolean {
+    if (!this.sees('viewer')) return true;
+    return this.link !== 'lost' && (this.status?.quorum ?? true);
+  }
+}
+
+/** Reads pages until there is no more, or max items. */
+export async function readPages<T>(p: string, query: Record<string, string | number | boolean | undefined>, max: number): Promise<Page<T>> {
+  const items: T[] = [];
+  let cursor: string | undefined;
+  for (;;) {
+    const page = await get<Page<T>>(p, { ...query, limit: Math.min(1000, max), cursor });
+    items.push(...page.items);
+    if (!page.next || items.length >= max) return { items, next: page.next, ...(page.total === undefined ? {} : { total: page.total }) };
+    cursor = page.next;
+  }
+}
+
+export const fleet = new FleetStore();
+
+export async function logout(everywhere: boolean): Promise<void> {
+  await request(path('logout'), { method: 'POST', query: { everywhere: everywhere || undefined } });
+  fleet.loggedOut();
+}
