@@ -10,7 +10,7 @@ BIN      := bin
 GOLANGCI := v2.15.0
 DEMO_DIR ?= /var/tmp/palisade-demo
 
-.PHONY: help build package demo demo-down test test-unit test-race test-system bench lint generate fuzz deps clean
+.PHONY: help build package demo demo-down test test-unit test-race test-system bench lint web generate fuzz deps clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench: build ## measure latency, throughput and scale, as ratios to this disk an
 
 lint: ## golangci-lint with the strict configuration, gofmt, generated files
 	@test/lint.sh $(GOLANGCI)
+
+web: ## build the web UI into web/dist, which is committed (needs node and npm)
+	cd web/ui && npm ci --no-audit --no-fund && npm run build
 
 generate: ## regenerate the committed generated files (needs protoc)
 	$(GO) generate -tags $(TAGS) ./...

@@ -26,6 +26,7 @@ import (
 	"github.com/palisade/palisade/inventory"
 	"github.com/palisade/palisade/inventory/libvirt"
 	"github.com/palisade/palisade/inventory/static"
+	"github.com/palisade/palisade/web"
 )
 
 // Agent is the peer on this node.
@@ -291,7 +292,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	r.api, err = httpapi.New(httpapi.Options{
 		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Backups: &backups{
 			node: a.cfg.Node.ID, version: a.version, store: r.store, members: r.Members, sealKey: id.SealKey, now: time.Now,
-		}, OIDC: provider, Registry: reg,
+		}, UI: web.Handler(), OIDC: provider, Registry: reg,
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err

@@ -9,7 +9,9 @@ set -eu
 
 netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
 qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base busybox-static linux-image-cloud-amd64 cpio gzip"
-tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db prometheus"
+tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db prometheus chromium fonts-dejavu-core"
+# Any node from 18 on builds the page; that of the machine is as good as Debian's.
+command -v npm > /dev/null || tests="$tests nodejs npm"
 bench="$netns etcd-server etcd-client"
 
 case ${1:-} in

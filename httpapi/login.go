@@ -26,11 +26,19 @@ func deviceLimit() login.Limit { return login.Limit{Burst: 10, Every: time.Minut
 
 func loginRoutes() []route {
 	return []route{
+		{op: operation(http.MethodGet, "/v1/login", "login-methods", "Say how one can log in", http.StatusOK), scope: scopeOpen, add: do((*Server).loginMethods)},
 		{op: operation(http.MethodPost, "/v1/login", "login", "Log in with a password; the session is in a cookie", http.StatusOK), scope: scopeOpen, secret: true,
 			codes: []wire.Code{wire.CodeLoginRefused, wire.CodeTooManyLogins, wire.CodeCrossOrigin}, add: do((*Server).login)},
 		{op: operation(http.MethodPost, "/v1/password", "change-password", "Change the caller's own password, which ends all sessions of the user", http.StatusNoContent), scope: scopeAny, secret: true,
 			codes: []wire.Code{wire.CodeLoginRefused, wire.CodeTooManyLogins, wire.CodeConflict}, add: do((*Server).changePassword)},
 	}
+}
+
+type loginMethodsOutput struct{ Body wire.LoginMethods }
+
+// loginMethods is for the login page, which nobody has logged in to see.
+func (s *Server) loginMethods(context.Context, *struct{}) (*loginMethodsOutput, error) {
+	return &loginMethodsOutput{wire.LoginMethods{Password: true, OIDC: s.opts.OIDC != nil}}, nil
 }
 
 type loginInput struct {

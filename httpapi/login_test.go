@@ -76,6 +76,9 @@ func TestLoginAndLogout(t *testing.T) {
 	if who.Actor != "user:ann" || who.Scope != "operator" || who.Session == nil || who.Session.From != "192.0.2.200" {
 		t.Fatalf("logged in as %+v", who)
 	}
+	if m := decode[wire.LoginMethods](t, newBrowser(here).do(t, "GET", "/v1/login", ""), 200); !m.Password || m.OIDC {
+		t.Errorf("one can log in by %+v", m)
+	}
 	if who.CSRFHeader != csrfHeader || who.Node != "n1" || who.Version != "test" || !slices.Contains(who.May, "add-block") || slices.Contains(who.May, "add-guard") || !slices.Contains(who.May, "whoami") {
 		t.Fatalf("an operator is told %+v", who)
 	}

@@ -36,7 +36,7 @@ func mayUse() map[string]string {
 		"get-settings": read, "put-settings": "a",
 		"list-audit": "a", "export-audit": "a", "verify-audit": "a", "debug-bundle": "a", "backup": "a",
 		"drain-node": "a", "undrain-node": "a", "retire-node": "a", "settle-epoch": "a",
-		"login": "aobvm-", "login-oidc": "aobvm-", "login-oidc-callback": "aobvm-",
+		"login": "aobvm-", "login-methods": "aobvm-", "login-oidc": "aobvm-", "login-oidc-callback": "aobvm-",
 		"logout": "aobvm", "whoami": "aobvm", "list-sessions": "aobvm", "end-session": "aobvm", "change-password": "aobvm",
 		"list-users": "a", "get-user": "a", "put-user": "a", "delete-user": "a",
 		"list-tokens": "a", "create-token": "a", "delete-token": "a",

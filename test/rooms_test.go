@@ -18,7 +18,8 @@ const module = "github.com/palisade/palisade/"
 func mayImport() map[string][]string {
 	return map[string][]string{
 		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/files", "internal/logs"},
-		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "internal/files", "internal/hclogslog", "internal/logs"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "web", "internal/files", "internal/hclogslog", "internal/logs"},
+		"web":                {},
 		"fsm":                {},
 		"pki":                {},
 		"audit":              {"fsm", "internal/files"},

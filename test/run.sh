@@ -3,7 +3,7 @@
 # what passed. Nothing is skipped: what a stage needs, deploy/install-deps.sh has installed.
 #
 #   test/run.sh            all stages
-#   test/run.sh fleet      one of: lint generated unit race kernel fuzz fleet qemu package vuln
+#   test/run.sh fleet      one of: lint generated web unit race kernel fuzz fleet browser qemu package vuln
 #
 # A stage that can't do its work here, because something outside is out of reach, is counted as skipped, aloud.
 set -uo pipefail
@@ -65,14 +65,22 @@ generated() { # the committed generated files are what their sources give
 		test -z "$(gofmt -l $(git ls-files '*.go'))"
 }
 
+web() { # the committed build of the page is what its source gives, and the source is without fault
+	(cd web/ui && npm ci --no-audit --no-fund && npm run check && npm run build) && git diff --exit-code --stat -- web/dist &&
+		test -z "$(git ls-files --others -- web/dist)"
+}
+browser() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/browser; }
+
 only=${1:-}
 stage lint make --no-print-directory lint
 stage generated generated
+stage web web
 stage unit unit
 stage race race
 stage kernel kernel
 stage fuzz test/fuzz.sh 20000x
 stage fleet fleet
+stage browser browser
 stage qemu qemu
 stage package package
 stage vuln test/vuln.sh

@@ -14,8 +14,6 @@ import (
 	"time"
 )
 
-//go:generate sh -c "cd ui && npm ci && npm run build"
-
 //go:embed dist
 var dist embed.FS //nolint:gochecknoglobals // go:embed takes nothing else
 

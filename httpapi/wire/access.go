@@ -47,6 +47,12 @@ type PasswordRequest struct {
 	New string `json:"new" maxLength:"1024" doc:"At least 12 characters"`
 }
 
+// LoginMethods says how one can log in on a node.
+type LoginMethods struct {
+	Password bool `json:"password"`
+	OIDC     bool `json:"oidc" doc:"An identity provider is configured: /v1/login/oidc sends the browser there"`
+}
+
 // LoginRequest is a login.
 type LoginRequest struct {
 	User     string `json:"user" maxLength:"64"`
