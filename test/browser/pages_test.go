@@ -1,0 +1,142 @@
+package browser
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+
+	"github.com/palisade/palisade/httpapi/client"
+)
+
+// pages are all that an admin can open.
+func pages(block string) map[string]string {
+	return map[string]string{
+		"overview": "/", "vms": "/vms", "vm": "/vms/guest1", "blacklist": "/blacklist", "block": "/blacklist/" + block, "schedule-page": "/blacklist/schedule",
+		"lists": "/lists", "list": "/lists/feed", "nodes": "/nodes", "node": "/nodes/node-1", "audit": "/audit", "access": "/access", "settings": "/settings", "explain": "/explain", "not-found": "/nowhere",
+	}
+}
+
+// violation is what axe-core finds.
+type violation struct {
+	ID, Impact, Help string
+	Nodes            []struct {
+		HTML   string
+		Target []any
+	}
+}
+
+// TestEveryPageIsForEveryone opens each page as a desktop and as a phone, light and dark, keeps a picture of it, and has
+// axe-core look at it.
+func TestEveryPageIsForEveryone(t *testing.T) {
+	l := lab(t)
+	source := axe(t)
+	ctx := t.Context()
+	block, _ := l.Block(t, "node-1", client.Target{VM: "guest1"})
+	l.Block(t, "node-2", client.Target{Prefix: "203.0.113.0/28"})
+	if err := l.Call(ctx, "node-1", "POST", "/v1/blocks", map[string]any{
+		"target": map[string]string{"vm": "guest3"}, "reason": "unpaid", "note": "second reminder sent", "starts_at": time.Now().Add(2 * time.Hour), "ends_at": time.Now().Add(48 * time.Hour),
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Clients["node-1"].PutList(ctx, "feed", strings.NewReader("192.0.2.0/24\n198.51.100.7\n"), client.ListPut{}); err != nil {
+		t.Fatal(err)
+	}
+	c := startChromium(t)
+	login := c.open(t, l, "node-1")
+	login.until("the login is shown", `document.querySelector('#password')`)
+	looks := []struct {
+		name          string
+		width, height int64
+		dark          bool
+	}{{"desktop-light", 1440, 900, false}, {"desktop-dark", 1440, 900, true}, {"phone-light", 360, 740, false}, {"phone-dark", 360, 740, true}}
+	look := func(b *tab, name, path string) {
+		for _, k := range looks {
+			b.size(k.width, k.height, k.width < 500)
+			b.scheme(k.dark)
+			b.visit(path)
+			b.until(name+" is shown", `document.querySelector('main h1, main h2') && !document.querySelector('main [aria-busy=true]')`)
+			b.js(`Promise.all(document.getAnimations().filter(a => a.effect?.getComputedTiming().iterations !== Infinity).map(a => a.finished.catch(() => 0))).then(() => true)`, new(bool))
+			b.shoot(name + "-" + k.name)
+			b.fits(name, k.width)
+			b.axe(source, name+" "+k.name)
+		}
+	}
+	look(login, "login", "/")
+	login.quiet()
+	b := c.open(t, l, "node-1")
+	b.login("admin")
+	for name, path := range pages(block.ID) {
+		look(b, name, path)
+	}
+	b.size(1440, 900, false)
+	b.visit("/")
+	b.press("b")
+	b.until("the dialog is open", `document.querySelector('dialog[open]')`)
+	b.axe(source, "the block dialog")
+	b.quiet()
+}
+
+// axe fails the test for what axe-core finds serious. The page's policy is lifted for that alone: axe is no part of it.
+func (b *tab) axe(source, where string) {
+	b.t.Helper()
+	var found []violation
+	b.run("run axe-core", page.SetBypassCSP(true), chromedp.Evaluate(source+";0", new(int)))
+	b.js(`axe.run(document, {resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']}).then(r => r.violations)`, &found)
+	for _, v := range found {
+		if v.Impact != "serious" && v.Impact != "critical" {
+			continue
+		}
+		for _, n := range v.Nodes[:min(3, len(v.Nodes))] {
+			b.t.Errorf("%s: axe-core: %s (%s): %s: %.300s", where, v.ID, v.Impact, v.Help, n.HTML)
+		}
+	}
+}
+
+// The budget of the first page.
+const (
+	maxTransfer = 300 << 10
+	maxUsable   = time.Second
+)
+
+// TestTheFirstPageIsSmallAndFast loads the overview with an empty cache. The machine that tests may be busy: the best of a
+// few loads counts.
+func TestTheFirstPageIsSmallAndFast(t *testing.T) {
+	l := lab(t)
+	b := startChromium(t).open(t, l, "node-1")
+	b.login("operator")
+	best, sum := time.Hour, 0
+	for range 5 {
+		b.run("empty the cache", network.ClearBrowserCache())
+		b.go_("/")
+		b.until("the fleet is shown", `document.querySelectorAll('[data-vm]').length >= 6`)
+		var took float64
+		// The paint in which the map came is the page's largest or a later one.
+		b.js(`window.shownAt ?? performance.now()`, &took)
+		best = min(best, time.Duration(took*float64(time.Millisecond)))
+		b.js(`[...performance.getEntriesByType('resource'), ...performance.getEntriesByType('navigation')].filter(e => !e.name.includes('/v1/events')).reduce((n, e) => n + e.transferSize, 0)`, &sum)
+	}
+	t.Logf("usable after %s, %d bytes transferred", best, sum)
+	if best > maxUsable {
+		t.Errorf("the first page is usable after %s, at best", best)
+	}
+	if sum > maxTransfer || sum < 10<<10 {
+		t.Errorf("the first page takes %d bytes", sum)
+	}
+	var foreign []string
+	b.js(`performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin))`, &foreign)
+	if len(foreign) > 0 {
+		t.Errorf("the page loads from other hosts: %v", foreign)
+	}
+	var policy string
+	b.js(`fetch('/').then(r => r.headers.get('content-security-policy'))`, &policy)
+	for _, must := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"} {
+		if !strings.Contains(policy, must) {
+			t.Errorf("the policy lacks %s: %s", must, policy)
+		}
+	}
+	b.quiet()
+}
