@@ -21,7 +21,8 @@ export function eventText(e: FleetEvent): EventLine {
     const b = e.block;
     const is = targetOf(b.target);
     const look = { active: 'bad', pending: 'pending', lifted: 'ok', ended: 'ok' }[b.state];
-    return line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, b.vm_name || short(is.id), `${b.reason} · ${b.id}`, href('blacklist', b.id));
+    const type = e.type === 'block.added' && b.state === 'pending' ? 'block.agreed' : e.type;
+    return { ...line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, b.vm_name || short(is.id), `${b.reason} · ${b.id}`, href('blacklist', b.id)), text: texts[type] ?? type };
   }
   if (e.vm) {
     const v = e.vm;

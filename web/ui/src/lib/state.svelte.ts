@@ -1,6 +1,6 @@
 import { ApiError, get, path, request, whenUnauthorized } from './api';
 import { EventStream, type Link } from './events';
-import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Scope, Standing, Status, VM, Whoami } from './types';
+import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Receipt, Scope, Standing, Status, VM, Whoami } from './types';
 
 /** Above so many VMs the picture shows counts for each node and no single VMs. */
 export const maxDrawn = 3_000;
@@ -50,6 +50,8 @@ class FleetStore {
   private frame = 0;
   private reading = false;
   private again = false;
+  /** Log index at the login: events up to it are history. */
+  private past = 0;
 
   constructor() {
     whenUnauthorized(() => this.loggedOut());
@@ -90,7 +92,8 @@ class FleetStore {
       this.loaded = true;
       return; // billing: no events
     }
-    const stream = new EventStream({
+    let guessed = true;
+    const stream: EventStream = new EventStream({
       events: (batch) => {
         this.heard();
         this.queue.push(...batch);
@@ -98,11 +101,13 @@ class FleetStore {
       },
       standing: (s) => this.stand(s),
       reset: () => {
+        if (guessed && !this.feed.length) return; // the feed does not reach back so far: nothing was missed
         this.restartedAt = Date.now();
         this.rev.reset++;
         void this.readAll();
       },
       link: (state, error) => {
+        if (state === 'lost') guessed = false;
         if (state === 'live') {
           this.heard();
           if (!this.loaded || this.link !== 'live') void this.readAll();
@@ -112,8 +117,21 @@ class FleetStore {
       },
       unauthorized: () => void this.begin(),
     });
-    void stream.run(ctl.signal);
+    void this.recent(stream, ctl.signal);
     void this.poll(ctl.signal);
+  }
+
+  /** Begins a little before the present, so that the events show what happened last. */
+  private async recent(stream: EventStream, signal: AbortSignal): Promise<void> {
+    try {
+      const s = await get<Status>('/v1/status', undefined, { signal });
+      this.status = s;
+      this.past = s.index;
+      stream.lastIndex = Math.max(0, s.index - 60);
+    } catch {
+      // It begins with the present.
+    }
+    await stream.run(signal);
   }
 
   private heard(): void {
@@ -233,6 +251,7 @@ class FleetStore {
     let flight: InFlight[] | null = null;
     let nodes = false;
     for (const e of batch) {
+      if (e.index <= this.past) continue; // for the list of events only: what was read is newer
       if (e.vm) {
         this.rev.vms++;
         if (this.drawn) (vms ??= new Map(this.vms)).set(e.vm.id, e.vm);
@@ -298,6 +317,14 @@ class FleetStore {
     const now = performance.now();
     const left = this.inFlight.filter((f) => this.missing(f.block).length > 0 || now - f.seen < 4_000);
     if (left.length !== this.inFlight.length) this.inFlight = left;
+  }
+
+  /** Takes receipts, which are newer than what the nodes said of themselves. */
+  receipts(rs: Receipt[]): void {
+    const at = new Map(rs.map((r) => [r.node, r.index]));
+    if (!this.nodes.some((n) => (at.get(n.id) ?? 0) > n.enforced_index)) return;
+    this.nodes = this.nodes.map((n) => ((at.get(n.id) ?? 0) > n.enforced_index ? { ...n, enforced_index: at.get(n.id)! } : n));
+    this.landed();
   }
 
   /** Nodes that do not have the block's last change in their kernel, as far as we know. */

@@ -3,7 +3,7 @@ export function local(text: string, lang: string): string {
   const d = new Date(text);
   if (Number.isNaN(d.getTime())) return text;
   const today = d.toDateString() === new Date().toDateString();
-  return new Intl.DateTimeFormat(lang, today ? { hour: '2-digit', minute: '2-digit', second: '2-digit' } : { year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' }).format(d);
+  return new Intl.DateTimeFormat(lang, today ? { hourCycle: 'h23', hour: '2-digit', minute: '2-digit', second: '2-digit' } : { hourCycle: 'h23', year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' }).format(d);
 }
 
 /** The same in UTC, to the millisecond. */

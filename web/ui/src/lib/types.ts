@@ -106,6 +106,7 @@ export interface Move {
   at: string;
   index: number;
   type: string;
+  from?: string;
   node?: string;
   destination?: string;
   state?: string;
@@ -129,8 +130,9 @@ export interface VM {
   sighting?: { node: string; phase: string; epoch: number; at: string };
   do_not_block_until?: string;
   holds?: Block[];
+  pending?: Block[];
   history?: Move[];
-  history_from?: number;
+  history_since?: string;
 }
 
 export interface Target {
@@ -489,7 +491,8 @@ export interface NodeCounts {
   stopped: number;
   lost: number;
   held: number;
-  pending: number;
+  arriving?: number;
+  pending?: number;
 }
 
 export interface FleetEvent {

@@ -64,7 +64,7 @@ export const en = {
   flight: { title: 'On the way to the kernels', block: 'Block', lift: 'Unblock', all: (n: number) => `in all ${n} kernels`, waiting: (n: number, of: number) => `${n} of ${of} kernels, waiting for` },
   drops: { title: 'Packets dropped per second', by: 'Group by', reason: 'Reason', node: 'Node', range: 'Range', hour: '1 h', day: '24 h', none: 'Nothing was dropped', silent: (n: string) => `No figures from: ${n}` },
   events: {
-    'block.added': 'is blocked', 'block.started': 'is blocked now', 'block.changed': 'block changed', 'block.lifted': 'is unblocked', 'block.ended': 'is unblocked: its block ended', 'block.forgotten': 'old block forgotten',
+    'block.added': 'is blocked', 'block.agreed': 'will be blocked', 'block.started': 'is blocked now', 'block.changed': 'block changed', 'block.lifted': 'is unblocked', 'block.ended': 'is unblocked: its block ended', 'block.forgotten': 'old block forgotten',
     'vm.declared': 'is declared', 'vm.observed': 'is seen on', 'vm.migrating': 'migrates', 'vm.moved': 'is now on', 'vm.lost': 'is lost with',
     'node.changed': 'changed', 'node.admitted': 'joined', 'node.renewed': 'renewed its certificate', 'node.drained': 'is drained', 'node.undrained': 'is back in service', 'node.retired': 'is retired',
     'guard.added': 'is guarded', 'guard.removed': 'is no longer guarded', 'account.changed': 'changed', 'settings.changed': 'changed', 'list.changed': 'changed', 'list.removed': 'is deleted',
@@ -117,7 +117,7 @@ export const en = {
   },
   confirm: { left: (s: string) => `Ends by itself in ${s}.`, over: 'Its time is over.', more: 'It is wide. Look whether all is well, then confirm that it stays.', go: 'Confirm', done: 'Confirmed: it stays.' },
   blocks: {
-    views: 'Views', tabs: { active: 'Active', pending: 'Pending', lifted: 'Lifted', ended: 'Ended', all: 'All' }, id: 'Block', target: 'Target', targetFilter: 'VM, address, account or list', targetKind: 'Kind of target', state: 'State', reason: 'Reason', anyReason: 'Any reason', kind: 'Kind', anyKind: 'Any kind',
+    views: 'Views', tabs: { active: 'Active', pending: 'Pending', lifted: 'Lifted', ended: 'Ended', all: 'All' }, id: 'Block', target: 'Target', targetFilter: 'Target, note or id', state: 'State', reason: 'Reason', anyReason: 'Any reason', kind: 'Kind', anyKind: 'Any kind',
     actor: 'By', since: 'Since', until: 'Until', dropped: 'Dropped', created: 'Created', index: 'Log index', what: 'Block', unconfirmed: 'ends', none: 'No block fits the filters', empty: 'Nothing is blocked', emptyOther: 'There are none',
     emptyMore: 'Press b, or Block above: type a part of a name or address, look at what it touches, and block it. It is in every kernel in milliseconds.',
     choose: (id: string) => `Choose ${id}`, chooseAll: 'Choose all', chosen: (n: number) => `${n} chosen`, unchoose: 'Clear', liftChosen: (n: number) => `Lift ${n}`, lift: 'Lift', cancel: 'Cancel it',

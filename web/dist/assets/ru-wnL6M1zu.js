@@ -1,1 +1,0 @@
-import{e as o}from"./index-UXL-Bci7.js";const e=o;export{e as ru};
