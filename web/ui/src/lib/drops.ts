@@ -15,8 +15,9 @@ export async function readDrops(p: string, since: string, by: 'reason' | 'node' 
   const times = Array.from({ length: d.points }, (_, i) => t0 + i * d.step);
   const sums = new Map<string, (number | null)[]>();
   for (const s of d.series) {
-    const reason = s.reason ?? '';
-    const label = by === 'node' || !reason ? s.node : by === 'reason' ? reason : `${s.node} · ${reason}`;
+    const reason = s.reason ?? s.block ?? '';
+    const node = s.node || '…';
+    const label = by === 'node' || !reason ? node : by === 'reason' ? reason : `${node} · ${reason}`;
     let row = sums.get(label);
     if (!row) sums.set(label, (row = new Array<number | null>(d.points).fill(null)));
     s.packets.forEach((v, i) => {
@@ -24,5 +25,5 @@ export async function readDrops(p: string, since: string, by: 'reason' | 'node' 
     });
   }
   const labels = [...sums.keys()].sort();
-  return { labels, data: [times, ...labels.map((l) => sums.get(l)!)], silent: d.silent ?? [] };
+  return { labels, data: [times, ...labels.map((l) => sums.get(l)!)], silent: (d.silent ?? []).map((s) => s.node) };
 }

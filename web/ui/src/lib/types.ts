@@ -479,8 +479,11 @@ export interface Drops {
   step: number;
   from: string;
   points: number;
-  series: { node: string; reason?: string; packets: (number | null)[]; bytes: (number | null)[] }[];
-  silent?: string[];
+  /** What was dropped for one reason or block on one node (empty: on the nodes beyond the first 16). Without drops there is none. */
+  series: { node: string; reason?: string; block?: string; packets: (number | null)[]; bytes: (number | null)[] }[];
+  /** From when on a node knows. */
+  known?: { node: string; from: string }[];
+  silent?: SilentNode[];
 }
 
 export interface NodeCounts {

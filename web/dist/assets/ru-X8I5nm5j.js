@@ -1,1 +1,0 @@
-import{e as o}from"./index-DeVO8kGP.js";const e=o;export{e as ru};

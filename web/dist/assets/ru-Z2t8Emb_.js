@@ -1,0 +1,1 @@
+import{e as o}from"./index-DVijBdVu.js";const e=o;export{e as ru};
