@@ -9,8 +9,8 @@ export interface Plotted {
 }
 
 /** Reads drops and adds them up by reason, node, or both. */
-export async function readDrops(p: string, since: string, by: 'reason' | 'node' | 'both', more: Record<string, string>, signal?: AbortSignal): Promise<Plotted> {
-  const d = await get<Drops>(p, { since, ...more }, signal ? { signal } : {});
+export async function readDrops(p: string, since: string | undefined, by: 'reason' | 'node' | 'both', more: Record<string, string>, signal?: AbortSignal): Promise<Plotted> {
+  const d = await get<Drops>(p, { ...(since ? { since } : {}), ...more }, signal ? { signal } : {});
   const t0 = Date.parse(d.from) / 1000;
   const times = Array.from({ length: d.points }, (_, i) => t0 + i * d.step);
   const sums = new Map<string, (number | null)[]>();

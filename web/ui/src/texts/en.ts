@@ -15,7 +15,7 @@ export const en = {
   },
   missing: { title: 'There is no such page', go: 'Go to the overview' },
   time: {
-    units: ['d', 'h', 'min', 's', 'ms'] as const,
+    units: ['d', 'h', 'min', 's', 'ms'] as readonly [string, string, string, string, string],
     now: 'now',
     in: (s: string) => `in ${s}`,
     ago: (s: string) => `${s} ago`,
