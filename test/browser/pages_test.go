@@ -13,9 +13,9 @@ import (
 )
 
 // pages are all that an admin can open.
-func pages(block string) map[string]string {
+func pages(vm, block string) map[string]string {
 	return map[string]string{
-		"overview": "/", "vms": "/vms", "vm": "/vms/guest1", "blacklist": "/blacklist", "block": "/blacklist/" + block, "schedule-page": "/blacklist/schedule",
+		"overview": "/", "vms": "/vms", "vm": "/vms/" + vm, "blacklist": "/blacklist", "block": "/blacklist/" + block, "schedule-page": "/blacklist/schedule",
 		"lists": "/lists", "list": "/lists/feed", "nodes": "/nodes", "node": "/nodes/node-1", "audit": "/audit", "access": "/access", "settings": "/settings", "explain": "/explain", "not-found": "/nowhere",
 	}
 }
@@ -45,8 +45,8 @@ func TestEveryPageIsForEveryone(t *testing.T) {
 	if _, err := l.Clients["node-1"].PutList(ctx, "feed", strings.NewReader("192.0.2.0/24\n198.51.100.7\n"), client.ListPut{}); err != nil {
 		t.Fatal(err)
 	}
-	c := startChromium(t)
-	login := c.open(t, l, "node-1")
+	vm := id(t, l, "guest1")
+	login := open(t, l, "node-1")
 	login.until("the login is shown", `document.querySelector('#password')`)
 	looks := []struct {
 		name          string
@@ -58,7 +58,7 @@ func TestEveryPageIsForEveryone(t *testing.T) {
 			b.size(k.width, k.height, k.width < 500)
 			b.scheme(k.dark)
 			b.visit(path)
-			b.until(name+" is shown", `document.querySelector('main h1, main h2') && !document.querySelector('main [aria-busy=true]')`)
+			b.until(name+" is shown", shown)
 			b.js(`Promise.all(document.getAnimations().filter(a => a.effect?.getComputedTiming().iterations !== Infinity).map(a => a.finished.catch(() => 0))).then(() => true)`, new(bool))
 			b.shoot(name + "-" + k.name)
 			b.fits(name, k.width)
@@ -67,9 +67,9 @@ func TestEveryPageIsForEveryone(t *testing.T) {
 	}
 	look(login, "login", "/")
 	login.quiet()
-	b := c.open(t, l, "node-1")
+	b := open(t, l, "node-1")
 	b.login("admin")
-	for name, path := range pages(block.ID) {
+	for name, path := range pages(vm, block.ID) {
 		look(b, name, path)
 	}
 	b.size(1440, 900, false)
@@ -106,7 +106,7 @@ const (
 // few loads counts.
 func TestTheFirstPageIsSmallAndFast(t *testing.T) {
 	l := lab(t)
-	b := startChromium(t).open(t, l, "node-1")
+	b := open(t, l, "node-1")
 	b.login("operator")
 	best, sum := time.Hour, 0
 	for range 5 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	cdplog "github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
@@ -24,52 +25,40 @@ import (
 // patience is for what happens at once on a machine that has nothing else to do.
 const patience = 45 * time.Second
 
-// chromium is one browser, with a window for each user.
-type chromium struct{ ctx context.Context }
-
-func startChromium(t *testing.T) *chromium {
-	t.Helper()
-	binary, err := exec.LookPath("chromium")
-	if err != nil {
-		t.Fatal("chromium is not installed; deploy/install-deps.sh test does that")
-	}
-	dir := t.TempDir()
-	alloc, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(binary), chromedp.UserDataDir(dir), chromedp.NoSandbox, // the suite runs as root
-		chromedp.IgnoreCertErrors, // the fleet's authority is not one of the browser's
-		chromedp.Flag("lang", "en-US"), chromedp.WSURLReadTimeout(patience),
-	)...)
-	ctx, end := chromedp.NewContext(alloc)
-	t.Cleanup(func() { end(); stop() })
-	if err := chromedp.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return &chromium{ctx}
-}
-
-// tab is one page, in a browser context of its own: it shares no cookies with others.
+// tab is one page in a browser of its own: it shares no cookies with others, as if on another machine.
 type tab struct {
 	t    *testing.T
 	ctx  context.Context
 	node string
 	base string // URL of the node
 
-	mu   sync.Mutex
-	bad  []string // what the browser complained about
-	cuts bool     // the test cuts the node off, and failed requests are no wonder
+	mu  sync.Mutex
+	bad []string // what the browser complained about
 }
 
-// open opens the page of a node.
-func (c *chromium) open(t *testing.T, l *rig.Rig, node string) *tab {
+// open opens the page of a node in a new browser.
+func open(t *testing.T, l *rig.Rig, node string) *tab {
 	t.Helper()
 	n, err := l.Node(node)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, end := chromedp.NewContext(c.ctx, chromedp.WithNewBrowserContext())
-	t.Cleanup(end)
+	binary, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Fatal("chromium is not installed; deploy/install-deps.sh test does that")
+	}
+	alloc, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(binary), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, // the suite runs as root
+		chromedp.IgnoreCertErrors, // the fleet's authority is not one of the browser's
+		chromedp.Flag("lang", "en-US"), chromedp.WSURLReadTimeout(patience),
+	)...)
+	ctx, end := chromedp.NewContext(alloc)
+	t.Cleanup(func() { end(); stop() })
 	b := &tab{t: t, ctx: ctx, node: node, base: n.API}
 	chromedp.ListenTarget(ctx, b.hear)
+	if err := chromedp.Run(ctx); err != nil { // without a deadline, which would be the browser's
+		t.Fatal(err)
+	}
 	b.size(1440, 900, false)
 	b.go_("/")
 	return b
@@ -83,7 +72,7 @@ func (b *tab) hear(ev any) {
 	case *runtime.EventExceptionThrown:
 		b.bad = append(b.bad, "exception: "+e.ExceptionDetails.Error())
 	case *cdplog.EventEntryAdded:
-		if e.Entry.Source != cdplog.SourceNetwork { // a refusal by the API is no fault of the page
+		if e.Entry.Source != cdplog.SourceNetwork && e.Entry.Source != cdplog.SourceRendering { // a refusal by the API is no fault of the page
 			b.bad = append(b.bad, fmt.Sprintf("%s: %s", e.Entry.Source, e.Entry.Text))
 		}
 	case *page.EventJavascriptDialogOpening:
@@ -191,10 +180,14 @@ func (b *tab) click(name string) {
 	b.js("("+button(name)+".click(), true)", new(bool))
 }
 
-// press presses keys.
-func (b *tab) press(keys string) {
+// press presses one key: a character, or kb.Enter. The text goes with the key, so that a page which takes the key does not get the
+// text as well, as from a keyboard.
+func (b *tab) press(key string) {
 	b.t.Helper()
-	b.run("press "+keys, chromedp.KeyEvent(keys))
+	k := kb.Keys[[]rune(key)[0]]
+	down := input.DispatchKeyEvent(input.KeyDown).WithKey(k.Key).WithCode(k.Code).WithText(k.Text).WithWindowsVirtualKeyCode(k.Windows)
+	up := input.DispatchKeyEvent(input.KeyUp).WithKey(k.Key).WithCode(k.Code).WithWindowsVirtualKeyCode(k.Windows)
+	b.run("press "+k.Key, down, up)
 }
 
 // write types into a field.
@@ -207,9 +200,13 @@ func (b *tab) write(selector, text string) {
 func (b *tab) login(user string) {
 	b.t.Helper()
 	b.write("#user", user)
-	b.write("#password", password+kb.Enter)
+	b.write("#password", password)
+	b.press(kb.Enter)
 	b.until("the overview is shown", `document.querySelectorAll('[data-node]').length === 3`)
 }
+
+// shown is an expression: the page has what was asked for.
+const shown = `document.querySelector('main')?.innerText.trim().length > 20 && !document.querySelector('main [aria-busy=true]')`
 
 // shoot keeps a picture of what is in sight.
 func (b *tab) shoot(name string) {
