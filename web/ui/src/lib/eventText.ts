@@ -22,7 +22,7 @@ export function eventText(e: FleetEvent): EventLine {
     const is = targetOf(b.target);
     const look = { active: 'bad', pending: 'pending', lifted: 'ok', ended: 'ok' }[b.state];
     const type = e.type === 'block.added' && b.state === 'pending' ? 'block.agreed' : e.type;
-    return { ...line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, b.vm_name || short(is.id), `${b.reason} · ${b.id}`, href('blacklist', b.id)), text: texts[type] ?? type };
+    return { ...line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, b.vm_name || short(is.id), `${t().reasons[b.reason] ?? visible(b.reason, 30)} · ${b.id}`, href('blacklist', b.id)), text: texts[type] ?? type };
   }
   if (e.vm) {
     const v = e.vm;

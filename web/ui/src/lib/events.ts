@@ -14,11 +14,11 @@ export interface EventHandlers {
   unauthorized(): void;
 }
 
-const silentAfterMs = 12_000;
+const silentAfterMs = 8_000;
 
 /**
  * Follows /v1/events until the signal fires. Resumes after the last index whose events all came, so that none is
- * missed; reconnects with growing pauses (0.25 to 5 s); takes a stream that is silent for 12 s for dead: the server
+ * missed; reconnects with growing pauses (0.25 to 5 s); takes a stream that is silent for 8 s for dead: the server
  * says something every 3 s.
  */
 export class EventStream {

@@ -4,6 +4,12 @@ import type { Page } from './types';
 
 type Query = Record<string, string | number | boolean | undefined>;
 
+/** What tells objects of one kind apart. */
+function keyOf(x: unknown): unknown {
+  const o = x as { id?: string; name?: string; seq?: number; block?: { id: string }; what?: string; prefix?: string; vm?: string };
+  return o.id ?? o.seq ?? o.name ?? (o.block ? o.block.id + o.what : (o.vm ?? o.prefix));
+}
+
 /** A list that is read page by page. */
 export class Paged<T> {
   items = $state.raw<T[]>([]);
@@ -48,13 +54,19 @@ export class Paged<T> {
     this.ctl?.abort();
   }
 
+  /** What moved from one page to the next meanwhile comes twice. */
+  private joined(more: T[]): T[] {
+    const known = new Set(this.items.map(keyOf));
+    return [...this.items, ...more.filter((x) => !known.has(keyOf(x)))];
+  }
+
   private async read(cursor: string | undefined, limit: number): Promise<void> {
     this.ctl?.abort();
     const ctl = (this.ctl = new AbortController());
     this.busy = true;
     try {
       const page = await get<Page<T>>(this.path, { ...this.query, limit, cursor }, { signal: ctl.signal });
-      this.items = cursor ? [...this.items, ...page.items] : page.items;
+      this.items = cursor ? this.joined(page.items) : page.items;
       this.next = page.next;
       this.total = page.total;
       this.error = null;

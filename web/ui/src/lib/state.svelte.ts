@@ -52,8 +52,14 @@ class FleetStore {
   private again = false;
   /** Log index at the login: events up to it are history. */
   private past = 0;
+  private received = 0;
+
+  /** The log index of some seconds ago: what a kernel must have by now. */
+  steady = $state(0);
+  private indexes: [at: number, index: number][] = [];
 
   constructor() {
+    setInterval(() => this.settle(), 1_000);
     whenUnauthorized(() => this.loggedOut());
   }
 
@@ -96,6 +102,7 @@ class FleetStore {
     const stream: EventStream = new EventStream({
       events: (batch) => {
         this.heard();
+        for (const e of batch) e.n = ++this.received;
         this.queue.push(...batch);
         this.schedule();
       },
@@ -283,14 +290,17 @@ class FleetStore {
   }
 
   private blocksTimer = 0;
+  private blocksRead = -2_000;
 
-  /** A block changes which VMs are held and what is due: both are read again, at most twice a second. */
+  /** A block changes which VMs are held and what is due: both are read again: soon, but every 2 s at most. */
   private afterBlocks(): void {
     if (this.blocksTimer) return;
-    this.blocksTimer = window.setTimeout(() => {
+    const wait = Math.max(300, this.blocksRead + 2_000 - performance.now());
+    this.blocksTimer = window.setTimeout(async () => {
+      this.blocksRead = performance.now();
+      await this.refreshHolds();
       this.blocksTimer = 0;
-      void this.refreshHolds();
-    }, 400);
+    }, wait);
   }
 
   private async refreshHolds(): Promise<void> {
@@ -317,6 +327,20 @@ class FleetStore {
     const now = performance.now();
     const left = this.inFlight.filter((f) => this.missing(f.block).length > 0 || now - f.seen < 4_000);
     if (left.length !== this.inFlight.length) this.inFlight = left;
+  }
+
+  /** Kernels tell what they have once a second: only what is older than that and missing is late. */
+  private settle(): void {
+    const now = performance.now();
+    this.indexes.push([now, this.status?.index ?? 0]);
+    while (this.indexes.length > 1 && this.indexes[1]![0] <= now - 3_000) this.indexes.shift();
+    const steady = this.indexes[0]![0] <= now - 3_000 ? this.indexes[0]![1] : 0;
+    if (steady !== this.steady) this.steady = steady;
+  }
+
+  /** By how many entries of the log a node's kernel is late. */
+  late(n: Node): number {
+    return Math.max(0, this.steady - n.enforced_index);
   }
 
   /** Takes receipts, which are newer than what the nodes said of themselves. */

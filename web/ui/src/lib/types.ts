@@ -499,6 +499,8 @@ export interface NodeCounts {
 }
 
 export interface FleetEvent {
+  /** Given out by the page as events come: several can be of one index. */
+  n?: number;
   index: number;
   at: string;
   type: string;

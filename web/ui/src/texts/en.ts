@@ -56,7 +56,7 @@ export const en = {
     everywhere: 'in force in every kernel', kernels: (i: string) => `in every kernel: ${i}`,
   },
   map: {
-    title: 'Fleet', legend: 'What the colours mean', vms: (n: string) => `${n} ${plural(Number(n), 'VM', 'VMs')}`, inForce: 'all in force', late: (n: number) => `${n} behind`, unknown: 'not heard of', kernelTitle: (i: number) => `Log index in its kernel: ${i}`,
+    title: 'Fleet', legend: 'What the colours mean', vms: (n: string) => `${n} ${plural(Number(n), 'VM', 'VMs')}`, inForce: 'all in force', late: (n: number) => `${n} behind`, unknown: 'not heard of', lastHeard: 'as last heard', kernelTitle: (i: number) => `Log index in its kernel: ${i}`,
     silent: (s: string) => `Not heard of for ${s}. Its kernel goes on enforcing.`, noVMs: 'No VMs here', nowhere: 'Not seen on any node yet',
     bar: (n: number, held: number, pending: number, moving: number, lost: number) => `${n} VMs: ${held} blocked, ${pending} pending, ${moving} migrating, ${lost} lost`,
   },
