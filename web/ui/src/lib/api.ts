@@ -21,7 +21,7 @@ export interface RequestOptions {
   /** JSON unless it is a string or Blob, which go as text/plain or contentType. */
   body?: unknown;
   contentType?: string;
-  /** Revision the change is made to: If-Match. */
+  /** Revision the change is made to: If-Match. 0: what was never set has none. */
   revision?: number;
   /** A retry with the same key has one effect. */
   key?: string;
@@ -81,7 +81,7 @@ export async function request<T>(p: string, o: RequestOptions = {}): Promise<Ans
         headers['Content-Type'] = o.contentType ?? 'application/json';
       }
     }
-    if (o.revision !== undefined) headers['If-Match'] = `"${o.revision}"`;
+    if (o.revision) headers['If-Match'] = `"${o.revision}"`;
     if (o.key) headers['Idempotency-Key'] = o.key;
     const init: RequestInit = { method: o.method ?? 'GET', headers, signal: ctl.signal, credentials: 'same-origin', cache: 'no-store' };
     if (body !== undefined) init.body = body;
@@ -136,7 +136,7 @@ export function upload<T>(p: string, body: Blob, o: RequestOptions, progress: (s
     x.timeout = o.timeoutMs ?? 300_000;
     x.setRequestHeader('Palisade-CSRF', '1');
     x.setRequestHeader('Content-Type', o.contentType ?? 'text/plain');
-    if (o.revision !== undefined) x.setRequestHeader('If-Match', `"${o.revision}"`);
+    if (o.revision) x.setRequestHeader('If-Match', `"${o.revision}"`);
     x.upload.onprogress = (e) => e.lengthComputable && progress(e.loaded / e.total);
     x.onerror = () => fail(new ApiError('unreachable', ''));
     x.ontimeout = () => fail(new ApiError('timeout', ''));

@@ -6,8 +6,8 @@ type Query = Record<string, string | number | boolean | undefined>;
 
 /** What tells objects of one kind apart. */
 function keyOf(x: unknown): unknown {
-  const o = x as { id?: string; name?: string; seq?: number; block?: { id: string }; what?: string; prefix?: string; vm?: string };
-  return o.id ?? o.seq ?? o.name ?? (o.block ? o.block.id + o.what : (o.vm ?? o.prefix));
+  const o = x as { id?: string; name?: string; seq?: number; block?: { id: string }; what?: string; prefix?: string; vm?: string; why?: string };
+  return o.id ?? o.seq ?? o.name ?? (o.block ? o.block.id + o.what : `${o.vm ?? o.prefix} ${o.why ?? ''}`);
 }
 
 /** A list that is read page by page. */

@@ -13,6 +13,8 @@ export interface Toast {
 class Ui {
   /** The block dialog is open, on this target if there is one. */
   block = $state.raw<{ target?: Target; label?: string } | null>(null);
+  /** The dialog for lifting is open, on this block. */
+  lift = $state.raw<{ id: string; reason: string; state: string } | null>(null);
   toasts = $state.raw<Toast[]>([]);
   private next = 1;
 
