@@ -34,7 +34,7 @@ stage() { # NAME COMMAND...
 
 # Only the tests of package cluster are tried again, and said to be: they time elections on real disks,
 # and fail when the machine is slower than that. Everything else must pass the first time; a test with
-# packets that leaks once has leaked. They mostly wait, so four go on at once.
+# packets that leaks once has leaked. They mostly wait, so four go on at once, and two with the race detector.
 again="${gotestsum% --} --rerun-fails=2 --rerun-fails-max-failures=5 --packages=./cluster/... --"
 flags="-tags hashicorpmetrics -count=1"
 
@@ -42,7 +42,7 @@ unit() {
 	$gotestsum $flags -timeout 10m $pure && $again $flags -parallel 4 -timeout 10m &&
 		$gotestsum -tags hashicorpmetrics,nextformat -count=1 -run 'Format|Readable|CantRead' ./fsm ./cluster
 }
-race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 4 -timeout 15m); }
+race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 2 -timeout 20m); }
 kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m $kernels; }
 fleet() { previous && $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test; }
 package() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test/debian; }
