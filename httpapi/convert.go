@@ -2,7 +2,10 @@ package httpapi
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -174,15 +177,24 @@ func (s *Server) wireNode(n *fsm.Node, m *fsm.Member, r *reply) wire.Node {
 	case !m.Alive:
 		out.Problem = "not heard of by gossip"
 	default:
-		out.Problem = "did not answer: " + firstLine(r.err)
+		out.Problem = noAnswer(r.err)
 	}
 	return out
 }
 
-func firstLine(err error) string {
-	if err == nil {
-		return "no answer in time"
+// noAnswer says in plain words that a member did not answer; a nil err is that time was up.
+func noAnswer(err error) string {
+	var call *url.Error // its text is that of a request that nobody has made
+	switch {
+	case err == nil || errors.Is(err, context.DeadlineExceeded):
+		return "did not answer in time"
+	case errors.As(err, &call):
+		err = call.Err
 	}
+	return "did not answer: " + firstLine(err)
+}
+
+func firstLine(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
 	return line
 }

@@ -130,7 +130,7 @@ func (s *Server) plot(ctx context.Context, q fsm.DropsQuery, span time.Duration,
 		case r.ok:
 			out.Silent = append(out.Silent, wire.SilentNode{Node: id, Why: "it is of a version that does not keep it"})
 		default:
-			out.Silent = append(out.Silent, wire.SilentNode{Node: id, Why: "it did not answer: " + firstLine(r.err)})
+			out.Silent = append(out.Silent, wire.SilentNode{Node: id, Why: "it " + noAnswer(r.err)})
 		}
 	}
 	lead := leading(answers)

@@ -52,10 +52,8 @@ func (s *Server) explain(ctx context.Context, in *explainInput) (*explainOutput,
 			out.Body.Nodes = append(out.Body.Nodes, wireNodeExplanation(v, &r.report, r.member.ID))
 		case r.ok:
 			out.Body.Silent = append(out.Body.Silent, wire.SilentNode{Node: r.member.ID, Why: "it is of a version that can't explain"})
-		case r.err != nil:
-			out.Body.Silent = append(out.Body.Silent, wire.SilentNode{Node: r.member.ID, Why: "it did not answer: " + firstLine(r.err)})
 		default:
-			out.Body.Silent = append(out.Body.Silent, wire.SilentNode{Node: r.member.ID, Why: "it did not answer in time"})
+			out.Body.Silent = append(out.Body.Silent, wire.SilentNode{Node: r.member.ID, Why: "it " + noAnswer(r.err)})
 		}
 	}
 	return out, nil

@@ -90,7 +90,7 @@ func silent(r *reply) wire.NodeProblem {
 	case !r.member.Alive:
 		p.Text = "it is not heard of by gossip"
 	default:
-		p.Text = "it did not answer: " + firstLine(r.err)
+		p.Text = "it " + noAnswer(r.err)
 	}
 	p.Text += ". Its kernel goes on enforcing what it has. Start its agent, or retire the node if it is gone for good."
 	return p
