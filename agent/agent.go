@@ -66,6 +66,7 @@ type rooms struct {
 	pager     *pager
 	saver     *bootSaver
 	watchdog  *watchdog
+	agreement *agreement
 	sightings *sightings
 	api       *httpapi.Server
 	tcp       []net.Listener
@@ -139,7 +140,7 @@ func (a *Agent) live(ctx context.Context, id *cluster.Identity, manager *service
 		{{"boot ruleset", r.saver.Run}},
 		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"drops", r.enforcer.series.Run}, {"watchdog", r.watchdog.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"drops", r.enforcer.series.Run}, {"watchdog", r.watchdog.Run}, {"agreement", r.agreement.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -283,6 +284,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 		metrics: newSchedulerMetrics(reg),
 	}
 	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
+	r.agreement = &agreement{node: a.cfg.Node.ID, store: r.store, status: r.cluster.Status, ask: r.cluster.Ask}
 	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg, a.version)
 	provider, err := newOIDC(a.cfg.API.OIDC)
 	if err != nil {

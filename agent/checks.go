@@ -49,6 +49,7 @@ type vitals struct {
 	audit   func() string                   // why it is not written
 	page    func() string                   // why it is not served
 	life    func() (signed, ends time.Time) // of its certificate; zero if it has none
+	differs func() string                   // how its state differs from the leader's
 	boot    func() string                   // why the rules for the next boot are not saved
 	aside   func() string                   // the store that was set aside
 	sources func() (failing int, of string) // lists that could not be loaded, and an example
@@ -123,6 +124,7 @@ func (v *vitals) checks(l *lags) []check {
 		{"cannot_commit", fsm.Critical, 0, "The leader ends itself after 10 s so that another can lead. Look at the disks and the network of the other voters.", v.cannotCommit},
 		{"state_behind", fsm.Critical, 0, "Its reads are old, and blocks reach its kernel late. Look at its CPU, its disk and the network to the leader.", func(now time.Time) string { return v.stateBehind(now, l) }},
 		{"state_halted", fsm.Critical, 0, "It goes on enforcing what it knows. Install the newer version.", v.stateHalted},
+		{"state_differs", fsm.Critical, 0, "Its rules may be wrong. Stop its agent, move data_dir/raft away and start it: it takes the state from the others. Keep what you moved for a bug report.", func(time.Time) string { return v.differs() }},
 		{"kernel_behind", fsm.Critical, 0, "What was changed since is not in force on this node. The agent tries again; see its log.", func(now time.Time) string { return v.kernelBehind(now, l) }},
 		{"lists_behind", fsm.Critical, 0, "Lists that changed are not in force on this node as they are now. The agent tries again; see its log.", func(now time.Time) string { return v.listsBehind(now, l) }},
 		{"kernel_drift", fsm.Critical, 0, "Find out what flushes nftables (a firewall service, a script) and keep it from tables named palisade: what was blocked may have passed for a second.", v.kernelDrift},

@@ -18,7 +18,7 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version
 		applied: func() uint64 { return r.store.View().Index() },
 		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift},
 		missing: func() []fsm.Kind { return r.enforcer.Local().Missing },
-		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, life: r.certificateLife, boot: r.saver.Warning,
+		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, life: r.certificateLife, boot: r.saver.Warning, differs: r.agreement.Warning,
 		aside: func() string { return asideWarning(r.cluster.Status().Aside) },
 	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -53,8 +53,8 @@ func newPatient(t *testing.T) *patient {
 		applied: func() uint64 { return p.index }, blocks: func() (uint64, string) { return p.kernel, p.problem }, lists: func() (uint64, string) { return p.lists, "" },
 		drifts: []*drift{newDrift(p.reg, "blocks")}, missing: func() []fsm.Kind { return nil },
 		audit: func() string { return "" }, page: func() string { return "" }, sources: func() (int, string) { return 0, "" },
-		life: func() (signed, ends time.Time) { return lasting(5*time.Hour, time.Hour) },
-		boot: func() string { return "" }, aside: func() string { return "" },
+		life:    func() (signed, ends time.Time) { return lasting(5*time.Hour, time.Hour) },
+		differs: func() string { return "" }, boot: func() string { return "" }, aside: func() string { return "" },
 	}
 	p.dog = newWatchdog(slog.New(slog.NewTextHandler(&p.log, nil)), p.reg, p.checks(newLags(p.reg)), func(context.Context) {})
 	return p
@@ -119,6 +119,7 @@ func TestEachProblemBeginsAndEnds(t *testing.T) {
 		"cannot_commit":        {ill: func(p *patient) { p.health.CommitStall = 6 * time.Second }, within: 0, says: "for 6s"},
 		"state_behind":         {ill: func(p *patient) { p.st.CaughtUp, p.st.CommitIndex = false, 1007 }, within: lagMost, says: "by 1000 entries"},
 		"state_halted":         {ill: func(p *patient) { p.halted = func() error { return errors.New("entry 9") } }, within: 0, says: "entry 9"},
+		"state_differs":        {ill: func(p *patient) { p.differs = func() string { return "at log index 7" } }, says: "at log index 7"},
 		"kernel_behind":        {ill: func(p *patient) { p.index += 3 }, within: lagMost + watchInterval, says: "by 3 entries"},
 		"lists_behind":         {ill: func(p *patient) { p.lists-- }, within: listLagMost + watchInterval, says: "by 1 entries"},
 		"kernel_drift":         {ill: func(p *patient) { p.drifts[0].saw("table inet is missing") }, within: 0, says: "table inet is missing"},
