@@ -47,7 +47,7 @@ func (i *Identity) proofOf() *epochProof {
 	return i.about.Proof
 }
 
-// change changes what is known of the fleet, on the disk when it returns.
+// change changes the epoch's proof or the generation, on the disk when it returns.
 func (i *Identity) change(edit func(*fleetJSON)) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -62,7 +62,7 @@ func (i *Identity) change(edit func(*fleetJSON)) error {
 			return fmt.Errorf("keep the identity: %w", err)
 		}
 	}
-	i.about = next
+	i.about.Proof, i.about.Generation = next.Proof, next.Generation // the rest never changes, and is read without the lock
 	return nil
 }
 

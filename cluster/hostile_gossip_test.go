@@ -250,12 +250,16 @@ func TestStolenGossipKey(t *testing.T) {
 	var nothing bytes.Buffer
 	_ = lzw.NewWriter(&nothing, lzw.LSB, 8).Close()
 	empty := append([]byte{gossipCompress}, pack("Algo", 0, "Buf", nothing.Bytes())...)
+	bombs := 3
+	if underRace {
+		bombs = 0 // unpacking them would keep both cores busy for a minute; the suite does it without the detector
+	}
 	f.besiege(t, 256<<20, func() { // memberlist unpacks 40 MiB at most, one packet at a time; a buffer doubles as it grows
-		for range 3 {
+		for range bombs {
 			send(bomb(t, gossipUser, 512<<20)[:60_000])
 			send(bomb(t, gossipUser, 39<<20))
 		}
-		for range 2 {
+		for range min(bombs, 2) {
 			conn := from(t, 5, to)
 			_, _ = conn.Write(stream(t, key, bomb(t, gossipPushPull, 512<<20)))
 			ends(t, "a bomb", conn)

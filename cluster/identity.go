@@ -56,7 +56,7 @@ type Identity struct {
 	seal string // the file of the seal key
 	now  func() time.Time
 
-	mu      sync.Mutex // of changes
+	mu      sync.Mutex // of changes; guards about, but for Fleet and Node
 	cur     atomic.Pointer[credentials]
 	sealKey atomic.Pointer[[]byte]
 	about   fleetJSON
