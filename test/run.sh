@@ -32,7 +32,7 @@ stage() { # NAME COMMAND...
 	esac
 }
 
-# Only the tests of package cluster are tried again, and said to be: they time elections on real disks,
+# Of the others only the tests of package cluster are tried again, and said to be: they time elections on real disks,
 # and fail when the machine is slower than that. Everything else must pass the first time; a test with
 # packets that leaks once has leaked. They mostly wait, so four go on at once, and two with the race detector.
 again="${gotestsum% --} --rerun-fails=2 --rerun-fails-max-failures=5 --packages=./cluster/... --"
@@ -69,7 +69,8 @@ web() { # the committed build of the page is what its source gives, and the sour
 	(cd web/ui && npm ci --no-audit --no-fund && npm run check && npm run build) && git diff --exit-code --stat -- web/dist &&
 		test -z "$(git ls-files --others -- web/dist)"
 }
-browser() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 20m -p 1 ./test/browser; }
+# A browser that ends in the middle, or is starved, fails a test of its own: those are tried again too, and said to be.
+browser() { ${gotestsum% --} --rerun-fails=2 --rerun-fails-max-failures=2 --packages=./test/browser -- -tags hashicorpmetrics -count=1 -timeout 20m -p 1; }
 
 only=${1:-}
 stage lint make --no-print-directory lint

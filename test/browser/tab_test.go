@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -47,13 +48,24 @@ func open(t *testing.T, l *rig.Rig, node string) *tab {
 	if err != nil {
 		t.Fatal("chromium is not installed; deploy/install-deps.sh test does that")
 	}
+	profile, err := os.MkdirTemp("", "palisade-browser-") //nolint:usetesting // removed below, when the browser has ended
+	if err != nil {
+		t.Fatal(err)
+	}
 	alloc, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(binary), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, // the suite runs as root
-		chromedp.IgnoreCertErrors, // the fleet's authority is not one of the browser's
+		chromedp.ExecPath(binary), chromedp.UserDataDir(profile), chromedp.NoSandbox, // the suite runs as root
+		chromedp.CombinedOutput(io.Discard), // read to the end: it must not fail to write
+		chromedp.IgnoreCertErrors,           // the fleet's authority is not one of the browser's
 		chromedp.Flag("lang", "en-US"), chromedp.WSURLReadTimeout(patience),
 	)...)
 	ctx, end := chromedp.NewContext(alloc)
-	t.Cleanup(func() { end(); stop() })
+	t.Cleanup(func() {
+		_ = chromedp.Cancel(ctx) // closes the browser, and waits for it
+		end()
+		stop()
+		// Processes of the browser that outlive it for a moment still write there.
+		l.Eventually(t, "the browser's profile is removed", func() error { return os.RemoveAll(profile) })
+	})
 	b := &tab{t: t, ctx: ctx, node: node, base: n.API}
 	chromedp.ListenTarget(ctx, b.hear)
 	if err := chromedp.Run(ctx); err != nil { // without a deadline, which would be the browser's
