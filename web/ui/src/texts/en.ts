@@ -115,7 +115,7 @@ export const en = {
     title: 'In force on', agreed: 'Agreed. It starts at', inAll: 'In force in every live kernel.', outAll: 'Out of every live kernel.', took: (s: string) => `It took ${s}.`, waiting: (n: number, of: number) => `${n} of ${of} kernels have it …`, not: 'not confirmed since',
     away: 'Nodes that are away take it when they return, before their VMs have a network.',
   },
-  confirm: { left: (s: string) => `Ends by itself in ${s}.`, over: 'Its time is over.', more: 'It is wide. Look whether all is well, then confirm that it stays.', go: 'Confirm', done: 'Confirmed: it stays.' },
+  confirm: { left: (s: string) => `Ends by itself in ${s}.`, over: 'Its time is over.', more: 'It is wide. Look whether all is well, then confirm that it stays.', ended: 'Nobody confirmed it in time, so it ended by itself.', go: 'Confirm', done: 'Confirmed: it stays.' },
   blocks: {
     views: 'Views', tabs: { active: 'Active', pending: 'Pending', lifted: 'Lifted', ended: 'Ended', all: 'All' }, id: 'Block', target: 'Target', targetFilter: 'Target, note or id', state: 'State', reason: 'Reason', anyReason: 'Any reason', kind: 'Kind', anyKind: 'Any kind',
     actor: 'By', since: 'Since', until: 'Until', dropped: 'Dropped', created: 'Created', index: 'Log index', what: 'Block', unconfirmed: 'ends', none: 'No block fits the filters', empty: 'Nothing is blocked', emptyOther: 'There are none',
