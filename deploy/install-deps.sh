@@ -4,7 +4,7 @@
 #   install-deps.sh netns   light guests (the demo)
 #   install-deps.sh qemu    also QEMU guests under libvirt
 #   install-deps.sh test    what the whole test suite needs
-#   install-deps.sh bench   light guests, and etcd to compare with
+#   install-deps.sh bench   light guests, etcd to compare with, and a browser
 set -eu
 
 netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
@@ -12,7 +12,7 @@ qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu li
 tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db prometheus chromium fonts-dejavu-core"
 # Any node from 18 on builds the page; that of the machine is as good as Debian's.
 command -v npm > /dev/null || tests="$tests nodejs npm"
-bench="$netns etcd-server etcd-client"
+bench="$netns etcd-server etcd-client chromium fonts-dejavu-core"
 
 case ${1:-} in
   netns) want=$netns ;;

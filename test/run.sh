@@ -39,7 +39,7 @@ again="${gotestsum% --} --rerun-fails=2 --rerun-fails-max-failures=5 --packages=
 flags="-tags hashicorpmetrics -count=1"
 
 unit() {
-	$gotestsum $flags -timeout 10m $pure && $again $flags -parallel 4 -timeout 10m &&
+	$gotestsum $flags -timeout 10m $pure ./test/bench && $again $flags -parallel 4 -timeout 10m &&
 		$gotestsum -tags hashicorpmetrics,nextformat -count=1 -run 'Format|Readable|CantRead' ./fsm ./cluster
 }
 race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 2 -timeout 20m); }

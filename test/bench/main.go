@@ -1,6 +1,6 @@
 // Command bench measures a fleet of three real agents on this machine: how long a block takes into all
-// kernels, how many blocks are committed a second beside etcd, what an idle agent costs, and what
-// changes with a hundred thousand blocks. Every time is also given as a ratio to the fdatasync of the
+// kernels, how many blocks are committed a second beside etcd, what an idle agent costs, what changes with a
+// hundred thousand blocks, and what the page does in a browser while the fleet is busy. Every time is also given as a ratio to the fdatasync of the
 // same disk in the same run: that is what carries over to another machine.
 package main
 
@@ -28,7 +28,11 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the fleet and etcd keep their data (default: a new directory in /var/tmp)")
 	flag.IntVar(&o.blocks, "blocks", 100_000, "blocks in the scale part; 0 leaves it out")
 	flag.IntVar(&o.vms, "vms", 10_000, "VMs in the scale part")
-	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule, lists or followers")
+	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule, lists, browser or followers")
+	flag.DurationVar(&o.browserFor, "browser-for", 10*time.Minute, "how long the browser part watches the page, half a minute or more; 0 leaves the part out")
+	flag.IntVar(&o.browserVMs, "browser-vms", 100_000, "VMs in the browser part")
+	flag.IntVar(&o.browserRate, "browser-rate", 200, "events a second in the browser part")
+	flag.StringVar(&o.browserKeep, "browser-keep", "", "a directory for a trace and a picture of each stretch of the browser part, to look into with Chromium's tools; sampling the stack for that costs time, so its figures don't count")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -42,6 +46,10 @@ type options struct {
 	blocks, vms           int
 	only                  string
 	json                  bool
+
+	browserFor              time.Duration
+	browserVMs, browserRate int
+	browserKeep             string
 }
 
 // bench is one run.
@@ -118,7 +126,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"idle", b.idle}, {"latency", b.latency}, {"throughput", b.throughput}, {"scale", b.scale}, {"bulk", b.inBulk}, {"schedule", b.schedule}, {"lists", b.lists}} {
+	}{{"idle", b.idle}, {"latency", b.latency}, {"throughput", b.throughput}, {"scale", b.scale}, {"bulk", b.inBulk}, {"schedule", b.schedule}, {"lists", b.lists}, {"browser", b.browser}} {
 		if o.only != "" && o.only != part.name {
 			continue
 		}
@@ -392,7 +400,7 @@ func (b *bench) scale(ctx context.Context) error {
 	if err := errors.Join(b.down(ctx), b.up(ctx)); err != nil {
 		return err
 	}
-	if err := b.declareVMs(ctx); err != nil {
+	if err := b.declareVMs(ctx, b.vms); err != nil {
 		return err
 	}
 	few, _, err := b.oneByOne(ctx, 300)
@@ -424,17 +432,24 @@ func (b *bench) scale(ctx context.Context) error {
 	return b.restarts(ctx)
 }
 
-func (b *bench) declareVMs(ctx context.Context) error {
-	b.say("declaring %d VMs", b.vms)
+func vmID(n int) string { return fmt.Sprintf("vm-%d", n) }
+
+// vmRequest is the VM of a number up to 16 million.
+func vmRequest(n int) client.VMRequest {
+	return client.VMRequest{
+		Name: fmt.Sprintf("customer-%d", n), Owner: fmt.Sprintf("acct-%d", n/3),
+		Addresses: []string{fmt.Sprintf("10.%d.%d.%d", n>>16&255, n>>8&255, n&255)},
+	}
+}
+
+func (b *bench) declareVMs(ctx context.Context, n int) error {
+	b.say("declaring %d VMs", n)
 	var wg sync.WaitGroup
 	errs := make([]error, writers)
 	for w := range writers {
 		wg.Go(func() {
-			for i := w; i < b.vms && errs[w] == nil; i += writers {
-				_, errs[w] = b.clients[w%len(b.clients)].PutVM(ctx, fmt.Sprintf("vm-%d", i), client.VMRequest{
-					Name: fmt.Sprintf("customer-%d", i), Owner: fmt.Sprintf("acct-%d", i/3),
-					Addresses: []string{fmt.Sprintf("172.16.%d.%d", i>>8&255, i&255)},
-				}, client.Write{})
+			for i := w; i < n && errs[w] == nil; i += writers {
+				_, errs[w] = b.clients[w%len(b.clients)].PutVM(ctx, vmID(i), vmRequest(i), client.Write{})
 			}
 		})
 	}

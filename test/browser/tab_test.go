@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +18,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
+	"github.com/palisade/palisade/test/chromium"
 	"github.com/palisade/palisade/test/rig"
 )
 
@@ -44,33 +43,17 @@ func open(t *testing.T, l *rig.Rig, node string) *tab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := exec.LookPath("chromium")
-	if err != nil {
-		t.Fatal("chromium is not installed; deploy/install-deps.sh test does that")
-	}
-	profile, err := os.MkdirTemp("", "palisade-browser-") //nolint:usetesting // removed below, when the browser has ended
+	b := &tab{t: t, node: node, base: n.API}
+	browser, err := chromium.Start(context.Background(), patience, b.hear) // not t.Context(): Close ends it
 	if err != nil {
 		t.Fatal(err)
 	}
-	alloc, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(binary), chromedp.UserDataDir(profile), chromedp.NoSandbox, // the suite runs as root
-		chromedp.CombinedOutput(io.Discard), // read to the end: it must not fail to write
-		chromedp.IgnoreCertErrors,           // the fleet's authority is not one of the browser's
-		chromedp.Flag("lang", "en-US"), chromedp.WSURLReadTimeout(patience),
-	)...)
-	ctx, end := chromedp.NewContext(alloc)
 	t.Cleanup(func() {
-		_ = chromedp.Cancel(ctx) // closes the browser, and waits for it
-		end()
-		stop()
-		// Processes of the browser that outlive it for a moment still write there.
-		l.Eventually(t, "the browser's profile is removed", func() error { return os.RemoveAll(profile) })
+		if err := browser.Close(); err != nil {
+			t.Error(err)
+		}
 	})
-	b := &tab{t: t, ctx: ctx, node: node, base: n.API}
-	chromedp.ListenTarget(ctx, b.hear)
-	if err := chromedp.Run(ctx); err != nil { // without a deadline, which would be the browser's
-		t.Fatal(err)
-	}
+	b.ctx = browser.Page
 	b.size(1440, 900, false)
 	b.go_("/")
 	return b
