@@ -283,7 +283,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 		},
 		metrics: newSchedulerMetrics(reg),
 	}
-	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, a.cfg.Lists.Dir)
+	r.loader = newListLoader(a.log.With("room", "lists"), reg, a.cfg.Node.ID, r.store, r.cluster.Status, r.cluster.Propose, r.cluster.SourceURL, a.cfg.Lists.Dir)
 	r.agreement = &agreement{node: a.cfg.Node.ID, store: r.store, status: r.cluster.Status, ask: r.cluster.Ask}
 	r.watchdog = r.newWatchdog(a.log.With("room", "watchdog"), reg, a.version)
 	provider, err := newOIDC(a.cfg.API.OIDC)

@@ -42,7 +42,8 @@ type listLoader struct {
 	store   *fsm.Store
 	status  func() fsm.Status
 	propose proposeFunc
-	dir     string // that files may be in
+	open    func(list string, s fsm.ListSource) (string, error) // the whole URL of a source
+	dir     string                                              // that files may be in
 	client  *http.Client
 	metrics loaderMetrics
 
@@ -71,14 +72,14 @@ type loaderMetrics struct {
 	failures prometheus.Counter
 }
 
-func newListLoader(log *slog.Logger, reg prometheus.Registerer, node string, store *fsm.Store, status func() fsm.Status, propose proposeFunc, dir string) *listLoader {
+func newListLoader(log *slog.Logger, reg prometheus.Registerer, node string, store *fsm.Store, status func() fsm.Status, propose proposeFunc, open func(string, fsm.ListSource) (string, error), dir string) *listLoader {
 	m := loaderMetrics{
 		loads:    prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_list_loads_total", Help: "Times that this node, as the leader, asked the source of a list."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_list_load_failures_total", Help: "Times that a list could not be loaded from its source."}),
 	}
 	reg.MustRegister(m.loads, m.failures)
 	return &listLoader{
-		log: log, node: node, store: store, status: status, propose: propose, dir: dir, metrics: m,
+		log: log, node: node, store: store, status: status, propose: propose, open: open, dir: dir, metrics: m,
 		client: &http.Client{Timeout: loadTimeout, CheckRedirect: sameSafety}, lists: map[string]*loading{},
 		slots: make(chan struct{}, maxLoads), busy: map[string]bool{},
 	}
@@ -224,7 +225,7 @@ func (l *listLoader) try(ctx context.Context, name string, s *loading) error {
 	if list.Revision != s.revision {
 		s.etag, s.modified = "", "" // they are of another content
 	}
-	p, fresh, err := l.fetch(ctx, s)
+	p, fresh, err := l.fetch(ctx, name, s)
 	if err != nil || !fresh {
 		return err
 	}
@@ -249,8 +250,12 @@ func (l *listLoader) try(ctx context.Context, name string, s *loading) error {
 }
 
 // fetch asks the source. fresh is false if it has what was loaded last.
-func (l *listLoader) fetch(ctx context.Context, s *loading) (p *fsm.ListParser, fresh bool, err error) {
-	u, err := url.Parse(s.source.URL)
+func (l *listLoader) fetch(ctx context.Context, name string, s *loading) (p *fsm.ListParser, fresh bool, err error) {
+	whole, err := l.open(name, s.source)
+	if err != nil {
+		return nil, false, err
+	}
+	u, err := url.Parse(whole)
 	if err != nil {
 		return nil, false, errors.New("the URL can't be read")
 	}
@@ -362,7 +367,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 // replace puts the content in place, unless somebody changed the list meanwhile. It returns the revision that the
 // list then has.
 func (l *listLoader) replace(ctx context.Context, list *fsm.List, was, set fsm.PrefixSet) (uint64, error) {
-	origin := list.Source.Shown()
+	origin := list.Source.URL
 	if list.Hash == set.Hash() {
 		return list.Revision, nil
 	}

@@ -37,6 +37,7 @@ type loadBench struct {
 	code    int
 	asked   int
 	etags   []string // that the loader sent
+	query   string   // of the last request
 	refused bool     // the next proposal of a part gets no answer
 }
 
@@ -46,8 +47,13 @@ func newLoadBench(t *testing.T) *loadBench {
 	b.server = httptest.NewServer(http.HandlerFunc(b.serve))
 	t.Cleanup(b.server.Close)
 	status := func() fsm.Status { return fsm.Status{Node: "n1", Leader: b.leader, Quorum: true, CaughtUp: true} }
-	b.loader = newListLoader(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "n1", b.store, status, b.propose, t.TempDir())
+	b.loader = newListLoader(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "n1", b.store, status, b.propose, opened, t.TempDir())
 	return b
+}
+
+// opened opens what this test has for sealed: the query.
+func opened(_ string, s fsm.ListSource) (string, error) {
+	return strings.Replace(s.URL, "xxxxx", s.Sealed, 1), nil
 }
 
 func (b *loadBench) serve(w http.ResponseWriter, r *http.Request) {
@@ -55,6 +61,7 @@ func (b *loadBench) serve(w http.ResponseWriter, r *http.Request) {
 	defer b.mu.Unlock()
 	b.asked++
 	b.etags = append(b.etags, r.Header.Get("If-None-Match"))
+	b.query = r.URL.RawQuery
 	etag := fmt.Sprintf(`"%x"`, b.body)
 	if b.code == http.StatusOK && r.Header.Get("If-None-Match") == etag {
 		w.WriteHeader(http.StatusNotModified)
@@ -103,7 +110,12 @@ func (b *loadBench) step(d time.Duration, code int, body string) []string {
 
 func (b *loadBench) source(url string, most uint64) {
 	b.t.Helper()
-	b.apply(fsm.DescribeList{Name: "feed", Source: &fsm.ListSource{URL: url, Interval: time.Hour, MaxBytes: most}})
+	b.describe(fsm.ListSource{URL: url, Interval: time.Hour, MaxBytes: most})
+}
+
+func (b *loadBench) describe(s fsm.ListSource) {
+	b.t.Helper()
+	b.apply(fsm.DescribeList{Name: "feed", Source: &s})
 }
 
 func (b *loadBench) failure() string {
@@ -112,7 +124,7 @@ func (b *loadBench) failure() string {
 
 func TestAListIsLoadedFromItsSource(t *testing.T) {
 	b := newLoadBench(t)
-	b.source(b.server.URL+"/drop.txt?key=secret", 1<<20)
+	b.describe(fsm.ListSource{URL: b.server.URL + "/drop.txt?xxxxx", Sealed: "key=secret", Interval: time.Hour, MaxBytes: 1 << 20})
 	b.leader = "n2"
 	if got := b.step(0, 200, "192.0.2.0/24"); len(got) > 0 || b.asked > 0 {
 		t.Fatalf("a node that does not lead loaded %v", got)
@@ -123,6 +135,9 @@ func TestAListIsLoadedFromItsSource(t *testing.T) {
 		t.Fatalf("loaded %v (%s)", got, b.failure())
 	}
 	l, _, _ := b.store.View().List("feed")
+	if b.query != "key=secret" {
+		t.Errorf("the source was asked with the query %q", b.query)
+	}
 	if l.Origin != b.server.URL+"/drop.txt?xxxxx" || l.Actor != "node:n1" {
 		t.Errorf("the list is %+v", l)
 	}

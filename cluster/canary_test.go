@@ -104,6 +104,20 @@ func TestKeysAreInTheirFilesOnly(t *testing.T) {
 		}
 		note()
 	}
+	feed := []byte("0123456789feed-key")
+	secrets["the key of a feed"] = feed
+	url := "https://feeds.example/drop.txt?key=" + string(feed)
+	f.nodes[1].propose(fsm.Command{Actor: "test", Op: fsm.BeginList{Upload: "u", Name: "feed"}})
+	f.nodes[1].propose(fsm.Command{Actor: "test", Key: "commit", Op: fsm.CommitList{Upload: "u"}})
+	f.nodes[1].propose(fsm.Command{Actor: "test", Op: fsm.DescribeList{Name: "feed", Source: listSource(url)}})
+	for _, bad := range []string{"gopher" + url, url + "\x7f", "https://" + string(feed) + "%zz/"} {
+		if f.nodes[1].refusal(fsm.DescribeList{Name: "feed", Source: listSource(bad)}) == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	if l, _, _ := first.store.View().List("feed"); l == nil || l.Source.Sealed == "" {
+		t.Errorf("the list is %+v", l)
+	}
 	if err := first.c.running.Load().raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}

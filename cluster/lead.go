@@ -224,7 +224,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	if !r.inflight.begin() {
 		return fill(0, failed(notAppended, raft.ErrRaftShutdown))
 	}
-	screened, release, err := c.screen(ctx, r, cmds)
+	cmds, refusals, release, err := c.screen(ctx, r, cmds)
 	over := func() { release(); r.inflight.end() }
 	if err != nil {
 		over()
@@ -249,7 +249,7 @@ func (c *Cluster) submit(ctx context.Context, cmds []fsm.Command) []outcome {
 	futures := make([]raft.ApplyFuture, len(cmds))
 	view := c.store.View()
 	for i, cmd := range cmds {
-		if refused := cmp.Or(screened[i], view.Readable(cmd.Op)); refused != nil {
+		if refused := cmp.Or(refusals[i], view.Readable(cmd.Op)); refused != nil {
 			out[i] = outcome{kind: done, result: fsm.Result{Err: refused}}
 			continue
 		}

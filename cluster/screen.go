@@ -1,43 +1,67 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/palisade/palisade/fsm"
 )
 
-// screen is what the leader refuses before it appends anything, because the state machine can't know it: refused has
-// the reason for each command, nil for what may go on. While a node's retirement is under way raft's members
-// stay as they are, until release is called; it is always to be called. The error is that ctx ended.
-func (c *Cluster) screen(ctx context.Context, r *running, cmds []fsm.Command) (refused []*fsm.Error, release func(), err error) {
-	refused, release = make([]*fsm.Error, len(cmds)), func() {}
+// screen is what the leader does with commands before it appends anything, because the state machine can't: refused has
+// the reason for each command, nil for what may go on, and screened has the commands with their secrets sealed. While a node's
+// retirement is under way raft's members stay as they are, until release is called; it is always to be called. The error is
+// that ctx ended, or that this leader can't seal.
+func (c *Cluster) screen(ctx context.Context, r *running, cmds []fsm.Command) (screened []fsm.Command, refused []*fsm.Error, release func(), err error) {
+	screened, refused, release = cmds, make([]*fsm.Error, len(cmds)), func() {}
 	gone := map[string]bool{} // by the commands before
 	for i, cmd := range cmds {
 		ops := []fsm.Op{cmd.Op}
 		if b, ok := cmd.Op.(fsm.Batch); ok {
 			ops = b.Ops
 		}
-		for _, op := range ops {
+		for j, op := range ops {
 			switch op := op.(type) {
 			case fsm.FormFleet, fsm.BeginEpoch:
 				refused[i] = &fsm.Error{Code: fsm.CodeConflict, Field: "op", Detail: "a fleet begins, and goes on from one node, on that node's disk only"}
 			case fsm.RetireNode:
 				if len(gone) == 0 {
 					if release, err = r.holdMembers(ctx); err != nil {
-						return nil, func() {}, err
+						return nil, nil, func() {}, err
 					}
 				}
 				gone[op.ID] = true
 				if why := c.mayRetire(ctx, r, op.ID, gone); why != nil && refused[i] == nil {
 					refused[i] = why
 				}
+			case fsm.DescribeList:
+				sealed, why, err := c.sealSource(op)
+				if err != nil {
+					return nil, nil, release, err
+				}
+				refused[i] = cmp.Or(refused[i], why)
+				if sealed.Source != op.Source {
+					screened = withOp(screened, i, j, sealed)
+				}
 			}
 		}
 	}
-	return refused, release, nil
+	return screened, refused, release, nil
+}
+
+// withOp returns commands with op as the j-th op of the i-th; cmds stay as they are.
+func withOp(cmds []fsm.Command, i, j int, op fsm.Op) []fsm.Command {
+	cmds = slices.Clone(cmds)
+	if b, ok := cmds[i].Op.(fsm.Batch); ok {
+		b.Ops = slices.Clone(b.Ops)
+		b.Ops[j] = op
+		op = b
+	}
+	cmds[i].Op = op
+	return cmds
 }
 
 // mayRetire refuses the retirement of a voter without which those that are left could commit nothing: it counts at

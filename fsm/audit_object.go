@@ -219,7 +219,7 @@ func (j *auditJSON) list(k string, l *List) {
 	j.text("origin", l.Origin)
 	if l.Source != (ListSource{}) {
 		j.open("source", '{')
-		j.text("url", l.Source.Shown())
+		j.text("url", l.Source.URL)
 		j.duration("interval", l.Source.Interval)
 		j.number("max_bytes", l.Source.MaxBytes)
 		j.close('}')

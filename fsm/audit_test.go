@@ -405,11 +405,11 @@ func BenchmarkAudit(b *testing.B) {
 	}
 }
 
-// TestTheAuditHasNoSecretOfAFeed: a password and a key in a source's URL are in no record, accepted or refused.
+// TestTheAuditHasNoSecretOfAFeed: the URL of a source with its secrets, sealed, is in no record, accepted or refused.
 func TestTheAuditHasNoSecretOfAFeed(t *testing.T) {
 	s := NewStore()
 	log := newLog(s)
-	src := ListSource{URL: "https://ann:canary-1@lists.example/drop.txt?key=canary-2", Interval: MinListInterval, MaxBytes: 1 << 20}
+	src := ListSource{URL: "https://ann:xxxxx@lists.example/drop.txt?xxxxx", Sealed: "canary", Interval: MinListInterval, MaxBytes: 1 << 20}
 	log.ok(t, DescribeList{Name: "feed", Source: &src})
 	refused := src
 	refused.Interval = 1

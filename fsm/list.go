@@ -18,8 +18,9 @@ const (
 	// MaxUploads bounds the uploads that are under way. One more, and the one that was silent for the
 	// longest time is dropped.
 	MaxUploads = 8
-	// MaxURLBytes bounds ListSource.URL.
-	MaxURLBytes = 2048
+	// MaxURLBytes bounds ListSource.URL, MaxSealedURLBytes its Sealed.
+	MaxURLBytes       = 2048
+	MaxSealedURLBytes = MaxURLBytes + 64
 	// MinListInterval and MaxListInterval bound ListSource.Interval, MaxListBytes its MaxBytes.
 	MinListInterval = time.Minute
 	MaxListInterval = 31 * 24 * time.Hour

@@ -187,7 +187,7 @@ func (a *applier) describeList(op DescribeList) (*List, *Error) {
 		checkRevision(op.IfRevision, is.Revision),
 		checkText("owner", is.Owner, MaxNameBytes),
 		checkNote(is.Note),
-		checkSource(is.Source),
+		is.Source.Check(),
 		a.roomForList(op.Name),
 	); refused != nil {
 		return nil, refused
@@ -196,7 +196,8 @@ func (a *applier) describeList(op DescribeList) (*List, *Error) {
 	return a.putList(was, is, content), nil
 }
 
-func checkSource(s ListSource) *Error {
+// Check says why no list can be loaded from s, nil if one can be.
+func (s ListSource) Check() *Error {
 	if s == (ListSource{}) {
 		return nil
 	}
@@ -210,6 +211,8 @@ func checkSource(s ListSource) *Error {
 		return &Error{CodeInvalid, "source.interval", fmt.Sprintf("is %s; from %s to %s is allowed", s.Interval, MinListInterval, MaxListInterval)}
 	case s.MaxBytes == 0 || s.MaxBytes > MaxListBytes:
 		return &Error{CodeInvalid, "source.max_bytes", fmt.Sprintf("is %d; from 1 to %d is allowed", s.MaxBytes, MaxListBytes)}
+	case len(s.Sealed) > MaxSealedURLBytes:
+		return &Error{CodeInvalid, "source.sealed", fmt.Sprintf("has %d bytes, at most %d are allowed", len(s.Sealed), MaxSealedURLBytes)}
 	}
 	return checkText("source.url", s.URL, MaxURLBytes)
 }

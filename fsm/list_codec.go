@@ -81,7 +81,7 @@ func (d *decoder) listOp(m any) Op {
 }
 
 func encodeSource(s ListSource) *fsmpb.ListSource {
-	return &fsmpb.ListSource{Url: s.URL, Interval: int64(s.Interval), MaxBytes: s.MaxBytes}
+	return &fsmpb.ListSource{Url: s.URL, Sealed: []byte(s.Sealed), Interval: int64(s.Interval), MaxBytes: s.MaxBytes}
 }
 
 func (d *decoder) source(m *fsmpb.ListSource) ListSource {
@@ -89,7 +89,7 @@ func (d *decoder) source(m *fsmpb.ListSource) ListSource {
 		return ListSource{}
 	}
 	d.known(m)
-	return ListSource{URL: m.Url, Interval: time.Duration(m.Interval), MaxBytes: m.MaxBytes}
+	return ListSource{URL: m.Url, Sealed: string(m.Sealed), Interval: time.Duration(m.Interval), MaxBytes: m.MaxBytes}
 }
 
 func encodeListObject(l *List) *fsmpb.List {

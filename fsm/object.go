@@ -10,7 +10,6 @@ package fsm
 import (
 	"cmp"
 	"net/netip"
-	"net/url"
 	"time"
 )
 
@@ -279,24 +278,13 @@ type List struct {
 	Revision uint64 // log index of the last change
 }
 
-// ListSource is where the leader loads a list from.
+// ListSource is where the leader loads a list from. The log and the state have no URL with a secret: the leader
+// seals it before it appends anything.
 type ListSource struct {
 	URL      string // http, https, or file for a path on the leader
+	Sealed   string // the whole URL, sealed, where URL is only what is shown of it; else empty
 	Interval time.Duration
 	MaxBytes uint64
-}
-
-// Shown is the URL without what may be a secret: a password, and the values of the query, in which feeds
-// expect their keys.
-func (s ListSource) Shown() string {
-	u, err := url.Parse(s.URL)
-	if err != nil {
-		return "" // it can't be told where a secret would be
-	}
-	if u.RawQuery != "" {
-		u.RawQuery = "xxxxx"
-	}
-	return u.Redacted()
 }
 
 // Limits on what a command may carry. They bound memory and the size of a log entry.

@@ -63,7 +63,7 @@ func wireList(v *fsm.View, l *fsm.List) wire.List {
 	if l.Source == (fsm.ListSource{}) {
 		return out
 	}
-	out.Source = &wire.ListSource{URL: l.Source.Shown(), Interval: l.Source.Interval.String(), MaxBytes: l.Source.MaxBytes}
+	out.Source = &wire.ListSource{URL: l.Source.URL, Interval: l.Source.Interval.String(), MaxBytes: l.Source.MaxBytes}
 	return out
 }
 

@@ -230,6 +230,32 @@ func TestAnAuthorityIsSealedAndOpened(t *testing.T) {
 	}
 }
 
+// TestSealSame: the same gives the same, and whatever differs another nonce.
+func TestSealSame(t *testing.T) {
+	key := must(NewSecret())
+	of := func(key []byte, purpose, secret string) []byte {
+		sealed := must(SealSame(key, purpose, []byte(secret)))
+		if got, err := Open(key, purpose, sealed); err != nil || string(got) != secret {
+			t.Errorf("opened %q, %v", got, err)
+		}
+		return sealed
+	}
+	first := of(key, "p", "secret")
+	if !bytes.Equal(first, of(key, "p", "secret")) {
+		t.Error("the same secret gave another text")
+	}
+	for what, other := range map[string][]byte{
+		"key": of(must(NewSecret()), "p", "secret"), "secret": of(key, "p", "Secret"), "purpose": of(key, "ps", "ecret"),
+	} {
+		if bytes.Equal(first[:nonceBytes], other[:nonceBytes]) {
+			t.Errorf("another %s, and the same nonce", what)
+		}
+	}
+	if _, err := SealSame(key[1:], "p", nil); err == nil {
+		t.Error("sealed with a short key")
+	}
+}
+
 func TestTheAPIHasItsNames(t *testing.T) {
 	a := authority(t)
 	terms := ServingTerms{

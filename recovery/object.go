@@ -158,7 +158,7 @@ func listLacks(was, there *fsm.List, missing int) (lacks []string) {
 		lacks = append(lacks, fmt.Sprintf("lacks %d prefixes", missing))
 	}
 	if was.Source != (fsm.ListSource{}) && was.Source != there.Source {
-		lacks = append(lacks, "is not loaded from "+was.Source.Shown())
+		lacks = append(lacks, "is not loaded from "+was.Source.URL)
 	}
 	return lacks
 }

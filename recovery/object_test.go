@@ -34,7 +34,7 @@ func owned(id, owner string, addresses ...string) fsm.DeclareVM {
 // what, and either carried over, so that nothing is left, or said to be impossible.
 func TestWhatWasAgreedIsListed(t *testing.T) {
 	later := time.Unix(9_000_000, 0)
-	source := fsm.ListSource{URL: "https://feed.example/x?key=hush", Interval: time.Hour, MaxBytes: 1 << 20}
+	source := fsm.ListSource{URL: "https://feed.example/x?xxxxx", Sealed: "hush", Interval: time.Hour, MaxBytes: 1 << 20}
 	account := drop(fsm.Target{Account: "acme"})
 	for name, c := range map[string]struct {
 		both, now, backup []fsm.Op

@@ -2363,9 +2363,10 @@ func (x *DescribeList) GetIfRevision() uint64 {
 
 type ListSource struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`            // without what may be secret, where the whole is sealed
 	Interval      int64                  `protobuf:"varint,2,opt,name=interval,proto3" json:"interval,omitempty"` // nanoseconds
 	MaxBytes      uint64                 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Sealed        []byte                 `protobuf:"bytes,4,opt,name=sealed,proto3" json:"sealed,omitempty"` // the whole URL
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2419,6 +2420,13 @@ func (x *ListSource) GetMaxBytes() uint64 {
 		return x.MaxBytes
 	}
 	return 0
+}
+
+func (x *ListSource) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
 }
 
 type FormFleet struct {
@@ -7398,12 +7406,13 @@ const file_fsm_proto_rawDesc = "" +
 	"\vif_revision\x18\x05 \x01(\x04R\n" +
 	"ifRevisionB\b\n" +
 	"\x06_ownerB\a\n" +
-	"\x05_note\"W\n" +
+	"\x05_note\"o\n" +
 	"\n" +
 	"ListSource\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
 	"\binterval\x18\x02 \x01(\x03R\binterval\x12\x1b\n" +
-	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\"\xab\x01\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\x12\x16\n" +
+	"\x06sealed\x18\x04 \x01(\fR\x06sealed\"\xab\x01\n" +
 	"\tFormFleet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x02ca\x18\x02 \x01(\v2\x13.palisade.fsm.v1.CAR\x02ca\x129\n" +
