@@ -16,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/palisade/palisade/audit"
+	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -84,8 +85,11 @@ func (c *ClusterConfig) advertised() (peer, gossip string) {
 // CAFile is where the agent keeps the certificates of the fleet's authorities (PEM), for clients of its API.
 func (c *Config) CAFile() string { return filepath.Join(c.DataDir, identityDir, "ca.pem") }
 
-// advertisedAPI is where the others reach the API of this node, empty if they don't.
+// advertisedAPI is where others reach the API and the page of this node (host:port), empty if they don't.
 func (c *Config) advertisedAPI() string {
+	if c.API.Advertise != "" {
+		return c.API.Advertise
+	}
 	ap, err := netip.ParseAddrPort(c.API.Listen)
 	if err != nil || ap.Addr().IsLoopback() {
 		return ""
@@ -106,11 +110,15 @@ type APIConfig struct {
 	// Listen is an address:port, or empty for none. Sockets that a service manager passes under the name "api" are
 	// served besides. All of them speak TLS, with TLSCert and TLSKey (read again when they change), or else with a
 	// certificate of the fleet's own authority.
-	Listen  string     `toml:"listen"`
-	TLSCert string     `toml:"tls_cert"`
-	TLSKey  string     `toml:"tls_key"`
-	Socket  string     `toml:"socket"` // path of the root-only Unix socket
-	OIDC    OIDCConfig `toml:"oidc"`
+	Listen string `toml:"listen"`
+	// Advertise is the host:port, of a name or an address, by which browsers and programs reach this node's API; the
+	// pages of the other nodes link to it. Empty: Listen, with the address of the cluster if Listen is on every address;
+	// none if Listen is on the loopback or empty.
+	Advertise string     `toml:"advertise"`
+	TLSCert   string     `toml:"tls_cert"`
+	TLSKey    string     `toml:"tls_key"`
+	Socket    string     `toml:"socket"` // path of the root-only Unix socket
+	OIDC      OIDCConfig `toml:"oidc"`
 }
 
 // InventoryConfig says how this node learns which VMs it runs.
@@ -313,8 +321,12 @@ func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 			bad("api.listen", "%q is not address:port, for example \"127.0.0.1:8440\"", a.Listen)
 		}
 	}
+	if a.Advertise != "" {
+		if err := fsm.CheckAddress(a.Advertise); err != nil {
+			bad("api.advertise", "%s", err)
+		}
+	}
 	a.OIDC.validate(bad)
-
 }
 
 func (i *InventoryConfig) validate(bad func(key, format string, args ...any)) {

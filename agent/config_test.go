@@ -43,6 +43,8 @@ func TestConfigErrorsNameTheKeyAndTheCure(t *testing.T) {
 		"gossip everywhere":  {`gossip = "10.0.0.1:7421"`, `gossip = "[::]:7421"`, "cluster.gossip: :: is every address"},
 		"advertise nothing":  {`gossip =`, "advertise = \"0.0.0.0\"\ngossip =", "cluster.advertise: 0.0.0.0 is no address at which others"},
 		"advertise a port":   {`gossip =`, "advertise = \"10.0.0.1:7420\"\ngossip =", "cluster.advertise: \"10.0.0.1:7420\" is no address"},
+		"API of nobody":      {`listen = "127.0.0.1:8440"`, "advertise = \"0.0.0.0:8440\"", "api.advertise: 0.0.0.0:8440 is not an address that others can reach"},
+		"API without a port": {`listen = "127.0.0.1:8440"`, "advertise = \"kvm1.example.com\"", "api.advertise: \"kvm1.example.com\" is no address and port"},
 		"short lifetime":     {`gossip =`, "certificate_lifetime = \"1s\"\ngossip =", "cluster.certificate_lifetime: is 1s"},
 		"no lifetime":        {`gossip =`, "certificate_lifetime = \"90d\"\ngossip =", "unknown unit"},
 		"old peers":          {`gossip =`, "key_file = \"/tmp/key\"\ngossip =", "unknown keys: \"cluster.key_file\""},
@@ -78,6 +80,10 @@ func TestAdvertisedAddresses(t *testing.T) {
 		cfg := Config{Cluster: ClusterConfig{Listen: c.listen, Gossip: c.listen, Advertise: c.advertise}, API: APIConfig{Listen: c.api}}
 		if peer, gossip := cfg.Cluster.advertised(); peer != c.peer || gossip != c.peer || cfg.advertisedAPI() != c.apiAt {
 			t.Errorf("%+v: peers %s, API %q", c, peer, cfg.advertisedAPI())
+		}
+		cfg.API.Advertise = "kvm1.example.com:443"
+		if cfg.advertisedAPI() != "kvm1.example.com:443" {
+			t.Errorf("%+v: API %q", c, cfg.advertisedAPI())
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (r *registrar) self() (fsm.Node, error) {
 	n.Address, n.Gossip = r.cfg.Cluster.advertised()
 	n.API = r.cfg.advertisedAPI()
 	for _, s := range []string{n.Address, n.API} {
-		if ap, err := netip.ParseAddrPort(s); err == nil {
+		if ap, err := netip.ParseAddrPort(s); err == nil && !ap.Addr().IsLoopback() {
 			a := ap.Addr().Unmap()
 			n.Guards = append(n.Guards, netip.PrefixFrom(a, a.BitLen()))
 		}

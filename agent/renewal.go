@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -252,6 +253,11 @@ func (a *Agent) apiNames(r *registrar) ([]string, []netip.Addr) {
 	for _, s := range []string{a.cfg.API.Listen, a.cfg.advertisedAPI()} {
 		if ap, err := netip.ParseAddrPort(s); err == nil && !ap.Addr().IsUnspecified() {
 			addrs = append(addrs, ap.Addr().Unmap())
+		}
+	}
+	if host, _, err := net.SplitHostPort(a.cfg.API.Advertise); err == nil {
+		if _, err := netip.ParseAddr(host); err != nil {
+			names = append(names, host)
 		}
 	}
 	if n, err := r.self(); err == nil { // without them the rest is served all the same

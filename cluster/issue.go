@@ -265,7 +265,7 @@ func (c *Cluster) onServing(ctx context.Context, from string, req *peerpb.Servin
 }
 
 // othersOut leaves out of a serving certificate what is another member's: a node must not be able to stand in the
-// place of another's API.
+// place of another's API. Loopback is each node's own, also if another announces it.
 func othersOut(view *fsm.View, from string, terms *pki.ServingTerms) {
 	names, addrs := map[string]bool{}, map[netip.Addr]bool{}
 	for n := range view.Members() {
@@ -273,9 +273,11 @@ func othersOut(view *fsm.View, from string, terms *pki.ServingTerms) {
 			continue
 		}
 		for _, name := range []string{n.ID, n.Name, hostPart(n.Address), hostPart(n.API), hostPart(n.Gossip)} {
-			names[strings.ToLower(name)] = true
-			if a, err := netip.ParseAddr(name); err == nil {
+			if a, err := netip.ParseAddr(name); err == nil && !a.IsLoopback() {
 				addrs[a.Unmap()] = true
+			}
+			if !strings.EqualFold(name, "localhost") {
+				names[strings.ToLower(name)] = true
 			}
 		}
 		for _, a := range n.Addresses {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,42 @@ func TestWhoIsNoMemberChangesNothing(t *testing.T) {
 		for what, granted := range got {
 			if granted != member {
 				t.Errorf("%s from %s: granted %v", what, from, granted)
+			}
+		}
+	}
+}
+
+// TestLoopbackIsEveryNodesOwn: a node that announces its API on the loopback, or by a name of its own, takes the loopback from
+// no other's certificate, and the name from all.
+func TestLoopbackIsEveryNodesOwn(t *testing.T) {
+	t.Parallel()
+	f := realFleet(t, 2).start().ready()
+	c, _ := f.leader().now()
+	request, err := pki.Request(mustKey(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, api := range []string{"127.0.0.1:8440", "[::1]:8440", "localhost:8440", "kvm2.example:8440", "192.0.2.2:8440"} {
+		res := f.leader().propose(fsm.Command{Actor: "node:n2", Op: fsm.PutNode{Node: fsm.Node{ID: "n2", Membership: fsm.Membership{API: api}}}})
+		if res.Err != nil {
+			t.Fatal(res.Err)
+		}
+		host := hostPart(api)
+		terms := &peerpb.ServingRequest{Request: request, Names: []string{"n1", "localhost", "KVM2.example"}}
+		for _, a := range []string{"127.0.0.1", "::1", "192.0.2.2", "192.0.2.1"} {
+			terms.Addresses = append(terms.Addresses, netip.MustParseAddr(a).AsSlice())
+		}
+		resp, err := c.onServing(t.Context(), "n1", terms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(resp.GetChain()[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, own := range map[string]bool{"n1": true, "localhost": true, "127.0.0.1": true, "::1": true, "192.0.2.1": true, "kvm2.example": host != "kvm2.example", "192.0.2.2": host != "192.0.2.2"} {
+			if err := cert.VerifyHostname(name); (err == nil) != own {
+				t.Errorf("with the API of n2 at %s, the certificate of n1 for %s: %v", api, name, err)
 			}
 		}
 	}

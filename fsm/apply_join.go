@@ -326,6 +326,14 @@ func checkOptionalID(field, id string) *Error {
 	return checkID(field, id)
 }
 
+// CheckAddress says why a text is no host:port at which others can reach something, such as an API; nil if it is one.
+func CheckAddress(s string) error {
+	if refused := checkAddress("", s, false); refused != nil {
+		return refused
+	}
+	return nil
+}
+
 // checkAddress checks host:port as others reach it; with numeric set, the host must be an address.
 func checkAddress(field, s string, numeric bool) *Error {
 	if s == "" {

@@ -107,13 +107,6 @@ func (f *Fleet) LaunchAgent(ctx context.Context, node string) error {
 	if n.Agent.Alive() {
 		return fmt.Errorf("the agent of %s runs already (process %d)", node, n.Agent.PID)
 	}
-	config := n.configFile()
-	// The file is written once, so that a test can change it between two starts.
-	if _, err := os.Stat(config); errors.Is(err, fs.ErrNotExist) {
-		if err := writeFile(config, f.config(s, n)); err != nil {
-			return err
-		}
-	}
 	// A socket stays in the network namespace in which it was made: the agent answers on the
 	// machine's own loopback although it runs in the node's namespace.
 	u, err := url.Parse(n.API)
@@ -125,7 +118,8 @@ func (f *Fleet) LaunchAgent(ctx context.Context, node string) error {
 	if err != nil && n.Agent.PID == 0 {
 		// Another program took the port since it was planned. Nobody was told of it yet.
 		if listener, err = listen.Listen(ctx, "tcp", "127.0.0.1:0"); err == nil {
-			err = f.update(func(s *state) { s.node(node).API = "https://" + listener.Addr().String() })
+			n.API = "https://" + listener.Addr().String()
+			err = f.update(func(s *state) { s.node(node).API = n.API })
 		}
 	}
 	if err != nil {
@@ -137,6 +131,13 @@ func (f *Fleet) LaunchAgent(ctx context.Context, node string) error {
 		return fmt.Errorf("API of %s: %w", node, err)
 	}
 	defer func() { _ = file.Close() }()
+	config := n.configFile()
+	// The file is written once, so that a test can change it between two starts.
+	if _, err := os.Stat(config); errors.Is(err, fs.ErrNotExist) {
+		if err := writeFile(config, f.config(s, n)); err != nil {
+			return err
+		}
+	}
 
 	env := append([]string{"LISTEN_FDS=1", "LISTEN_FDNAMES=api", "LISTEN_PID="}, s.AgentEnv...)
 	p, err := f.launch(n.enter(f.Binary(node), "agent", "--config", config), env, filepath.Join(n.Dir, logName), file)
@@ -178,7 +179,7 @@ func (f *Fleet) config(s state, n Node) []byte {
 	p("data_dir = %q", filepath.Join(n.Dir, "data"))
 	p("[node]\nid = %q\nguards = [\"%s/32\", \"%s/128\"]", n.Name, o[0], o[1])
 	p("[cluster]\nlisten = %q\ngossip = %q", address(n, peerPort), address(n, chatPort))
-	p("[api]\nlisten = \"\"\nsocket = %q", n.Socket)
+	p("[api]\nlisten = \"\"\nadvertise = %q\nsocket = %q", strings.TrimPrefix(n.API, "https://"), n.Socket)
 	if s.Guests == GuestsQEMU {
 		p("[inventory]\ndriver = \"libvirt\"\n[inventory.libvirt]\nsocket = \"/run/libvirt/libvirt-sock\"")
 	} else {

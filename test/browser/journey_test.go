@@ -3,10 +3,12 @@ package browser
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/palisade/palisade/deploy/fleet"
@@ -155,6 +157,7 @@ func TestAPageSaysThatItsNodeIsCutOff(t *testing.T) {
 	}
 	b.until("a banner says that there is no quorum", `document.querySelector('[data-banner=quorum]')`)
 	b.until("the block button can't be used and says why", `[...document.querySelectorAll('header button')].some(e => e.getAttribute('aria-label') === 'Block' && e.getAttribute('aria-disabled') === 'true' && e.title.length > 10)`)
+	b.until("the banner leads to the same page on the other nodes", elsewhere(l, node, "/"))
 	b.shoot("no-quorum")
 	block, _ := l.Block(t, st.Leader, client.Target{VM: "guest2"})
 	if err := l.HealNode(t.Context(), node); err != nil {
@@ -170,7 +173,13 @@ func TestAPageSaysThatItsNodeIsCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.until("a banner says that the node does not answer", `document.querySelector('[data-banner=lost]')`)
+	b.until("the banner still leads to the other nodes", elsewhere(l, node, "/"))
 	b.shoot("node-lost")
+	var link string
+	b.js(`document.querySelector('[data-banner=lost] a').href`, &link)
+	other := open(t, l, st.Leader)
+	other.run("follow the link", chromedp.Navigate(link))
+	other.login("viewer")
 	if err := l.StartAgent(t.Context(), node); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +187,18 @@ func TestAPageSaysThatItsNodeIsCutOff(t *testing.T) {
 	block, _ = l.Block(t, st.Leader, client.Target{VM: "guest2"})
 	b.until("and follows", held(vm))
 	l.Lift(t, st.Leader, block.ID)
+}
+
+// elsewhere is an expression: the banner has a link to a path of every other node.
+func elsewhere(l *rig.Rig, node, path string) string {
+	var want []string
+	for _, n := range l.Nodes() {
+		if n.Name != node {
+			want = append(want, n.API+path)
+		}
+	}
+	slices.Sort(want)
+	return fmt.Sprintf(`[...document.querySelectorAll('[data-banner] a')].map(e => e.getAttribute('href')).sort().join() === %q`, strings.Join(want, ","))
 }
 
 // TestAViewerOnlyLooks: what a scope may not do is not offered, and refused all the same.

@@ -27,13 +27,18 @@ func lab(t *testing.T) *rig.Rig {
 	t.Helper()
 	l := shared.Get(t, func(r *rig.Rig) { heal(t, r) })
 	heal(t, l)
+	users(t, l)
+	return l
+}
+
+func users(t *testing.T, l *rig.Rig) {
+	t.Helper()
 	for _, scope := range []string{"admin", "operator", "viewer"} {
 		body := map[string]string{"scope": scope, "password": password}
 		if err := l.Call(t.Context(), "node-1", "PUT", "/v1/users/"+scope, body, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return l
 }
 
 // heal starts what is down, heals what is cut, and lifts what is blocked.

@@ -41,7 +41,7 @@ export const en = {
   banner: {
     lost: (node: string) => `This page has lost ${node || 'its node'}.`,
     lostMore: (at: string, ago: string) => `What you see is as of ${at}, ${ago} old. Blocks stay in force. Nothing can be changed from here now; the page tries again by itself.`,
-    others: 'Other nodes:',
+    others: 'The same page on:',
     quorum: (node: string) => `${node} has no quorum.`,
     quorumMore: (age: string) => `It is cut off from most voters, so nothing can be changed here.${age ? ` The picture is ${age} old.` : ''} All blocks stay in force in every kernel, agreed blocks still start on time, and nothing is unblocked. Try a node on the other side.`,
     stale: (node: string) => `${node} is behind the fleet.`,
