@@ -88,9 +88,13 @@ func TestBackupPassesOnToAPassphrase(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, c, view)
-	if wrong, _ := FromPassphrase([]byte("correct horse battery stapler")); wrong.list != nil {
+	for _, text := range []string{"correct horse battery stapler", "short"} {
+		wrong, err := FromPassphrase([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
 		if _, err := Read(bytes.NewReader(file.Bytes()), wrong); err == nil || !strings.Contains(err.Error(), "another passphrase") {
-			t.Errorf("with another passphrase: %v", err)
+			t.Errorf("with the passphrase %q: %v", text, err)
 		}
 	}
 }

@@ -39,9 +39,9 @@ func ParseRecipients(texts []string) (Recipients, error) {
 
 // ForPassphrase makes a backup readable with a passphrase. A trailing line break is no part of it.
 func ForPassphrase(text []byte) (Recipients, error) {
-	pass, err := passphrase(text)
-	if err != nil {
-		return Recipients{}, err
+	pass := passphrase(text)
+	if len(pass) < minPassphrase {
+		return Recipients{}, fmt.Errorf("the passphrase has %d bytes; who has the file can guess a short one, take %d or more", len(pass), minPassphrase)
 	}
 	r, err := age.NewScryptRecipient(pass)
 	if err != nil {
@@ -50,13 +50,7 @@ func ForPassphrase(text []byte) (Recipients, error) {
 	return Recipients{[]age.Recipient{r}}, nil
 }
 
-func passphrase(text []byte) (string, error) {
-	pass := string(bytes.TrimRight(text, "\r\n"))
-	if len(pass) < minPassphrase {
-		return "", fmt.Errorf("the passphrase has %d bytes; who has the file can guess a short one, take %d or more", len(pass), minPassphrase)
-	}
-	return pass, nil
-}
+func passphrase(text []byte) string { return string(bytes.TrimRight(text, "\r\n")) }
 
 // Key opens backups.
 type Key struct{ list []age.Identity }
@@ -70,15 +64,12 @@ func ParseKey(text []byte) (Key, error) {
 	return Key{ids}, nil
 }
 
-// FromPassphrase is the key of a backup that was made ForPassphrase.
+// FromPassphrase is the key of a backup that was made ForPassphrase. A wrong passphrase, a short one too, is told by Read: it
+// does not open the backup.
 func FromPassphrase(text []byte) (Key, error) {
-	pass, err := passphrase(text)
+	id, err := age.NewScryptIdentity(passphrase(text))
 	if err != nil {
-		return Key{}, err
-	}
-	id, err := age.NewScryptIdentity(pass)
-	if err != nil {
-		return Key{}, errors.New("the passphrase can't be used")
+		return Key{}, errors.New("the passphrase is empty")
 	}
 	return Key{[]age.Identity{id}}, nil
 }

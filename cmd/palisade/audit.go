@@ -116,7 +116,7 @@ func (c *AuditVerifyCmd) Run(ctx context.Context, g *Globals) error {
 	var found auditVerdict
 	var err error
 	if c.File != "" {
-		found, err = c.verifyFile()
+		found, err = c.verifyFile(g)
 	} else {
 		found, err = verifyNode(ctx, g)
 	}
@@ -143,16 +143,12 @@ func (c *AuditVerifyCmd) Run(ctx context.Context, g *Globals) error {
 // errAudit is the error of an audit that is not what it should be.
 var errAudit = errors.New("the audit does not verify")
 
-func (c *AuditVerifyCmd) verifyFile() (auditVerdict, error) {
-	in := io.Reader(os.Stdin)
-	if c.File != "-" {
-		f, err := os.Open(c.File)
-		if err != nil {
-			return auditVerdict{}, err
-		}
-		defer f.Close()
-		in = f
+func (c *AuditVerifyCmd) verifyFile(g *Globals) (auditVerdict, error) {
+	in, err := g.open(c.File)
+	if err != nil {
+		return auditVerdict{}, err
 	}
+	defer in.Close()
 	return verifyLines(in)
 }
 

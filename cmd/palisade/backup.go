@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"time"
 
@@ -29,7 +28,7 @@ type BackupMakeCmd struct {
 // Run implements the command. The node encrypts for a key that exists only here and now; what came is checked, and
 // encrypted anew for whom it is to be kept.
 func (c *BackupMakeCmd) Run(ctx context.Context, g *Globals) error {
-	keep, err := c.recipients()
+	keep, err := c.recipients(g)
 	if err != nil {
 		return err
 	}
@@ -66,12 +65,12 @@ func (c *BackupMakeCmd) Run(ctx context.Context, g *Globals) error {
 	return nil
 }
 
-func (c *BackupMakeCmd) recipients() (backup.Recipients, error) {
+func (c *BackupMakeCmd) recipients(g *Globals) (backup.Recipients, error) {
 	switch {
 	case (len(c.Recipient) > 0) == (c.PassphraseFile != ""):
 		return backup.Recipients{}, usagef("give either --recipient or --passphrase-file: a backup holds the fleet's secrets")
 	case c.PassphraseFile != "":
-		text, err := readSecret(c.PassphraseFile)
+		text, err := g.readSecret(c.PassphraseFile)
 		if err != nil {
 			return backup.Recipients{}, err
 		}
@@ -92,16 +91,12 @@ func usageIf(err error) error {
 // maxSecretFile bounds a file with a passphrase or keys.
 const maxSecretFile = 64 << 10
 
-func readSecret(path string) ([]byte, error) {
-	in := io.Reader(os.Stdin)
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, usageError{err}
-		}
-		defer f.Close()
-		in = f
+func (g *Globals) readSecret(path string) ([]byte, error) {
+	in, err := g.open(path)
+	if err != nil {
+		return nil, usageError{err}
 	}
+	defer in.Close()
 	text, err := io.ReadAll(io.LimitReader(in, maxSecretFile))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
@@ -126,11 +121,11 @@ type backupKey struct {
 }
 
 // read reads a whole backup.
-func (k *backupKey) read(path string) (*backup.Content, error) {
+func (k *backupKey) read(g *Globals, path string) (*backup.Content, error) {
 	if (k.Identity != "") == (k.PassphraseFile != "") {
 		return nil, usagef("give either --identity or --passphrase-file: without it nothing of a backup can be read")
 	}
-	text, err := readSecret(k.Identity + k.PassphraseFile)
+	text, err := g.readSecret(k.Identity + k.PassphraseFile)
 	if err != nil {
 		return nil, err
 	}
@@ -142,15 +137,11 @@ func (k *backupKey) read(path string) (*backup.Content, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
-	in := io.Reader(os.Stdin)
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
+	in, err := g.open(path)
+	if err != nil {
+		return nil, err
 	}
+	defer in.Close()
 	c, err := backup.Read(in, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -171,7 +162,7 @@ type backupShown struct {
 
 // Run implements the command.
 func (c *BackupShowCmd) Run(_ context.Context, g *Globals) error {
-	found, err := c.read(c.File)
+	found, err := c.read(g, c.File)
 	if err != nil {
 		return err
 	}
@@ -179,10 +170,8 @@ func (c *BackupShowCmd) Run(_ context.Context, g *Globals) error {
 	s := backupShown{
 		Header: found.Header, Nodes: []string{}, VMs: v.CountVMs(), ActiveBlocks: v.CountActive(), PendingBlocks: v.CountPending(), StateTime: v.Time(),
 	}
-	for n := range v.Nodes() {
-		if n.Member() {
-			s.Nodes = append(s.Nodes, n.ID)
-		}
+	for n := range v.Members() {
+		s.Nodes = append(s.Nodes, n.ID)
 	}
 	for range v.Lists("") {
 		s.Lists++

@@ -65,6 +65,14 @@ func (g *Globals) Client() (*client.Client, error) {
 	return c, nil
 }
 
+// open opens a file for reading; "-" is standard input, which stays open when the caller closes what it got.
+func (g *Globals) open(path string) (io.ReadCloser, error) {
+	if path == "-" {
+		return io.NopCloser(g.Stdin), nil
+	}
+	return os.Open(path)
+}
+
 // tokenFileEnv names the file of the API token. It is no default of the flag: for join the flag means another token,
 // and that of the API must not be sent to an address that is given by hand.
 const tokenFileEnv = "PALISADE_TOKEN_FILE"

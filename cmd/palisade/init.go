@@ -116,16 +116,13 @@ func (c *JoinCmd) token(g *Globals) (string, error) {
 		return c.Token, nil
 	case g.TokenFile == "":
 		return "", usagef("a join token is needed: --token TOKEN, or --token-file FILE; \"palisade join-token create\" on a member makes one")
-	case g.TokenFile == "-":
-		b, err := io.ReadAll(io.LimitReader(g.Stdin, maxTokenBytes))
-		return strings.TrimSpace(string(b)), err
 	}
-	f, err := os.Open(g.TokenFile)
+	in, err := g.open(g.TokenFile)
 	if err != nil {
 		return "", usagef("--token-file: %w", err)
 	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxTokenBytes))
+	defer in.Close()
+	b, err := io.ReadAll(io.LimitReader(in, maxTokenBytes))
 	return strings.TrimSpace(string(b)), err
 }
 

@@ -32,7 +32,7 @@ func (c *RecoverCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	var seal []byte
 	if c.Backup != "" {
-		found, err := c.read(c.Backup)
+		found, err := c.read(g, c.Backup)
 		if err != nil {
 			return err
 		}

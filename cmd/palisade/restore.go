@@ -40,7 +40,7 @@ func (c *RestoreCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	content, err := c.read(c.File)
+	content, err := c.read(g, c.File)
 	if err != nil {
 		return err
 	}

@@ -51,15 +51,11 @@ func (f *PasswordFlags) read(g *Globals, user string) (string, error) {
 	if f.PasswordFile == "" {
 		return f.ask(g, user)
 	}
-	in := io.Reader(os.Stdin)
-	if f.PasswordFile != "-" {
-		file, err := os.Open(f.PasswordFile)
-		if err != nil {
-			return "", usagef("--password-file: %w", err)
-		}
-		defer file.Close()
-		in = file
+	in, err := g.open(f.PasswordFile)
+	if err != nil {
+		return "", usagef("--password-file: %w", err)
 	}
+	defer in.Close()
 	b, err := io.ReadAll(io.LimitReader(in, maxPasswordFile))
 	if err != nil {
 		return "", usagef("--password-file: %w", err)
