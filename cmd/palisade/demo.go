@@ -93,7 +93,9 @@ func (c *demoUpCmd) Run(ctx context.Context, g *Globals) error {
 	if err := g.printDemo(out.Status); err != nil {
 		return err
 	}
+	g.printPage(self, out.Status)
 	g.printTries(self, c.State, out.Status)
+	g.printf("Remove the demo with \"%s demo down --state %s\".\n", self, c.State)
 	return nil
 }
 
@@ -181,6 +183,13 @@ func (g *Globals) printDemo(s fleet.Status) error {
 	return t.flush()
 }
 
+// printPage prints where the web page is, and how to get in.
+func (g *Globals) printPage(self string, s fleet.Status) {
+	n := s.Nodes[0]
+	g.printf("\nThe web page is at %s/, as on every node; the certificate is of the demo's own authority. A user for it:\n", n.API)
+	g.printf("  PALISADE_SOCKET=%s %s user add admin --scope admin\n", n.Socket, self)
+}
+
 // printTries prints commands to try, which work one after the other as they stand.
 func (g *Globals) printTries(self, state string, s fleet.Status) {
 	if len(s.Guests) == 0 {
@@ -204,5 +213,4 @@ func (g *Globals) printTries(self, state string, s fleet.Status) {
 	} {
 		g.printf("  %s\n", line)
 	}
-	g.printf("Remove the demo with \"%s demo down --state %s\".\n", self, state)
 }
