@@ -54,7 +54,7 @@ func newLab(t *testing.T, o fleet.Options) *lab {
 // sharedLab returns the shared fleet, ready and blocking nothing.
 func sharedLab(t *testing.T) *lab {
 	t.Helper()
-	return &lab{shared.Get(t, func(r *rig.Rig) { (&lab{r}).heal(t) })}
+	return &lab{shared.Get(t)}
 }
 
 func bringUp(o fleet.Options) (*lab, error) {
@@ -70,35 +70,6 @@ func bringUp(o fleet.Options) (*lab, error) {
 		return nil, err
 	}
 	return &lab{r}, err
-}
-
-// heal starts what is down, heals what is cut, lifts what is blocked, and waits until all is well.
-func (l *lab) heal(t *testing.T) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for _, n := range l.Nodes() {
-		if err := l.HealNode(ctx, n.Name); err != nil {
-			t.Error(err)
-		}
-		if !n.Agent.Alive() {
-			if err := l.StartAgent(ctx, n.Name); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	if err := l.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
-	c := l.Clients[l.Nodes()[0].Name]
-	for b, err := range c.Blocks(ctx, client.BlockFilter{}) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.LiftBlock(ctx, b.ID, client.Write{Wait: true}); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 // follower returns a node that does not lead, and the leader.

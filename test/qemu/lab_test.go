@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/deploy/fleet"
-	"github.com/palisade/palisade/httpapi/client"
 	"github.com/palisade/palisade/test/rig"
 )
 
@@ -39,30 +38,7 @@ func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 // elsewhere.
 func sharedLab(t *testing.T) *lab {
 	t.Helper()
-	return &lab{shared.Get(t, func(r *rig.Rig) { (&lab{r}).heal(t) })}
-}
-
-// heal starts every libvirtd that is down and lifts every block.
-func (l *lab) heal(t *testing.T) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for _, n := range l.Nodes() {
-		if !n.Libvirtd.Alive() {
-			if err := l.StartLibvirtd(ctx, n.Name); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	c := l.Clients[l.Nodes()[0].Name]
-	for b, err := range c.Blocks(ctx, client.BlockFilter{}) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.LiftBlock(ctx, b.ID, client.Write{Wait: true}); err != nil {
-			t.Error(err)
-		}
-	}
+	return &lab{shared.Get(t)}
 }
 
 // where tells on which node a guest is.

@@ -141,6 +141,42 @@ func (r *Rig) Lift(t *testing.T, node, id string) time.Time {
 	return time.Now()
 }
 
+// Heal starts what is down, heals what is cut, lifts what is blocked or to be blocked, and waits until all is well.
+func (r *Rig) Heal(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, n := range r.Nodes() {
+		if err := r.HealNode(ctx, n.Name); err != nil {
+			t.Error(err)
+		}
+		if n.Libvirtd.PID != 0 && !n.Libvirtd.Alive() {
+			if err := r.StartLibvirtd(ctx, n.Name); err != nil {
+				t.Error(err)
+			}
+		}
+		if !n.Agent.Alive() {
+			if err := r.StartAgent(ctx, n.Name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := r.AwaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c := r.Clients[r.Nodes()[0].Name]
+	for _, state := range []string{"active", "pending"} {
+		for b, err := range c.Blocks(ctx, client.BlockFilter{State: state}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.LiftBlock(ctx, b.ID, client.Write{Wait: true}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // Move migrates a guest and waits until every node has it there.
 func (r *Rig) Move(t *testing.T, guest, to string) fleet.Migration {
 	t.Helper()

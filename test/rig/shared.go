@@ -29,8 +29,9 @@ func NewShared(options func() fleet.Options) *Shared {
 // Binaries returns what the package's fleets run.
 func (s *Shared) Binaries() (Binaries, error) { return s.build() }
 
-// Get returns the fleet. After the test, the logs are shown if it failed, and heal puts right what it left.
-func (s *Shared) Get(t *testing.T, heal func(*Rig)) *Rig {
+// Get returns the fleet, whole and blocking nothing. After the test, the logs are shown if it failed, and what it left is put
+// right.
+func (s *Shared) Get(t *testing.T) *Rig {
 	t.Helper()
 	s.once.Do(func() {
 		b, err := s.build()
@@ -47,7 +48,7 @@ func (s *Shared) Get(t *testing.T, heal func(*Rig)) *Rig {
 		if t.Failed() {
 			s.rig.ShowLogs(t)
 		}
-		heal(s.rig)
+		s.rig.Heal(t)
 	})
 	return s.rig
 }
