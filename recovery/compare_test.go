@@ -35,29 +35,26 @@ func (l *log) do(op fsm.Op) fsm.Result {
 			l.do(fsm.DescribeList{Name: p.Name})
 		}
 	}
-	l.index++
-	data, err := fsm.MarshalCommand(fsm.Command{Time: time.Unix(int64(l.index), 0), Actor: "token:test", Op: op})
-	if err != nil {
-		l.t.Fatal(err)
+	res := l.may(op)
+	if res.Err != nil {
+		l.t.Fatalf("%+v: %v", op, res.Err)
 	}
-	res, err := l.store.ApplyBatch([]fsm.Entry{{Index: l.index, Data: data}})
-	if err != nil || res[0].Err != nil {
-		l.t.Fatalf("%+v: %v, %v", op, err, res[0].Err)
-	}
-	return res[0]
+	return res
 }
 
 // may is do for what may be refused.
-func (l *log) may(op fsm.Op) {
+func (l *log) may(op fsm.Op) fsm.Result {
 	l.t.Helper()
 	l.index++
 	data, err := fsm.MarshalCommand(fsm.Command{Time: time.Unix(int64(l.index), 0), Actor: "token:test", Op: op})
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	if _, err := l.store.ApplyBatch([]fsm.Entry{{Index: l.index, Data: data}}); err != nil {
+	res, err := l.store.ApplyBatch([]fsm.Entry{{Index: l.index, Data: data}})
+	if err != nil {
 		l.t.Fatal(err)
 	}
+	return res[0]
 }
 
 func (l *log) view() *fsm.View { return l.store.View() }

@@ -66,6 +66,8 @@ func TestWhatWasAgreedIsListed(t *testing.T) {
 			lost: []string{"VM vm1 (vm1), held by b1, there is not known to be of account acme"}},
 		"a declared address": {both: []fsm.Op{guest("vm1", 1, "203.0.113.1"), drop(fsm.Target{VM: "vm1"})}, now: []fsm.Op{owned("vm1", "", "203.0.113.8/32")},
 			lost: []string{"VM vm1 (vm1), held by b1, there lacks the address 203.0.113.8/32"}},
+		"a declared address of a VM that is held since": {both: []fsm.Op{owned("vm1", "", "203.0.113.1/32")}, now: []fsm.Op{owned("vm1", "", "203.0.113.8/32"), drop(fsm.Target{VM: "vm1"})},
+			lost: []string{"VM vm1 (vm1), held by b1, there lacks the address 203.0.113.8/32", "b1: drop on vm1"}},
 		"an interface": {both: []fsm.Op{fsm.PutNode{Node: fsm.Node{ID: "n1"}}, guest("vm1", 1, "203.0.113.1"), drop(fsm.Target{VM: "vm1"})}, now: []fsm.Op{guest("vm1", 9, "203.0.113.1")},
 			lost: []string{"there lacks the hardware address 02:00:00:00:00:09"}},
 		"a guard": {now: []fsm.Op{fsm.PutGuard{Prefix: netip.MustParsePrefix("192.0.2.9/32"), Note: "office"}},
