@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/palisade/palisade/internal/files"
-
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // A store that can't be relied on is renamed to its own path with asideMark and the time, and kept there.

@@ -11,12 +11,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/palisade/palisade/internal/files"
-
 	"github.com/hashicorp/raft"
 
 	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 	"github.com/palisade/palisade/pki"
 )
 

@@ -54,12 +54,11 @@ type follower struct {
 
 func (c *Cluster) newFollower(l *followLog) *follower {
 	beat := c.timing.Heartbeat / beatsPerSilence
-	f := &follower{
+	return &follower{
 		c: c, log: l, know: newKnowledge(c.timing.Heartbeat), source: c.source, logger: c.log, beat: beat,
 		finder: &finder{self: c.id, rpc: c.rpc, fresh: c.timing.Heartbeat},
 		better: make(chan *link), said: seldom{every: sayAgain},
 	}
-	return f
 }
 
 // run follows until ctx ends or this node is chosen, which is errChosen.

@@ -12,7 +12,12 @@ import (
 type knowledge struct {
 	silence time.Duration // after which a leader that is heard again may have committed anything
 
-	mu      sync.Mutex
+	mu    sync.Mutex
+	known known
+}
+
+// known is what is known at one moment. It is copied; path is never changed in place.
+type known struct {
 	leader  string
 	term    uint64
 	commit  uint64    // of the leader, proven in this term; 0 if not
@@ -21,21 +26,22 @@ type knowledge struct {
 	proof uint64
 	gap   uint64 // counts silences
 
-	path     []string // from a voter to the source, or to the last one
-	attached bool     // the path is whole
-	changed  chan struct{}
+	path     []string      // from a voter to the source, or to the last one
+	attached bool          // the path is whole
+	changed  chan struct{} // closed with the next change
 }
 
 func newKnowledge(silence time.Duration) *knowledge {
-	return &knowledge{silence: silence, changed: make(chan struct{})}
+	return &knowledge{silence: silence, known: known{changed: make(chan struct{})}}
 }
 
 // hear takes a beat that arrived just now.
-func (k *knowledge) hear(b *peerpb.FollowBeat) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+func (w *knowledge) hear(b *peerpb.FollowBeat) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := &w.known
 	k.path, k.attached = b.GetPath(), b.GetAttached()
-	defer k.wake()
+	defer w.wake()
 	if b.GetAge() < 0 {
 		return
 	}
@@ -43,7 +49,7 @@ func (k *knowledge) hear(b *peerpb.FollowBeat) {
 	if contact.Before(k.contact) || b.GetTerm() < k.term {
 		return // what another source said is newer
 	}
-	if contact.Sub(k.contact) > k.silence {
+	if contact.Sub(k.contact) > w.silence {
 		k.commit, k.proof = 0, 0
 		k.gap++
 	}
@@ -55,42 +61,30 @@ func (k *knowledge) hear(b *peerpb.FollowBeat) {
 }
 
 // detach notes that there is no source any more; the path to it is kept, to look for the next there.
-func (k *knowledge) detach() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.attached = false
-	k.wake()
+func (w *knowledge) detach() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.known.attached = false
+	w.wake()
 }
 
 // wake tells of a change. The caller holds mu.
-func (k *knowledge) wake() {
-	close(k.changed)
-	k.changed = make(chan struct{})
+func (w *knowledge) wake() {
+	close(w.known.changed)
+	w.known.changed = make(chan struct{})
 }
 
-// known is a copy.
-type known struct {
-	leader   string
-	term     uint64
-	commit   uint64
-	contact  time.Time
-	proof    uint64
-	gap      uint64
-	path     []string
-	attached bool
-	changed  <-chan struct{}
-}
-
-func (k *knowledge) now() known {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return known{k.leader, k.term, k.commit, k.contact, k.proof, k.gap, k.path, k.attached, k.changed}
+func (w *knowledge) now() known {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.known
 }
 
 // prove takes an index that the leader proved after the silence with this count.
-func (k *knowledge) prove(index, gap uint64, leader string, asked time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+func (w *knowledge) prove(index, gap uint64, leader string, asked time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := &w.known
 	if k.gap != gap {
 		return
 	}
@@ -98,7 +92,7 @@ func (k *knowledge) prove(index, gap uint64, leader string, asked time.Time) {
 	if leader == k.leader && asked.After(k.contact) { // beats that wait behind entries say later that it was there
 		k.contact = asked
 	}
-	k.wake()
+	w.wake()
 }
 
 // fresh says that the leader was heard within a limit.

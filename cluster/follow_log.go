@@ -52,28 +52,21 @@ func openFollowLog(d *disk, a *applier, m *membership, cut compaction, log *slog
 	if f.logs, err = raft.NewLogCache(logCacheEntries, d.logs); err != nil {
 		return nil, err
 	}
-	list, err := d.snaps.List()
+	meta, err := d.newest()
 	if err != nil {
 		return nil, err
 	}
-	if len(list) > 0 {
-		if err := f.restore(list[0]); err != nil {
+	if meta != nil {
+		if err := f.restore(meta); err != nil {
 			return nil, err
 		}
-	}
-	first, err := f.logs.FirstIndex()
-	if err != nil {
-		return nil, err
 	}
 	last, err := f.logs.LastIndex()
 	if err != nil {
 		return nil, err
 	}
-	if last <= f.snap {
-		if last > 0 && last < f.snap { // a snapshot was installed, and the log not yet cut
-			return f, f.logs.DeleteRange(first, last)
-		}
-		return f, nil
+	if last < f.snap { // a snapshot was installed, and the log not yet cut
+		return f, clearLog(f.logs)
 	}
 	for i := f.snap + 1; i <= last; {
 		var batch []*raft.Log

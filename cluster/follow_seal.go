@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
@@ -45,20 +44,12 @@ func (f *follower) mayForget(ctx context.Context) bool {
 		return false
 	}
 	voters := f.c.voterIDs()
-	sealed := make([]bool, len(voters))
-	var wg sync.WaitGroup
-	for i, id := range voters {
-		wg.Go(func() {
-			resp, err := f.c.helloTo(ctx, id)
-			sealed[i] = err == nil && resp.GetSealed()
-		})
-	}
-	wg.Wait()
-	n := 0
-	for _, has := range sealed {
-		if has {
-			n++
+	sealed := reached(voters, func(id string) error {
+		resp, err := f.c.helloTo(ctx, id)
+		if err == nil && !resp.GetSealed() {
+			err = errNoSeal
 		}
-	}
-	return n > len(voters)/2 && follows() && ctx.Err() == nil
+		return err
+	})
+	return len(sealed) > len(voters)/2 && follows() && ctx.Err() == nil
 }

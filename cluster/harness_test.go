@@ -480,3 +480,10 @@ func owner(s *fsm.Store, vm string) string {
 
 // odd is the largest odd number that is not above n.
 func odd(n int) int { return n - (n+1)%2 }
+
+// followers is how many are served.
+func (s *source) followers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.children)
+}

@@ -10,11 +10,10 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/palisade/palisade/internal/files"
-
 	"github.com/hashicorp/memberlist"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // Keys are the open gossip keys of a fleet as of one change of them. They are secrets.

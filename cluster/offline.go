@@ -12,12 +12,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/palisade/palisade/internal/files"
-
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/files"
 )
 
 // Offline is what the store of a node holds, read while its agent does not run.
@@ -184,7 +183,7 @@ func (f *Founding) write(dir string, logger *slog.Logger) error {
 	err = errors.Join(
 		bolt.Set([]byte(keyNode), []byte(f.Node)),
 		f.writeEpoch(bolt),
-		bolt.SetUint64([]byte("CurrentTerm"), f.Term), // the key is raft's
+		bolt.SetUint64([]byte(keyTerm), f.Term),
 		bolt.Close(),
 	)
 	if err != nil {

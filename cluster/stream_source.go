@@ -269,7 +269,7 @@ func (s *source) tellRoom() {
 	s.rooms <- r // nobody else sends
 }
 
-// currentRoom is what was last told.
+// currentRoom is room for callers.
 func (s *source) currentRoom() uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -293,13 +293,6 @@ func (s *source) others(not string) []string {
 	return out
 }
 
-// followers is how many are served.
-func (s *source) followers() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.children)
-}
-
 // shed sends one follower away if there are more than there may be: a voter that leads now serves fewer.
 func (s *source) shed() {
 	s.mu.Lock()
@@ -311,6 +304,12 @@ func (s *source) shed() {
 		c.end(errShed)
 		return
 	}
+}
+
+// sayAlive tells a follower that nothing is sent but that this node lives, and what it knows of the leader.
+func (s *source) sayAlive(conn downstream) error {
+	now, _ := s.current()
+	return conn.say(s.beat(now))
 }
 
 func (s *source) beat(p pulse) *peerpb.FollowDown {
@@ -394,7 +393,7 @@ func (s *source) sendSnapshot(ctx context.Context, conn downstream) (uint64, err
 			defer func() { <-s.snaps }()
 			waiting = false
 		case <-time.After(s.every):
-			if err := conn.say(s.beat(s.pulse())); err != nil {
+			if err := s.sayAlive(conn); err != nil {
 				return 0, err
 			}
 		case <-ctx.Done():
@@ -434,7 +433,7 @@ func (s *source) sendSnapshot(ctx context.Context, conn downstream) (uint64, err
 			return 0, err
 		}
 		if time.Since(told) > s.every {
-			if err := conn.say(s.beat(s.pulse())); err != nil {
+			if err := s.sayAlive(conn); err != nil {
 				return 0, err
 			}
 			told = time.Now()
@@ -444,9 +443,4 @@ func (s *source) sendSnapshot(ctx context.Context, conn downstream) (uint64, err
 		}
 	}
 	return meta.Index, nil
-}
-
-func (s *source) pulse() pulse {
-	p, _ := s.current()
-	return p
 }

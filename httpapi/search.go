@@ -3,6 +3,7 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -94,11 +95,7 @@ func findAccounts(ctx context.Context, v *fsm.View, vms []*fsm.VM, text string, 
 	for a := range v.Accounts("") {
 		take(a.ID)
 	}
-	sorted := make([]string, 0, len(ids))
-	for id := range ids {
-		sorted = append(sorted, id)
-	}
-	slices.SortFunc(sorted, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
+	sorted := slices.SortedFunc(maps.Keys(ids), func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
 	out := []wire.FoundAccount{}
 	for _, id := range sorted[:min(len(sorted), limit)] {
 		a := wire.FoundAccount{ID: id, Blocks: []string{}}
