@@ -116,8 +116,8 @@ func voters(c raft.Configuration) []string {
 	return out
 }
 
-// Founding is a store whose node is the only voter of its fleet.
-type Founding struct {
+// founding is a store whose node is the only voter of its fleet.
+type founding struct {
 	Node string // id
 	Term uint64 // above every term of the fleet's that is known
 	View *fsm.View
@@ -126,9 +126,9 @@ type Founding struct {
 	proof *epochProof // nil in tests
 }
 
-// Found puts the store in the place of the one in dir, which is kept beside it, and returns where, "" if there was
+// foundStore puts the store in the place of the one in dir, which is kept beside it, and returns where, "" if there was
 // none. It is complete, or has not happened, whenever it is cut short. No agent may run on dir.
-func Found(ctx context.Context, dir string, f Founding, logger *slog.Logger) (kept string, err error) {
+func foundStore(ctx context.Context, dir string, f founding, logger *slog.Logger) (kept string, err error) {
 	if f.View.Index() == 0 {
 		return "", errors.New("a fleet can't be founded on an empty state")
 	}
@@ -161,7 +161,7 @@ func Found(ctx context.Context, dir string, f Founding, logger *slog.Logger) (ke
 }
 
 // writeEpoch writes the epoch with its proof: if the identity is not told any more, the store tells it.
-func (f *Founding) writeEpoch(bolt *raftboltdb.BoltStore) error {
+func (f *founding) writeEpoch(bolt *raftboltdb.BoltStore) error {
 	if f.proof == nil {
 		return nil
 	}
@@ -172,7 +172,7 @@ func (f *Founding) writeEpoch(bolt *raftboltdb.BoltStore) error {
 	return errors.Join(bolt.SetUint64([]byte(keyEpoch), f.proof.Epoch), bolt.Set([]byte(keyProof), data))
 }
 
-func (f *Founding) write(dir string, logger *slog.Logger) error {
+func (f *founding) write(dir string, logger *slog.Logger) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}

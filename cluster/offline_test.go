@@ -31,7 +31,7 @@ func TestFoundOnASurvivor(t *testing.T) {
 	if _, err := ReadOffline(n.dir(), logger(t)); !errors.Is(err, ErrInUse) {
 		t.Errorf("ReadOffline of a running node: %v", err)
 	}
-	if _, err := Found(t.Context(), n.dir(), Founding{Node: n.id, View: n.store.View()}, logger(t)); !errors.Is(err, ErrInUse) {
+	if _, err := foundStore(t.Context(), n.dir(), founding{Node: n.id, View: n.store.View()}, logger(t)); !errors.Is(err, ErrInUse) {
 		t.Errorf("Found on a running node: %v", err)
 	}
 	for _, n := range f.nodes {
@@ -45,16 +45,16 @@ func TestFoundOnASurvivor(t *testing.T) {
 		!slices.Equal(off.Voters, []string{"n1", "n2", "n3"}) || off.Gated || off.Owner != n.id {
 		t.Errorf("read %+v at index %d", off, v.Index())
 	}
-	found := Founding{Node: n.id, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
+	found := founding{Node: n.id, Term: off.Term + 1, View: off.State.View(), Why: "two nodes burned down"}
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
-	if _, err := Found(stopped, n.dir(), found, logger(t)); !errors.Is(err, context.Canceled) {
+	if _, err := foundStore(stopped, n.dir(), found, logger(t)); !errors.Is(err, context.Canceled) {
 		t.Errorf("Found that was cut short: %v", err)
 	}
 	if again, err := ReadOffline(n.dir(), logger(t)); err != nil || again.Index != off.Index {
 		t.Errorf("after it was cut short: %+v, %v", again, err)
 	}
-	kept, err := Found(t.Context(), n.dir(), found, logger(t))
+	kept, err := foundStore(t.Context(), n.dir(), found, logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"errors"
@@ -78,7 +77,7 @@ func Refound(ctx context.Context, o RefoundOptions) (Refounded, error) {
 			return Refounded{}, fmt.Errorf("keep the seal key: %w", err)
 		}
 	}
-	kept, err := Found(ctx, store, Founding{Node: o.Node, Term: o.Term + 1, View: state.View(), Why: o.Why, proof: r.proof}, o.Logger)
+	kept, err := foundStore(ctx, store, founding{Node: o.Node, Term: o.Term + 1, View: state.View(), Why: o.Why, proof: r.proof}, o.Logger)
 	if err != nil {
 		return Refounded{}, err
 	}
@@ -165,21 +164,17 @@ func (r *refounding) begin() (*fsm.Store, error) {
 			KeyHash: hash, NotAfter: pki.NodeTerms{Lifetime: r.o.Lifetime}.NotAfter(r.now),
 		}
 	}
-	return Continue(r.o.View, max(r.o.View.Index(), r.o.Index)+fsm.EpochIndexGap, r.now, r.o.Actor, append([]fsm.Op{op}, r.o.Commands...)...)
+	return r.proceed(max(r.o.View.Index(), r.o.Index)+fsm.EpochIndexGap, append([]fsm.Op{op}, r.o.Commands...))
 }
 
-// Continue copies a state and applies ops to the copy, from a log index on. An op that is refused is an error.
-func Continue(view *fsm.View, index uint64, now time.Time, actor string, ops ...fsm.Op) (*fsm.Store, error) {
-	var b bytes.Buffer
-	if err := view.WriteSnapshot(&b); err != nil {
-		return nil, err
-	}
-	state := fsm.NewStore()
-	if err := state.Restore(&b); err != nil {
+// proceed copies the state and applies ops to the copy, from a log index on. An op that is refused is an error.
+func (r *refounding) proceed(index uint64, ops []fsm.Op) (*fsm.Store, error) {
+	state, err := r.o.View.Clone()
+	if err != nil {
 		return nil, err
 	}
 	for i, op := range ops {
-		data, err := fsm.MarshalCommand(fsm.Command{Time: now, Actor: actor, From: "local", Op: op})
+		data, err := fsm.MarshalCommand(fsm.Command{Time: r.now, Actor: r.o.Actor, From: "local", Op: op})
 		if err != nil {
 			return nil, err
 		}

@@ -34,6 +34,16 @@ func (s *Store) Restore(r io.Reader) error {
 	return nil
 }
 
+// Clone returns a store of its own with the state of the view, by way of a snapshot: it costs what writing and reading one does.
+func (v *View) Clone() (*Store, error) {
+	var b bytes.Buffer
+	if err := v.WriteSnapshot(&b); err != nil {
+		return nil, err
+	}
+	s := NewStore()
+	return s, s.Restore(&b)
+}
+
 // rebuild makes a state from a stream of records.
 type rebuild struct {
 	in      recordReader

@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"bytes"
 	"errors"
 
 	"github.com/palisade/palisade/fsm"
@@ -18,12 +17,8 @@ func Keep(losses []Loss) []fsm.Op {
 
 // Try finds out which losses can't be carried over because to would refuse it, and says so in them. to stays as it is.
 func Try(to *fsm.View, losses []Loss) error {
-	var b bytes.Buffer
-	if err := to.WriteSnapshot(&b); err != nil {
-		return err
-	}
-	state := fsm.NewStore()
-	if err := state.Restore(&b); err != nil {
+	state, err := to.Clone()
+	if err != nil {
 		return err
 	}
 	for i := range losses {
