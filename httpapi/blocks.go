@@ -133,7 +133,7 @@ func blockHas(v *fsm.View, b *fsm.Block, text string) bool {
 
 // askBlocks asks every member once what it knows of the blocks.
 func (s *Server) askBlocks(ctx context.Context, ids []string) []*reply {
-	return s.gather(ctx, fsm.Query{Blocks: ids}, s.opts.AskTimeout, false, nil)
+	return s.ask(ctx, fsm.Query{Blocks: ids}, "")
 }
 
 type getBlockInput struct {

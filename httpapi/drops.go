@@ -120,9 +120,8 @@ func (s *Server) plot(ctx context.Context, q fsm.DropsQuery, span time.Duration,
 		Series: []wire.DropSeries{}, Known: []wire.KnownDrops{}, Silent: []wire.SilentNode{},
 	}
 	answers := map[string]*fsm.Drops{}
-	for _, r := range s.gather(ctx, fsm.Query{Drops: &q}, s.opts.AskTimeout, false, nil) {
+	for _, r := range s.ask(ctx, fsm.Query{Drops: &q}, node) {
 		switch id := r.member.ID; {
-		case node != "" && id != node:
 		case r.ok && r.report.Drops != nil && r.report.Drops.Step == step:
 			answers[id] = r.report.Drops
 			d := r.report.Drops

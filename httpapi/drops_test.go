@@ -53,9 +53,15 @@ func TestDropsOfAllNodesAreLaidBesideEachOther(t *testing.T) {
 	if b := d.Series[0].Bytes[59]; b == nil || *b != 250 {
 		t.Errorf("bytes %v", b)
 	}
+	var before, after int
+	f.Set(func() { before = f.Peers["n1"].Asked })
 	one := decode[wire.Drops](t, s.do(t, request{method: "GET", path: "/v1/drops?node=n2"}), 200)
 	if len(one.Series) != 1 || one.Series[0].Node != "n2" || one.Points != 360 || len(one.Silent) != 0 {
 		t.Errorf("of n2: %+v", one)
+	}
+	decode[wire.Node](t, s.do(t, request{method: "GET", path: "/v1/nodes/n2"}), 200)
+	if f.Set(func() { after = f.Peers["n1"].Asked }); after != before {
+		t.Errorf("n1 was asked %d times for what n2 knows", after-before)
 	}
 	day := decode[wire.Drops](t, s.do(t, request{method: "GET", path: "/v1/drops?since=24h"}), 200)
 	if day.Step != 300 || day.Points != 288 || len(day.Series) != 0 {

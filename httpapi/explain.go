@@ -45,9 +45,8 @@ func (s *Server) explain(ctx context.Context, in *explainInput) (*explainOutput,
 	if in.Node != "" && !s.isMember(in.Node) {
 		return nil, problem(wire.CodeNotFound, "there is no node %s", echo(in.Node))
 	}
-	for _, r := range s.gather(ctx, fsm.Query{Explain: &p}, s.opts.AskTimeout, false, nil) {
+	for _, r := range s.ask(ctx, fsm.Query{Explain: &p}, in.Node) {
 		switch {
-		case in.Node != "" && r.member.ID != in.Node:
 		case r.ok && r.report.Explained != nil:
 			out.Body.Nodes = append(out.Body.Nodes, wireNodeExplanation(v, &r.report, r.member.ID))
 		case r.ok:
@@ -154,7 +153,7 @@ func (s *Server) explainVM(ctx context.Context, v *fsm.View, ref string) (wire.E
 	}
 	counters := map[string]wire.Counters{}
 	if len(ids) > 0 {
-		for _, r := range s.gather(ctx, fsm.Query{Blocks: ids}, s.opts.AskTimeout, false, nil) {
+		for _, r := range s.askBlocks(ctx, ids) {
 			for id, b := range r.report.Blocks {
 				c := counters[id]
 				counters[id] = wire.Counters{Packets: c.Packets + b.Packets, Bytes: c.Bytes + b.Bytes}

@@ -52,7 +52,7 @@ func (s *Server) leave(ctx context.Context, in WriteInput, id string, op fsm.Op)
 	}
 	return &leaveOutput{
 		WriteHeaders: WriteHeaders{Index: res.Index, Replayed: replayed(res)}, ETag: etag(res.Node.Revision),
-		Body: s.joinNode(s.opts.Backend.View(), id, s.replies(ctx)[id]),
+		Body: s.joinNode(s.opts.Backend.View(), id, s.replies(ctx, id)[id]),
 	}, nil
 }
 

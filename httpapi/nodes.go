@@ -30,7 +30,7 @@ func (s *Server) listNodes(ctx context.Context, in *listNodesInput) (*listNodesO
 	if err != nil {
 		return nil, err
 	}
-	replies := s.replies(ctx)
+	replies := s.replies(ctx, "")
 	ids := map[string]bool{}
 	for n := range v.Nodes() {
 		ids[n.ID] = true
@@ -61,10 +61,10 @@ func (s *Server) joinNode(v *fsm.View, id string, r *reply) wire.Node {
 	return out
 }
 
-// replies asks every member once for its indexes.
-func (s *Server) replies(ctx context.Context) map[string]*reply {
+// replies asks a member once for its indexes, or all if node is empty.
+func (s *Server) replies(ctx context.Context, node string) map[string]*reply {
 	out := map[string]*reply{}
-	for _, r := range s.gather(ctx, fsm.Query{}, s.opts.AskTimeout, false, nil) {
+	for _, r := range s.ask(ctx, fsm.Query{}, node) {
 		out[r.member.ID] = r
 	}
 	return out
@@ -86,7 +86,7 @@ func (s *Server) getNode(ctx context.Context, in *getNodeInput) (*nodeOutput, er
 	if err != nil {
 		return nil, err
 	}
-	r := s.replies(ctx)[in.ID]
+	r := s.replies(ctx, in.ID)[in.ID]
 	n, ok := v.Node(in.ID)
 	if !ok && r == nil {
 		p := problem(wire.CodeNotFound, "there is no node %q", in.ID)

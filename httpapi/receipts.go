@@ -30,14 +30,27 @@ type reply struct {
 // live says whether the member counts as up: an answer is due from it.
 func (r *reply) live() bool { return r.member.Self || (r.member.Alive && !r.refused) }
 
+// ask asks a member once, or all if node is empty, and returns the replies in the order of the ids, after AskTimeout at the latest. Who is
+// no member has none.
+func (s *Server) ask(ctx context.Context, q fsm.Query, node string) []*reply {
+	members := s.opts.Backend.Members()
+	if node != "" {
+		members = slices.DeleteFunc(slices.Clone(members), func(m fsm.Member) bool { return m.ID != node })
+	}
+	return s.gatherFrom(ctx, members, q, s.opts.AskTimeout, false, nil)
+}
+
 // gather asks every member in parallel and returns when each that is live has given an answer that is
 // enough, or after limit. A member that gossip calls dead, or that refuses the connection, is asked
 // but not waited for. With retry, an answer that failed or is not enough is asked for again. There is
 // one reply for each member, in the order of their ids.
 func (s *Server) gather(ctx context.Context, q fsm.Query, limit time.Duration, retry bool, enough func(*fsm.Report) bool) []*reply {
+	return s.gatherFrom(ctx, s.opts.Backend.Members(), q, limit, retry, enough)
+}
+
+func (s *Server) gatherFrom(ctx context.Context, members []fsm.Member, q fsm.Query, limit time.Duration, retry bool, enough func(*fsm.Report) bool) []*reply {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	members := s.opts.Backend.Members()
 	replies := make(map[string]*reply, len(members))
 	got := make(chan reply, len(members))
 	take := func(r reply) {

@@ -35,7 +35,7 @@ func (p *pulse) of(ctx context.Context, s *Server) []wire.NodeStanding {
 		return p.nodes
 	}
 	var nodes []wire.NodeStanding
-	for _, r := range s.gather(ctx, fsm.Query{}, s.opts.AskTimeout, false, nil) {
+	for _, r := range s.ask(ctx, fsm.Query{}, "") {
 		n := s.wireNode(nil, &r.member, r)
 		nodes = append(nodes, wire.NodeStanding{
 			ID: n.ID, Alive: r.member.Alive || r.member.Self, Voter: n.Voter, Leader: n.Leader, Healthy: n.Healthy,

@@ -23,7 +23,7 @@ type statusOutput struct {
 }
 
 func (s *Server) status(ctx context.Context, in *statusInput) (*statusOutput, error) {
-	replies := s.replies(ctx)
+	replies := s.replies(ctx, "")
 	v, h, err := s.view(ctx, in.ReadInput)
 	if err != nil {
 		return nil, err
