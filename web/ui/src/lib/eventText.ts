@@ -1,7 +1,7 @@
 import type { IconName } from './icons';
 import { t } from './i18n.svelte';
 import { href } from './router.svelte';
-import { short, targetOf, visible } from './text';
+import { nameOf, visible } from './text';
 import type { FleetEvent } from './types';
 
 export interface EventLine {
@@ -19,10 +19,9 @@ export function eventText(e: FleetEvent): EventLine {
   const line = (icon: IconName, look: string, what: string, detail = '', to = ''): EventLine => ({ icon, look, what, text: texts[e.type] ?? e.type, detail, to });
   if (e.block) {
     const b = e.block;
-    const is = targetOf(b.target);
     const look = { active: 'bad', pending: 'pending', lifted: 'ok', ended: 'ok' }[b.state];
     const type = e.type === 'block.added' && b.state === 'pending' ? 'block.agreed' : e.type;
-    return { ...line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, b.vm_name || short(is.id), `${t().reasons[b.reason] ?? visible(b.reason, 30)} · ${b.id}`, href('blacklist', b.id)), text: texts[type] ?? type };
+    return { ...line(b.state === 'active' ? 'ban' : b.state === 'pending' ? 'clock' : 'unlock', look, nameOf(b), `${t().reasons[b.reason] ?? visible(b.reason, 30)} · ${b.id}`, href('blacklist', b.id)), text: texts[type] ?? type };
   }
   if (e.vm) {
     const v = e.vm;

@@ -1,5 +1,5 @@
 import { ApiError, get } from './api';
-import { looksLikePrefix, short } from './text';
+import { looksLikePrefix, nameOf, short } from './text';
 import type { Page, SearchResult, Target, VM } from './types';
 
 /** One thing that was found. */
@@ -22,7 +22,7 @@ export async function find(q: string, signal?: AbortSignal): Promise<Hit[]> {
   try {
     const r = await get<SearchResult>('/v1/search', { q, limit: 8 }, o);
     return [
-      ...(r.blocks ?? []).map((b): Hit => ({ kind: 'block', id: b.id, name: b.id, hint: [b.vm_name || short(b.target.prefix ?? b.target.account ?? b.target.list ?? b.target.vm ?? ''), b.reason].join(' · '), held: b.state === 'active' })),
+      ...(r.blocks ?? []).map((b): Hit => ({ kind: 'block', id: b.id, name: b.id, hint: [nameOf(b), b.reason].join(' · '), held: b.state === 'active' })),
       ...r.vms.map(vmHit),
       ...r.addresses.map((a): Hit => ({ kind: 'prefix', id: a.prefix, name: short(a.prefix), hint: (a.vms ?? []).join(', '), held: (a.blocks ?? []).length > 0 })),
       ...r.accounts.map((a): Hit => ({ kind: 'account', id: a.id, name: a.id, hint: a.vms === undefined ? '' : `${a.vms} VMs`, held: false })),

@@ -1,5 +1,7 @@
 import { untrack } from 'svelte';
+import { Again } from './again';
 import { ApiError, get } from './api';
+import { onChange } from './live.svelte';
 import type { Page } from './types';
 
 type Query = Record<string, string | number | boolean | undefined>;
@@ -10,7 +12,7 @@ function keyOf(x: unknown): unknown {
   return o.id ?? o.seq ?? o.name ?? (o.block ? o.block.id + o.what : `${o.vm ?? o.prefix} ${o.why ?? ''}`);
 }
 
-/** A list that is read page by page. */
+/** A list that is read page by page. It is made while a component is, and ends with it. */
 export class Paged<T> {
   items = $state.raw<T[]>([]);
   total = $state<number | undefined>(undefined);
@@ -21,10 +23,19 @@ export class Paged<T> {
   busy = $state(false);
   private query: Query = {};
   private ctl: AbortController | null = null;
-  private timer = 0;
-  private soonSince = 0;
+  private readonly again = new Again(async () => {
+    if (this.busy) this.again.soon();
+    else await this.read(undefined, Math.min(1000, Math.max(this.size, this.items.length)));
+  });
 
-  constructor(private readonly path: string, private readonly size = 100) {}
+  /** since grows with each change of what the list is of. */
+  constructor(private readonly path: string, private readonly size: number, since: () => number) {
+    onChange(since, () => this.soon());
+    $effect(() => () => {
+      this.again.stop();
+      this.ctl?.abort();
+    });
+  }
 
   /** Starts anew with other filters. */
   async load(query: Query): Promise<void> {
@@ -33,25 +44,13 @@ export class Paged<T> {
     await this.read(undefined, this.size);
   }
 
-  /** Reads again what is shown, for example after an event. At most once in 500 ms. */
+  /** Reads again what is shown, for example after an event. */
   soon(): void {
-    const now = performance.now();
-    if (!this.soonSince) this.soonSince = now;
-    clearTimeout(this.timer);
-    this.timer = window.setTimeout(() => {
-      this.soonSince = 0;
-      if (!this.busy) void this.read(undefined, Math.min(1000, Math.max(this.size, this.items.length)));
-      else this.soon();
-    }, now - this.soonSince > 1500 ? 0 : 500);
+    this.again.soon();
   }
 
   async more(): Promise<void> {
     if (this.next && !this.busy) await this.read(this.next, this.size);
-  }
-
-  stop(): void {
-    clearTimeout(this.timer);
-    this.ctl?.abort();
   }
 
   /** What moved from one page to the next meanwhile comes twice. */

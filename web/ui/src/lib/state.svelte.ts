@@ -1,4 +1,5 @@
-import { ApiError, get, path, request, whenUnauthorized } from './api';
+import { Again } from './again';
+import { ApiError, get, path, pause, request, whenUnauthorized } from './api';
 import { EventStream, type Link } from './events';
 import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Receipt, Scope, Standing, Status, VM, Whoami } from './types';
 
@@ -30,6 +31,8 @@ class FleetStore {
   heardAt = $state(Date.now());
   status = $state.raw<Status | null>(null);
   nodes = $state.raw<Node[]>([]);
+  /** Nodes that are no longer members are left out. */
+  members = $derived(this.nodes.filter((n) => n.state !== 'retired'));
   counts = $state.raw<Map<string, NodeCounts>>(new Map());
   /** All VMs, if there are at most maxDrawn of them. */
   vms = $state.raw<Map<string, VM>>(new Map());
@@ -145,11 +148,21 @@ class FleetStore {
     this.heardAt = Date.now();
   }
 
-  /** The status has the counts, which no event has. */
+  /** The status has counts and problems, which no event has. The nodes come with the stream, but for little of them. */
   private async poll(signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      await new Promise((r) => setTimeout(r, 5_000));
-      if (!document.hidden && this.link === 'live' && !signal.aborted) await this.readStanding();
+    for (let round = 1; !signal.aborted; round++) {
+      await pause(5_000, signal);
+      if (document.hidden || this.link !== 'live' || signal.aborted) continue;
+      await (round % 6 ? this.readStatus() : this.readStanding());
+    }
+  }
+
+  private async readStatus(): Promise<void> {
+    try {
+      this.status = await get<Status>('/v1/status');
+      this.heard();
+    } catch {
+      // As in readStanding.
     }
   }
 
@@ -178,21 +191,8 @@ class FleetStore {
     try {
       do {
         this.again = false;
-        const [status, nodes, due] = await Promise.all([
-          get<Status>('/v1/status'),
-          this.readNodes(),
-          get<Page<Due>>('/v1/schedule', { limit: 50 }),
-        ]);
-        this.status = status;
+        const [nodes] = await Promise.all([this.readNodes(), this.readHolds()]);
         this.nodes = nodes;
-        this.due = due.items;
-        this.drawn = status.counts.vms <= maxDrawn;
-        if (this.drawn) {
-          const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
-          this.vms = new Map(items.map((v) => [v.id, v]));
-        } else {
-          await this.readCounts();
-        }
         this.loadError = null;
         this.loaded = true;
         this.rev.blocks++;
@@ -204,6 +204,20 @@ class FleetStore {
       this.loadError = e as ApiError;
     } finally {
       this.reading = false;
+    }
+  }
+
+  /** Reads what a block changes: numbers, what is due, and which VMs are held. */
+  private async readHolds(): Promise<void> {
+    const [status, due] = await Promise.all([get<Status>('/v1/status'), get<Page<Due>>('/v1/schedule', { limit: 50 })]);
+    this.status = status;
+    this.due = due.items;
+    this.drawn = status.counts.vms <= maxDrawn;
+    if (this.drawn) {
+      const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
+      this.vms = new Map(items.map((v) => [v.id, v]));
+    } else {
+      await this.readCounts();
     }
   }
 
@@ -261,6 +275,7 @@ class FleetStore {
       if (e.index <= this.past) continue; // for the list of events only: what was read is newer
       if (e.vm) {
         this.rev.vms++;
+        this.moved.soon();
         if (this.drawn) (vms ??= new Map(this.vms)).set(e.vm.id, e.vm);
       }
       if (e.block) {
@@ -278,7 +293,7 @@ class FleetStore {
     if (vms) this.vms = vms;
     if (flight) {
       this.inFlight = flight.slice(-maxInFlight);
-      this.afterBlocks();
+      this.holds.soon();
     }
     if (nodes) {
       this.rev.nodes++;
@@ -289,37 +304,16 @@ class FleetStore {
     this.landed();
   }
 
-  private blocksTimer = 0;
-  private blocksRead = -2_000;
+  /** How many VMs each node has is read with the nodes. */
+  private readonly moved = new Again(() => this.readStanding(), 5_000);
 
-  /** A block changes which VMs are held and what is due: both are read again: soon, but every 2 s at most. */
-  private afterBlocks(): void {
-    if (this.blocksTimer) return;
-    const wait = Math.max(300, this.blocksRead + 2_000 - performance.now());
-    this.blocksTimer = window.setTimeout(async () => {
-      this.blocksRead = performance.now();
-      await this.refreshHolds();
-      this.blocksTimer = 0;
-    }, wait);
-  }
-
-  private async refreshHolds(): Promise<void> {
+  private readonly holds = new Again(async () => {
     try {
-      const [due, status] = await Promise.all([get<Page<Due>>('/v1/schedule', { limit: 50 }), get<Status>('/v1/status')]);
-      this.due = due.items;
-      this.status = status;
-      if (this.drawn) {
-        const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
-        this.vms = new Map(items.map((v) => [v.id, v]));
-      } else {
-        await this.readCounts();
-      }
-      this.nodes = await this.readNodes();
-      this.landed();
+      await this.readHolds();
     } catch {
       // The next change or the next poll reads them.
     }
-  }
+  }, 2_000);
 
   /** Takes out of inFlight what every healthy node has in its kernel for a while. */
   private landed(): void {
@@ -336,6 +330,11 @@ class FleetStore {
     while (this.indexes.length > 1 && this.indexes[1]![0] <= now - 3_000) this.indexes.shift();
     const steady = this.indexes[0]![0] <= now - 3_000 ? this.indexes[0]![1] : 0;
     if (steady !== this.steady) this.steady = steady;
+    this.landed();
+  }
+
+  nodeName(id: string): string {
+    return this.nodes.find((n) => n.id === id)?.name || id;
   }
 
   /** By how many entries of the log a node's kernel is late. */
@@ -353,7 +352,7 @@ class FleetStore {
 
   /** Nodes that do not have the block's last change in their kernel, as far as we know. */
   missing(b: Block): Node[] {
-    return this.nodes.filter((n) => n.state !== 'retired' && n.enforced_index < b.index);
+    return this.members.filter((n) => n.enforced_index < b.index);
   }
 
   sees(scope: Scope): boolean {
@@ -365,9 +364,21 @@ class FleetStore {
         return have === 'admin' || have === 'operator';
       case 'billing':
         return have === 'admin' || have === 'operator' || have === 'billing';
+      case 'metrics':
+        return !!have; // what everybody may do
       default:
         return have === 'admin' || have === 'operator' || have === 'viewer';
     }
+  }
+
+  /** By which scope the caller may block, if it may. */
+  get blockScope(): Scope {
+    return this.who?.scope === 'billing' ? 'billing' : 'operator';
+  }
+
+  /** By which scope the caller may lift or change a block of this reason, if it may. */
+  liftScope(reason: string | undefined): Scope {
+    return reason === 'unpaid' ? this.blockScope : 'operator';
   }
 
   /** Whether writes can work now. */

@@ -20,6 +20,11 @@ export function targetOf(t: Target): { kind: 'vm' | 'prefix' | 'account' | 'list
   return { kind: 'prefix', id: t.prefix ?? '' };
 }
 
+/** What a block is called: the VM by its name, or else its target. */
+export function nameOf(b: Pick<Block, 'target' | 'vm_name'>): string {
+  return b.vm_name || short(targetOf(b.target).id);
+}
+
 /** A single address without its /32 or /128. */
 export function short(prefix: string): string {
   return prefix.replace(/^([0-9.]+)\/32$/, '$1').replace(/^([0-9a-f:]+)\/128$/i, '$1');

@@ -132,7 +132,7 @@ export interface VM {
   holds?: Block[];
   pending?: Block[];
   history?: Move[];
-  history_since?: string;
+  history_since?: number;
 }
 
 export interface Target {
