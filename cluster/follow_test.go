@@ -167,9 +167,8 @@ func TestFollowerCatchesUpByLogAndBySnapshot(t *testing.T) {
 		}
 		// And a new one.
 		n.crash()
-		o, w := n.opts(n)
+		_, w := n.opts(n)
 		*w.(*memWorld).store = *newMemStore()
-		_ = o
 		n.start()
 		f.ready().agree(f.leader().store.View().Index())
 		f.stopVirtual()
