@@ -36,6 +36,9 @@ func newMetrics(reg *prometheus.Registry, s *Server) (*metrics, error) {
 			Help: "Logins, by outcome: done, refused (wrong), limited (tried too often), busy (too many at once).",
 		}, []string{"outcome"}),
 	}
+	for _, outcome := range []string{"done", "refused", "limited", "busy"} {
+		m.logins.WithLabelValues(outcome) // there from the start: a rate that begins with the first is blind to it
+	}
 	for _, c := range []prometheus.Collector{
 		m.requests, m.seconds, m.refused, m.logins,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
