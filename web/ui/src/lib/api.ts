@@ -29,12 +29,6 @@ export interface RequestOptions {
   timeoutMs?: number;
 }
 
-export interface Answer<T> {
-  data: T;
-  status: number;
-  headers: Headers;
-}
-
 let onUnauthorized: () => void = () => {};
 
 /** Sets what is done when the session has ended. */
@@ -63,7 +57,7 @@ function url(p: string, query: RequestOptions['query']): string {
 }
 
 /** Sends one request. Throws ApiError, and nothing else. Ends at the latest after timeoutMs (15 s). */
-export async function request<T>(p: string, o: RequestOptions = {}): Promise<Answer<T>> {
+async function request<T>(p: string, o: RequestOptions = {}): Promise<T> {
   const ctl = new AbortController();
   const timer = setTimeout(() => ctl.abort('timeout'), o.timeoutMs ?? 15_000);
   const abort = () => ctl.abort('aborted');
@@ -87,7 +81,7 @@ export async function request<T>(p: string, o: RequestOptions = {}): Promise<Ans
     if (body !== undefined) init.body = body;
     const res = await fetch(url(p, o.query), init);
     const text = await res.text();
-    return { data: read<T>(p, res.status, res.headers.get('Retry-After'), text, res.headers.get('Content-Type')), status: res.status, headers: res.headers };
+    return read<T>(p, res.status, res.headers.get('Retry-After'), text, res.headers.get('Content-Type'));
   } catch (e) {
     if (e instanceof ApiError) throw e;
     if (ctl.signal.aborted) throw new ApiError(ctl.signal.reason === 'timeout' ? 'timeout' : 'aborted', String(ctl.signal.reason));
@@ -99,7 +93,7 @@ export async function request<T>(p: string, o: RequestOptions = {}): Promise<Ans
 }
 
 /** Reads an answer's body, or throws the problem that it is. */
-export function read<T>(p: string, status: number, retryAfter: string | null, text: string, type: string | null): T {
+function read<T>(p: string, status: number, retryAfter: string | null, text: string, type: string | null): T {
   if (status >= 200 && status < 300) {
     if (status === 204 || text === '') return undefined as T;
     if (!type?.includes('json') || type.includes('jsonl')) return text as T;
@@ -120,12 +114,12 @@ export function read<T>(p: string, status: number, retryAfter: string | null, te
   throw new ApiError(code, problem?.detail ?? `HTTP ${status}`, status, problem, Number(retryAfter) || 0);
 }
 
-export async function get<T>(p: string, query?: RequestOptions['query'], o: RequestOptions = {}): Promise<T> {
-  return (await request<T>(p, { ...o, ...(query ? { query } : {}) })).data;
+export function get<T>(p: string, query?: RequestOptions['query'], o: RequestOptions = {}): Promise<T> {
+  return request<T>(p, { ...o, ...(query ? { query } : {}) });
 }
 
-export async function send<T>(method: string, p: string, body?: unknown, o: RequestOptions = {}): Promise<T> {
-  return (await request<T>(p, { timeoutMs: 30_000, ...o, method, ...(body === undefined ? {} : { body }) })).data;
+export function send<T>(method: string, p: string, body?: unknown, o: RequestOptions = {}): Promise<T> {
+  return request<T>(p, { timeoutMs: 30_000, ...o, method, ...(body === undefined ? {} : { body }) });
 }
 
 /** PUTs a large body and tells how much of it went out (0 to 1). */

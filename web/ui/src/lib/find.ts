@@ -1,6 +1,7 @@
-import { ApiError, get } from './api';
+import { get } from './api';
+import { t } from './i18n.svelte';
 import { looksLikePrefix, nameOf, short } from './text';
-import type { Page, SearchResult, Target, VM } from './types';
+import type { SearchResult, Target, VM } from './types';
 
 /** One thing that was found. */
 export interface Hit {
@@ -18,22 +19,15 @@ function vmHit(v: VM): Hit {
 
 /** Finds VMs, addresses, nodes, lists and accounts by any part. */
 export async function find(q: string, signal?: AbortSignal): Promise<Hit[]> {
-  const o = signal ? { signal } : {};
-  try {
-    const r = await get<SearchResult>('/v1/search', { q, limit: 8 }, o);
-    return [
-      ...(r.blocks ?? []).map((b): Hit => ({ kind: 'block', id: b.id, name: b.id, hint: [nameOf(b), b.reason].join(' · '), held: b.state === 'active' })),
-      ...r.vms.map(vmHit),
-      ...r.addresses.map((a): Hit => ({ kind: 'prefix', id: a.prefix, name: short(a.prefix), hint: (a.vms ?? []).join(', '), held: (a.blocks ?? []).length > 0 })),
-      ...r.accounts.map((a): Hit => ({ kind: 'account', id: a.id, name: a.id, hint: a.vms === undefined ? '' : `${a.vms} VMs`, held: false })),
-      ...r.lists.map((l): Hit => ({ kind: 'list', id: l.name, name: l.name, hint: '', held: false })),
-      ...r.nodes.map((n): Hit => ({ kind: 'node', id: n.id, name: n.name || n.id, hint: n.name && n.name !== n.id ? n.id : '', held: false })),
-    ];
-  } catch (e) {
-    if (!(e instanceof ApiError) || (e.status !== 404 && e.status !== 403)) throw e;
-    // The caller's scope has no search: VMs are what it may see.
-    return (await get<Page<VM>>('/v1/vms', { search: q, limit: 8 }, o)).items.map(vmHit);
-  }
+  const r = await get<SearchResult>('/v1/search', { q, limit: 8 }, signal ? { signal } : {});
+  return [
+    ...r.blocks.map((b): Hit => ({ kind: 'block', id: b.id, name: b.id, hint: [nameOf(b), b.reason].join(' · '), held: b.state === 'active' })),
+    ...r.vms.map(vmHit),
+    ...r.addresses.map((a): Hit => ({ kind: 'prefix', id: a.prefix, name: short(a.prefix), hint: a.vms.join(', '), held: a.blocks.length > 0 })),
+    ...r.accounts.map((a): Hit => ({ kind: 'account', id: a.id, name: a.id, hint: t().map.vms(String(a.vms)), held: false })),
+    ...r.lists.map((l): Hit => ({ kind: 'list', id: l.name, name: l.name, hint: '', held: false })),
+    ...r.nodes.map((n): Hit => ({ kind: 'node', id: n.id, name: n.name || n.id, hint: n.name && n.name !== n.id ? n.id : '', held: false })),
+  ];
 }
 
 /** What was typed or chosen as the target of a block. */

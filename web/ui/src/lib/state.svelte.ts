@@ -1,5 +1,5 @@
 import { Again } from './again';
-import { ApiError, get, path, pause, request, whenUnauthorized } from './api';
+import { ApiError, get, path, pause, send, whenUnauthorized } from './api';
 import { EventStream, type Link } from './events';
 import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Receipt, Scope, Standing, Status, VM, Whoami } from './types';
 
@@ -222,12 +222,8 @@ class FleetStore {
   }
 
   private async readCounts(): Promise<void> {
-    try {
-      const o = await get<{ nodes: NodeCounts[] }>('/v1/overview');
-      this.counts = new Map(o.nodes.map((n) => [n.id, n]));
-    } catch {
-      this.counts = new Map(); // a node of an older build: the picture has the number of VMs only
-    }
+    const o = await get<{ nodes: NodeCounts[] }>('/v1/overview');
+    this.counts = new Map(o.nodes.map((n) => [n.id, n]));
   }
 
   private stand(s: Standing): void {
@@ -403,6 +399,6 @@ export async function readPages<T>(p: string, query: Record<string, string | num
 export const fleet = new FleetStore();
 
 export async function logout(everywhere: boolean): Promise<void> {
-  await request(path('logout'), { method: 'POST', query: { everywhere: everywhere || undefined } });
+  await send('POST', path('logout'), undefined, { query: { everywhere: everywhere || undefined } });
   fleet.loggedOut();
 }

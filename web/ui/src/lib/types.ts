@@ -468,11 +468,11 @@ export interface AuditCheck {
 
 export interface SearchResult {
   vms: VM[];
-  addresses: { prefix: string; vms?: string[]; blocks?: string[] }[];
+  addresses: { prefix: string; vms: string[]; blocks: string[] }[];
   nodes: { id: string; name: string }[];
-  lists: { name: string; size?: number }[];
-  accounts: { id: string; vms?: number }[];
-  blocks?: Block[];
+  lists: { name: string; size: number; note: string }[];
+  accounts: { id: string; vms: number; blocks: string[] }[];
+  blocks: Block[];
 }
 
 export interface Drops {
