@@ -226,3 +226,32 @@ func FuzzPatch(f *testing.F) {
 		was = is
 	})
 }
+
+// Whatever is sent as a token or as the cookie of a session lets nobody in who has none of the
+// fleet's, is no fault, and is not in the answer.
+func FuzzCredentials(f *testing.F) {
+	f.Add("Bearer x", "__Host-palisade=x")
+	f.Add("bearer "+adminToken[1:], "__Host-palisade=; __Host-palisade=a")
+	f.Add("Basic YTpi", "__Host-palisade=\"\x00\"; =;;")
+	f.Add("", "__Host-palisade="+strings.Repeat("A", 100))
+	s := newServer(f, newFleet(f))
+	f.Fuzz(func(t *testing.T, token, cookies string) {
+		_, bare, _ := strings.Cut(token, " ")
+		switch strings.TrimSpace(bare) {
+		case adminToken, operatorToken, viewerToken, metricsToken:
+			return
+		}
+		r := httptest.NewRequest(http.MethodGet, "/v1/whoami", nil)
+		r.Header["Authorization"] = []string{token}
+		r.Header["Cookie"] = []string{cookies}
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, r)
+		var p wire.Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != http.StatusUnauthorized || p.Code != wire.CodeUnauthorized {
+			t.Fatalf("%q, %q: %d %s", token, cookies, w.Code, w.Body)
+		}
+		if len(bare) > 20 && strings.Contains(w.Body.String(), bare) {
+			t.Fatalf("the answer has the token %q: %s", bare, w.Body)
+		}
+	})
+}
