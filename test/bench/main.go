@@ -144,11 +144,13 @@ func (b *bench) end() error {
 	return nil
 }
 
-// up brings up a fleet that holds nothing.
-func (b *bench) up(ctx context.Context) (err error) {
-	b.say("bringing up three nodes")
+// up brings up a fleet of three nodes that hold nothing.
+func (b *bench) up(ctx context.Context) error { return b.upWith(ctx, 3, "palbench") }
+
+func (b *bench) upWith(ctx context.Context, nodes int, prefix string) (err error) {
+	b.say("bringing up %d nodes", nodes)
 	b.next, b.clients = 0, nil
-	b.fleet, err = fleet.Up(ctx, fleet.Options{Dir: filepath.Join(b.dir, "fleet"), Binary: b.binary, Prefix: "palbench", GuestsPerNode: -1, LogLevel: "warn"})
+	b.fleet, err = fleet.Up(ctx, fleet.Options{Dir: filepath.Join(b.dir, prefix), Binary: b.binary, Nodes: nodes, Prefix: prefix, GuestsPerNode: -1, LogLevel: "warn"})
 	if err != nil {
 		return err
 	}
