@@ -231,9 +231,9 @@ func (k *Lists) planLists(deltas map[listBase]*listDelta, c ListChange) listPlan
 		p.after[b] = k.newSet(b, n)
 		p.create = append(p.create, b)
 		p.several = p.several || d.anew
-		elements += n
+		elements += n + 2*p.after[b].cost()
 	}
-	p.several = p.several || elements > k.opts.ChunkElements
+	p.several = p.several || elements >= k.opts.ChunkElements
 	return p
 }
 
