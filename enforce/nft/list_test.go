@@ -1,10 +1,12 @@
 package nft
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"maps"
 	"net/netip"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -496,6 +498,54 @@ func TestUrgentBlockDuringALoad(t *testing.T) {
 		begin := time.Now()
 		apply(t, urgent, i, elements(prefix(fmt.Sprintf("192.0.2.%d", i%250))), nil)
 		waits = append(waits, time.Since(begin))
+	}
+}
+
+// TestLargeSetsAreCreatedOneByOne: the kernel clears the buckets of a new set while everybody waits, so a transaction has at
+// most one that is large.
+func TestLargeSetsAreCreatedOneByOne(t *testing.T) {
+	n := newNetNS(t)
+	s := newListState(t)
+	var list []netip.Prefix
+	for i := range 40_000 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 13), byte(i >> 5), byte(i << 3)}), 29+i%4))
+	}
+	s.put("feed", list)
+	s.hold("feed", fsm.Both)
+	k := openLists(t, n)
+	monitor := exec.Command("nsenter", "--net="+n.path(), "nft", "monitor")
+	out, err := monitor.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := monitor.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = monitor.Process.Kill(), monitor.Wait() })
+	news := bufio.NewScanner(out)
+	for seen := false; !seen; { // the monitor listens
+		n.run("nft", "add", "table", "ip", "x")
+		n.run("nft", "delete", "table", "ip", "x")
+		seen = news.Scan()
+	}
+	loaded := make(chan error, 1)
+	go func() {
+		loaded <- k.Bring(t.Context(), s.change())
+		n.run("nft", "add", "table", "ip", "over")
+	}()
+	sets, most := 0, 0
+	for here := 0; news.Scan() && !strings.Contains(news.Text(), "over"); {
+		switch line := news.Text(); {
+		case strings.HasPrefix(line, "# new generation"):
+			here = 0
+		case strings.HasPrefix(line, "add set") && strings.Contains(line, " both_a4_"):
+			sets++
+			here++
+			most = max(most, here)
+		}
+	}
+	if err := <-loaded; err != nil || sets != 8 || most != 1 {
+		t.Errorf("%d large sets came, up to %d of them at once: %v", sets, most, err)
 	}
 }
 
