@@ -186,7 +186,12 @@ func (a *auditor) write(ctx context.Context) error {
 		}
 	}
 	a.missing = time.Time{}
-	return disk.Append(lines)
+	if err := disk.Append(lines); errors.Is(err, fsm.ErrAuditChain) {
+		return a.fork(ctx, disk, err) // the state is past the disk, which has another beginning
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // compare finds a disk that has another audit than the fleet: that of another fleet, or one from before

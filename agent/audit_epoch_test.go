@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,9 +26,16 @@ func (f *auditFleet) apply(op fsm.Op, names ...string) {
 	}
 }
 
-// TestAuditOfALostTime: a node has records that the fleet gave up when it was recovered. They are kept beside, and the node's
-// audit becomes the fleet's.
+// TestAuditOfALostTime: a node has records that the fleet gave up when it was recovered: more than the fleet has had since, as
+// many, or fewer. They are kept beside, and the node's audit becomes the fleet's.
 func TestAuditOfALostTime(t *testing.T) {
+	for _, lost := range []int{7, 4, 1} {
+		t.Run(strconv.Itoa(lost), func(t *testing.T) { auditOfALostTime(t, lost) })
+	}
+}
+
+func auditOfALostTime(t *testing.T, lost int) {
+	t.Helper()
 	f := newAuditFleet(t, "n1", "n2")
 	f.apply(fsm.FormFleet{
 		ID: "f1", CA: fsm.CA{ID: "c1", Certificate: []byte("der"), SealedKey: []byte("sealed")}, GossipKey: fsm.GossipKey{ID: "g1", SealedKey: []byte("sealed")},
@@ -35,7 +43,7 @@ func TestAuditOfALostTime(t *testing.T) {
 	}, "n1", "n2")
 	f.record(20, "n1", "n2")
 	at := f.index
-	f.record(7, "n2") // n2 and others went on
+	f.record(lost, "n2") // n2 and others went on
 	n1, n2 := f.nodes["n1"], f.nodes["n2"]
 	for _, a := range []*auditor{n1, n2} {
 		if err := a.write(t.Context()); err != nil {
