@@ -1,10 +1,13 @@
 package browser
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
@@ -18,6 +21,62 @@ func pages(vm, block string) map[string]string {
 		"overview": "/", "vms": "/vms", "vm": "/vms/" + vm, "blacklist": "/blacklist", "block": "/blacklist/" + block, "schedule-page": "/blacklist/schedule",
 		"lists": "/lists", "list": "/lists/feed", "nodes": "/nodes", "node": "/nodes/node-1", "audit": "/audit", "access": "/access", "settings": "/settings", "explain": "/explain", "not-found": "/nowhere",
 	}
+}
+
+// shade is an expression: how light the plot's lines and letters are, 0 to 255.
+const shade = `(c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0, sum = 0; for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) { n++; sum += (d[i] + d[i + 1] + d[i + 2]) / 3 } return n > 100 ? Math.round(sum / n) : -1 })(document.querySelector('main canvas'))`
+
+// TestPlotsFollowTheLook: the system's colours change at dusk, while the page is open.
+func TestPlotsFollowTheLook(t *testing.T) {
+	l := lab(t)
+	b := open(t, l, "node-1")
+	b.scheme(false)
+	b.login("viewer")
+	b.until("the plot is drawn", `document.querySelector('main canvas') && `+shade+` >= 0`)
+	want := map[bool]int{}
+	for _, dark := range []bool{true, false} {
+		b.scheme(dark)
+		b.go_("/")
+		b.until("the plot is drawn", `document.querySelector('main canvas') && `+shade+` >= 0`)
+		var s int
+		b.js(shade, &s)
+		want[dark] = s
+	}
+	if want[true] == want[false] {
+		t.Fatalf("dark and light plots look the same: %d", want[true])
+	}
+	for _, dark := range []bool{true, false} {
+		b.scheme(dark)
+		b.until("the plot has the colours of the page", fmt.Sprintf(`Math.abs(%s - %d) < Math.abs(%s - %d) / 4`, shade, want[dark], shade, want[!dark]))
+	}
+	b.quiet()
+}
+
+// TestTimesOfRefusalsAreLocal: the API speaks of times in UTC; people read their own, and UTC with the mouse over it.
+func TestTimesOfRefusalsAreLocal(t *testing.T) {
+	l := lab(t)
+	until := time.Now().Add(72 * time.Hour).UTC().Truncate(time.Second)
+	if err := l.Call(t.Context(), "node-1", "PUT", "/v1/accounts/acme", map[string]any{"do_not_block_until": until}, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Call(context.Background(), "node-1", "PUT", "/v1/accounts/acme", map[string]any{}, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	b := open(t, l, "node-1")
+	b.login("operator")
+	b.visit("/accounts/acme")
+	b.run("live in another time zone", emulation.SetTimezoneOverride("Asia/Tokyo"))
+	b.until("its block button", `[...document.querySelectorAll('main button')].find(e => e.innerText.trim() === 'Block')?.click() ?? document.querySelector('dialog[open] [data-target]')`)
+	b.js(`(document.querySelector('dialog input[value=unpaid]').click(), true)`, new(bool))
+	b.until("it is refused", `document.querySelector('[data-refused]')`)
+	b.until("it begins with plain words", `document.querySelector('[data-refused]').innerText.startsWith('Account acme is not to be blocked')`)
+	at := until.In(time.FixedZone("JST", 9*3600))
+	b.until("the time is local, with UTC over it", fmt.Sprintf(`(e => e && e.innerText.includes(%q) && e.title.includes(%q))(document.querySelector('[data-refused] time'))`, at.Format("15:04"), until.Format("2006-01-02 15:04:05")))
+	b.until("nothing else is said of it", fmt.Sprintf(`!document.querySelector('dialog').innerText.includes(%q)`, until.Format(time.RFC3339)))
+	b.shoot("refused-until")
+	b.quiet()
 }
 
 // violation is what axe-core finds.

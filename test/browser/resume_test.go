@@ -2,6 +2,7 @@ package browser
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -103,6 +104,8 @@ func TestAPageBeginsAnewAfterARestore(t *testing.T) {
 	}
 	b.until("the page comes back, and says that it began anew", `document.querySelector('[data-banner=restored]') && !document.querySelector('[data-banner=lost]')`)
 	b.until("it shows what was restored, and nothing else", held(vm1)+" && !"+held(vm2))
+	b.until("it says why", `document.querySelector('[data-banner=restored]').innerText.includes('was restored')`)
+	b.until("nothing of the lost time is left", fmt.Sprintf(`!document.querySelector('main').innerText.match(/\b%s\b/)`, lost.ID))
 	b.until("the node says what its kernel still holds", `document.querySelector('main').innerText.includes('from before epoch 2')`)
 	b.shoot("restored")
 	command(ctx, t, l, "node-1", "settle", "2")
@@ -114,6 +117,15 @@ func TestAPageBeginsAnewAfterARestore(t *testing.T) {
 	if err := l.AwaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
+	l.Eventually(t, "the audit goes on", func() error {
+		st, err := l.Clients["node-1"].Status(ctx)
+		for _, p := range st.Problems {
+			if p.Code == "audit_failing" {
+				err = errors.Join(err, errors.New(p.Text))
+			}
+		}
+		return err
+	})
 	b.visit("/blacklist")
 	b.until("the list of blocks is that of the backup", fmt.Sprintf(`document.querySelector('tr[data-block=%s]') && !document.querySelector('tr[data-block=%s]')`, kept.ID, lost.ID))
 	b.visit("/")

@@ -23,6 +23,7 @@ func (b *tab) blockWide(within string) string {
 	b.press(kb.Enter)
 	b.until("it is refused as too wide", `document.querySelector('[data-refused=too_many]')`)
 	b.until("the button says why it can't be used", `[...document.querySelectorAll('dialog footer button')].some(e => e.textContent.trim() === 'Block now' && e.getAttribute('aria-disabled') === 'true' && e.title.includes('65536'))`)
+	b.until("it says so in plain words", `(s => s.startsWith('100.64.0.0/14 touches 262144 addresses') && s.includes('safety net') && !s.includes('confirm_within'))(document.querySelector('[data-refused]').innerText)`)
 	b.shoot("wide-refused")
 	b.choose("#b-confirm", within)
 	b.click("Block now")

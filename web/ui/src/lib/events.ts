@@ -7,8 +7,8 @@ export interface EventHandlers {
   /** All events of one read, in order. */
   events(batch: FleetEvent[]): void;
   standing(s: Standing): void;
-  /** The feed does not reach back to where we were, or the fleet has a new epoch: read everything again. */
-  reset(): void;
+  /** The feed does not reach back to where we were, or the fleet has a new epoch (restored): read everything again. */
+  reset(restored: boolean): void;
   link(state: Link, error?: string): void;
   /** The session has ended. */
   unauthorized(): void;
@@ -99,7 +99,7 @@ export class EventStream {
       if (type === 'reset') {
         batch = [];
         if (id) this.lastIndex = Number(id);
-        this.h.reset();
+        this.h.reset(false);
         continue;
       }
       if (data) {
@@ -119,7 +119,7 @@ export class EventStream {
     this.epoch = s.epoch ?? this.epoch;
     if (restored) {
       this.lastIndex = s.index;
-      this.h.reset();
+      this.h.reset(true);
     }
     this.h.standing(s);
   }

@@ -48,8 +48,13 @@ export type Theme = 'auto' | 'dark' | 'light';
 
 class Look {
   theme = $state<Theme>('auto');
+  /** What the system wants, which may change while the page is open. */
+  dark = $state(false);
 
   constructor() {
+    const system = matchMedia('(prefers-color-scheme: dark)');
+    this.dark = system.matches;
+    system.addEventListener('change', () => (this.dark = system.matches));
     const k = kept('theme');
     if (k === 'dark' || k === 'light') this.set(k);
   }

@@ -42,8 +42,8 @@ class FleetStore {
   due = $state.raw<Due[]>([]);
   /** Grows with each event of the kind: pages that show lists read them again. */
   rev = $state({ blocks: 0, vms: 0, nodes: 0, lists: 0, access: 0, guards: 0, settings: 0, reset: 0 });
-  /** The fleet was restored, or its feed did not reach back: when this page began anew. */
-  restartedAt = $state(0);
+  /** Why this page began anew, until the user has read it: the fleet has another epoch, or its feed did not reach back. */
+  restarted = $state<'' | 'restored' | 'gap'>('');
   epoch = $state(0);
   loadError = $state.raw<ApiError | null>(null);
   loaded = $state(false);
@@ -110,9 +110,15 @@ class FleetStore {
         this.schedule();
       },
       standing: (s) => this.stand(s),
-      reset: () => {
-        if (guessed && !this.feed.length) return; // the feed does not reach back so far: nothing was missed
-        this.restartedAt = Date.now();
+      reset: (restored) => {
+        if (!restored && guessed && !this.feed.length) return; // the feed does not reach back so far: nothing was missed
+        if (restored) {
+          // What happened in the lost time did not happen, and its numbers may mean something else.
+          this.queue = [];
+          this.feed = [];
+          this.inFlight = [];
+        }
+        if (restored || !this.restarted) this.restarted = restored ? 'restored' : 'gap';
         this.rev.reset++;
         void this.readAll();
       },

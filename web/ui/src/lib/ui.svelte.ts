@@ -1,5 +1,6 @@
 import { ApiError } from './api';
 import { t } from './i18n.svelte';
+import { aboutField, plain, refusal } from './said';
 import { fleet } from './state.svelte';
 import type { Scope, Target } from './types';
 
@@ -35,7 +36,7 @@ class Ui {
   /** Says what went wrong in a toast. */
   fail(e: unknown): void {
     const { title, todo } = explainError(e);
-    if (title) this.say(todo ? `${title} ${todo}` : title, 'bad');
+    if (title) this.say(plain(todo ? `${title} ${todo}` : title), 'bad');
   }
 }
 
@@ -53,11 +54,12 @@ export function whyNot(scope: Scope = 'operator'): string {
 export function explainError(e: unknown): { title: string; todo: string; fields: string[] } {
   const texts = t().errors;
   if (!(e instanceof ApiError)) return { title: String(e), todo: '', fields: [] };
-  const fields = (e.problem?.errors ?? []).map((f) => `${f.location.replace(/^body\./, '')}: ${f.message}`);
+  const fields = (e.problem?.errors ?? []).map(aboutField);
   const known = texts.codes[e.code];
-  let title = e.problem ? e.detail : (known?.title ?? e.detail);
+  let title = e.problem ? refusal(e.code, e.detail) : (known?.title ?? e.detail);
   if (title && !/[.!?]$/.test(title)) title += '.';
   let todo = known?.todo ?? (e.problem ? '' : texts.other);
   if (e.retryAfter) todo += ' ' + texts.retryAfter(e.retryAfter);
-  return { title: title.charAt(0).toUpperCase() + title.slice(1), todo: todo.trim(), fields: fields.length === 1 && fields[0]?.includes(e.detail) ? [] : fields };
+  const more = fields.filter((f) => !title.toLowerCase().includes(f.replace(/[.]$/, '').toLowerCase()) && e.problem?.code !== 'too_many');
+  return { title, todo: todo.trim(), fields: more };
 }

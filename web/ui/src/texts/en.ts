@@ -46,7 +46,7 @@ export const en = {
     quorumMore: (age: string) => `It is cut off from most voters, so nothing can be changed here.${age ? ` The picture is ${age} old.` : ''} All blocks stay in force in every kernel, agreed blocks still start on time, and nothing is unblocked. Try a node on the other side.`,
     stale: (node: string) => `${node} is behind the fleet.`,
     staleMore: (age: string) => (age ? `What you see may be ${age} old.` : 'It has not heard of a leader since its start; what you see may be old.'),
-    restored: 'The picture was read again from the beginning: the fleet was restored, or this page had missed too much.',
+    restored: 'The fleet was restored or recovered meanwhile. This page began anew: what it showed before may not be so any more.', reread: 'This page was away for longer than its node remembers. Everything was read again; the list of events has a gap.',
     load: 'Not everything could be read.',
   },
   overview: { problems: 'Problems', moreProblems: (n: number) => `${n} more` },
