@@ -99,6 +99,8 @@ func (b *bench) browser(ctx context.Context) (err error) {
 	}
 	b.report("events that the page should get", float64(sent), "", "")
 	b.report("events that the page got", float64(tap.Events-past.Events), "", "all")
+	b.report("commit -> the page has read the event, p50 (steps of 5 ms)", tap.delay(0.5), "ms", "")
+	b.report("commit -> the page has read the event, p99 (steps of 5 ms)", tap.delay(0.99), "ms", "")
 	b.report("events twice, feeds begun anew, connections made again", float64(tap.Repeated+tap.Resets+tap.Streams-1), "", "0")
 	return nil
 }

@@ -61,6 +61,7 @@ type tapped struct {
 		Bytes float64 `json:"bytes"`
 	} `json:"requests"`
 	Document float64 `json:"document"` // bytes of the page itself
+	Delays   []int   `json:"delays"`   // events by how long after their commit the page read them, in steps of 5 ms
 }
 
 func (t tapped) bytes() (all, files float64) {
@@ -72,6 +73,17 @@ func (t tapped) bytes() (all, files float64) {
 		}
 	}
 	return all, files
+}
+
+// delay is how long after their commit the page had read the share q of the events, in milliseconds.
+func (t tapped) delay(q float64) float64 {
+	sum := 0
+	for i, n := range t.Delays {
+		if sum += n; float64(sum) >= q*float64(t.Events) {
+			return float64(i+1) * 5
+		}
+	}
+	return 0
 }
 
 func (t tapped) requests() (count, size float64) {

@@ -1,7 +1,7 @@
 // Runs in the page before its own code: counts what the page reads, and asks for a frame all the time, as a page does that somebody
 // scrolls: then each frame's work on the main thread can be told, and which frames were missed.
 (() => {
-  const tap = { events: 0, repeated: 0, resets: 0, streams: 0, usable: 0, frames: 0, missed: 0, requests: {} };
+  const tap = { events: 0, repeated: 0, resets: 0, streams: 0, usable: 0, frames: 0, missed: 0, requests: {}, delays: [] };
   let last = 0;
   window.palisadeBench = tap;
 
@@ -13,6 +13,8 @@
       if (x.index <= last) tap.repeated++;
       last = Math.max(last, x.index);
       tap.events++;
+      const step = Math.min(Math.max(0, Math.floor((Date.now() - Date.parse(x.at)) / 5)), 2000);
+      tap.delays[step] = (tap.delays[step] ?? 0) + 1;
     }
     return x;
   };

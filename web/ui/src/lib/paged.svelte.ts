@@ -53,6 +53,15 @@ export class Paged<T> {
     if (this.next && !this.busy) await this.read(this.next, this.size);
   }
 
+  /** What is the same as before stays the same object: then nothing is drawn again for it. */
+  private kept(read: T[]): T[] {
+    const before = new Map(this.items.map((x) => [keyOf(x), x]));
+    return read.map((x) => {
+      const was = before.get(keyOf(x));
+      return was !== undefined && JSON.stringify(was) === JSON.stringify(x) ? was : x;
+    });
+  }
+
   /** What moved from one page to the next meanwhile comes twice. */
   private joined(more: T[]): T[] {
     const known = new Set(this.items.map(keyOf));
@@ -65,7 +74,8 @@ export class Paged<T> {
     this.busy = true;
     try {
       const page = await get<Page<T>>(this.path, { ...this.query, limit, cursor }, { signal: ctl.signal });
-      this.items = cursor ? this.joined(page.items) : page.items;
+      const items = this.kept(page.items);
+      this.items = cursor ? this.joined(items) : items;
       this.next = page.next;
       this.total = page.total;
       this.error = null;

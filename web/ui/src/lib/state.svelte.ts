@@ -7,6 +7,8 @@ import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Receipt, Scope, St
 export const maxDrawn = 3_000;
 const maxFeed = 300;
 const maxInFlight = 12;
+/** At least so long between two times that changes are shown. */
+const flushMs = 250;
 
 /** A block change on its way to all kernels. */
 export interface InFlight {
@@ -51,6 +53,8 @@ class FleetStore {
   private stop: AbortController | null = null;
   private queue: FleetEvent[] = [];
   private frame = 0;
+  private flushTimer = 0;
+  private flushed = -flushMs;
   private reading = false;
   private again = false;
   /** Log index at the login: events up to it are history. */
@@ -258,15 +262,22 @@ class FleetStore {
     this.landed();
   }
 
+  /** A change is shown in the next frame; when they keep coming, they are every 250 ms. */
   private schedule(): void {
-    if (!this.frame) this.frame = requestAnimationFrame(() => this.flush());
     // A hidden page has no frames, but its events must not pile up.
     if (document.hidden && this.queue.length > 500) this.flush();
+    if (this.frame || this.flushTimer) return;
+    this.flushTimer = window.setTimeout(() => {
+      this.flushTimer = 0;
+      this.frame = requestAnimationFrame(() => this.flush());
+    }, Math.max(0, this.flushed + flushMs - performance.now()));
   }
 
   private flush(): void {
     cancelAnimationFrame(this.frame);
-    this.frame = 0;
+    clearTimeout(this.flushTimer);
+    this.frame = this.flushTimer = 0;
+    this.flushed = performance.now();
     const batch = this.queue;
     this.queue = [];
     if (!batch.length) return;

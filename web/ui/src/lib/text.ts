@@ -58,8 +58,13 @@ export function bytes(n: number): string {
   return si(n) + 'B';
 }
 
+// To make one takes longer than to format a thousand numbers.
+const numbers = new Map<string, Intl.NumberFormat>();
+
 export function num(n: number, lang: string): string {
-  return new Intl.NumberFormat(lang).format(n);
+  let f = numbers.get(lang);
+  if (!f) numbers.set(lang, (f = new Intl.NumberFormat(lang)));
+  return f.format(n);
 }
 
 /** Looks like an address or a prefix. */
