@@ -64,6 +64,7 @@ const (
 const (
 	refusedEpoch = "epoch"
 	refusedCopy  = "copy"
+	refusedYet   = "undecided"
 )
 
 // refusal is why a contact is refused.
@@ -130,15 +131,29 @@ type contacts struct {
 	floor    func(id string) uint64                             // generation of a node by the state
 	ask      func(ctx context.Context, id string) (life, error) // which life answers where a node is reached
 	over     func(error)                                        // ends this node's part
+	cut      func()                                             // closes the connections that are outlived
+	spawn    func(func(context.Context))                        // runs beside, until this node ends at the latest
 	mu       sync.Mutex
-	lives    map[string]life
+	lives    map[string]belief
 	strange  map[string]bool          // nodes that refuse this node's certificate
 	takes    map[string]bool          // of each node that answered, whether it deals with this one or takes it for a copy
 	doubts   map[string]chan struct{} // of nodes that are being asked; closed when that is done
 }
 
+// belief is which life of a node this one deals with.
+type belief struct {
+	life
+	// sure is a life that was found where the node is reached. Of another it is known only that nothing was there when it
+	// came: the one before may be cut off from this node, and come back.
+	sure  bool
+	asked time.Time // when it was last looked for
+}
+
+// askAgain is how often a life is looked for that is not sure, as long as it calls.
+const askAgain = 5 * time.Second
+
 func newContacts(i *Identity, d *directory) *contacts {
-	return &contacts{identity: i, dir: d, lives: map[string]life{}, strange: map[string]bool{}, takes: map[string]bool{}, doubts: map[string]chan struct{}{}}
+	return &contacts{identity: i, dir: d, lives: map[string]belief{}, strange: map[string]bool{}, takes: map[string]bool{}, doubts: map[string]chan struct{}{}}
 }
 
 // meet decides about a node that has come to this one. The error is a *refusal. It may ask back, and blocks until ctx
@@ -176,19 +191,40 @@ func (c *contacts) settle(ctx context.Context, id string, l life, wait chan stru
 	defer c.mu.Unlock()
 	delete(c.doubts, id)
 	close(wait)
+	known, met := c.lives[id]
 	switch {
 	case err == nil && now != l:
-		c.lives[id] = now
+		if !known.sure || now.Generation >= known.Generation {
+			c.believe(id, belief{now, true, time.Now()})
+		}
 		return copyOf(id, "it runs elsewhere at this moment, where the fleet reaches it")
-	case err != nil && ctx.Err() != nil:
-		return errUndecided // nobody waits for it any more; that says nothing about the other life
+	case err == nil:
+		c.believe(id, belief{l, true, time.Now()})
+		return nil
+	case ctx.Err() != nil, errors.Is(err, errSilent): // fails closed
+		return errUndecided // that nobody waited or answered says nothing about the other life
+	case met && l.Generation <= known.Generation:
+		return known.before(id, l)
 	}
-	c.lives[id] = l
+	c.believe(id, belief{l, false, time.Now()})
 	return nil
 }
 
-// errUndecided refuses a contact for now.
-var errUndecided = errors.New("whether this is a copy is not known yet")
+// believe deals with a life from now on, and with no other of that node. c.mu is held.
+func (c *contacts) believe(id string, b belief) {
+	was, met := c.lives[id]
+	c.lives[id] = b
+	if met && was.life != b.life {
+		c.spawn(func(context.Context) { c.cut() })
+	}
+}
+
+var (
+	// errUndecided refuses a contact for now.
+	errUndecided = &refusal{refusedYet, "whether this is a copy is not known yet"}
+	// errSilent is that something is where a node is reached, and does not say who it is.
+	errSilent = errors.New("something is there and does not answer")
+)
 
 // look decides by what is known; false if the node must be asked.
 func (c *contacts) look(id string, l life) (done bool, err error) {
@@ -197,14 +233,50 @@ func (c *contacts) look(id string, l life) (done bool, err error) {
 	defer c.mu.Unlock()
 	known, met := c.lives[id]
 	switch {
-	case met && known == l:
+	case l.Generation < floor: // also if it was dealt with before this node's state knew that
+		return true, older(id, floor, l)
+	case met && known.life == l:
+		if !known.sure && time.Since(known.asked) > askAgain {
+			known.asked = time.Now()
+			c.lives[id] = known
+			c.spawn(func(ctx context.Context) { c.askFor(ctx, id, l) })
+		}
 		return true, nil
-	case l.Generation < max(floor, known.Generation):
-		return true, copyOf(id, fmt.Sprintf("it was started %d times, this is its start %d", max(floor, known.Generation), l.Generation))
-	case met && l.Generation == known.Generation:
-		return true, copyOf(id, fmt.Sprintf("its start %d was seen before", l.Generation))
+	case met && known.sure && l.Generation <= known.Generation:
+		return true, known.before(id, l)
 	}
 	return false, nil
+}
+
+// askFor looks for a life again that was taken because nothing was where its node is reached.
+func (c *contacts) askFor(ctx context.Context, id string, l life) {
+	now, err := c.ask(ctx, id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil && c.lives[id].life == l {
+		c.believe(id, belief{now, true, time.Now()})
+	}
+}
+
+// outlived says whether an open connection of a life must be cut.
+func (c *contacts) outlived(id string, l life) bool {
+	floor := c.floor(id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known, met := c.lives[id]
+	return l.Generation < floor || met && known.life != l
+}
+
+// before refuses a life that does not come after this one.
+func (b belief) before(id string, l life) error {
+	if l.Generation == b.Generation {
+		return copyOf(id, fmt.Sprintf("its start %d was seen before", l.Generation))
+	}
+	return older(id, b.Generation, l)
+}
+
+func older(id string, starts uint64, l life) error {
+	return copyOf(id, fmt.Sprintf("it was started %d times, this is its start %d", starts, l.Generation))
 }
 
 // met is the newest life of a node that was here, 0 for none.
@@ -277,7 +349,16 @@ func (c *contacts) called(ctx context.Context, from string, h http.Header) error
 	if err != nil {
 		return err
 	}
-	return c.meet(ctx, from, s, parseProof(s.Epoch, h.Get(proofHeader)), h.Get(addressHeader))
+	if err := c.meet(ctx, from, s, parseProof(s.Epoch, h.Get(proofHeader)), h.Get(addressHeader)); err != nil {
+		return err
+	}
+	if conn, ok := ctx.Value(connKey{}).(*peerConn); ok {
+		conn.life.CompareAndSwap(nil, &s.life)
+	}
+	if c.outlived(from, s.life) { // since then, when nothing said yet whose connection to cut
+		return errUndecided
+	}
+	return nil
 }
 
 // unanswered takes in why a call of a node failed. Who refuses a certificate says no more than that.
@@ -306,10 +387,13 @@ func (c *contacts) whyStrange() string {
 
 // answered takes in the headers of an answer, and the text of a refusal.
 func (c *contacts) answered(from string, h http.Header, text string) {
-	refuses := h.Get(refusalHeader) == refusedCopy
+	word := h.Get(refusalHeader)
+	refuses := word == refusedCopy
 	c.mu.Lock()
 	delete(c.strange, from)
-	c.takes[from] = !refuses
+	if word != refusedYet { // that is no answer
+		c.takes[from] = !refuses
+	}
 	c.mu.Unlock()
 	s, err := parseSaid(h.Get(selfHeader))
 	if err != nil {

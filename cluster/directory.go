@@ -32,6 +32,8 @@ type Peer struct {
 	Confirmed uint64 `json:"confirmed,omitempty"`
 	// KeyHash is the SHA-256 of the public key of its newest certificate, hex.
 	KeyHash string `json:"key_hash,omitempty"`
+	// Generation is the number of starts that the node is known to have reported: one of a lower number is a copy.
+	Generation uint64 `json:"generation,omitempty"`
 	// Retired is a node that is no member any more and never will be.
 	Retired bool `json:"retired,omitempty"`
 }

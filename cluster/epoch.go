@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -303,24 +306,45 @@ func openAuthority(f *fsm.Fleet, seal []byte) (*pki.Authority, error) {
 	return pki.OpenAuthority(ca.Certificate, ca.Cross, key)
 }
 
-// generation is the number of starts that the state knows of a node.
-func (c *Cluster) generation(id string) uint64 {
+// generation is the number of starts that the state knows of a node, or knew before this node was started: it may not have
+// read its log yet.
+func (c *Cluster) generation(id string) (starts uint64) {
 	if n, ok := c.store.View().Node(id); ok {
-		return n.Generation
+		starts = n.Generation
 	}
-	return 0
+	return max(starts, c.dir.now().all[id].Generation)
 }
 
-// lifeOf asks which life of a node answers where the fleet reaches it.
+// lifeOf asks which life of a node answers where the fleet reaches it. The error wraps errSilent if something is there
+// that may be the node, and is too busy, or stopped.
 func (c *Cluster) lifeOf(ctx context.Context, id string) (life, error) {
-	ctx, cancel := context.WithTimeout(ctx, helloTime)
+	call, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
-	resp, err := c.rpc.who(ctx, id, &peerpb.WhoRequest{})
+	resp, err := c.rpc.who(call, id, &peerpb.WhoRequest{})
 	if err != nil {
-		return life{}, err
+		return life{}, c.silent(ctx, id, err)
 	}
 	return life{Generation: resp.GetGeneration(), Instance: resp.GetInstance()}, nil
 }
+
+// silent tells a node that does not answer from one that is not there, where it takes connections no more.
+func (c *Cluster) silent(ctx context.Context, id string, err error) error {
+	var late net.Error
+	unsaid := errors.As(err, &late) && late.Timeout() || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
+	peer, ok := c.dir.peer(id)
+	if !unsaid || !ok {
+		return err
+	}
+	conn, failed := (&net.Dialer{Timeout: knockTime}).DialContext(ctx, "tcp", peer.Address)
+	if failed != nil {
+		return err
+	}
+	_ = conn.Close()
+	return fmt.Errorf("%w: %w", errSilent, err)
+}
+
+// knockTime is how long a connection may take to a node that did not answer.
+const knockTime = time.Second
 
 // onWho tells which life this is, to anybody of the fleet, also to one that must first find out whether to deal with
 // this node.
@@ -330,11 +354,18 @@ func (c *Cluster) onWho(context.Context, string, *peerpb.WhoRequest) (*peerpb.Wh
 
 // explainRefusal calls a node with which raft could not be spoken: a call comes with reasons and proofs.
 func (c *Cluster) explainRefusal(id string) {
-	c.calls.Go(func() {
-		ctx, cancel := context.WithTimeout(c.callCtx, helloTime)
+	c.beside(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, helloTime)
 		defer cancel()
 		_, _ = c.rpc.hello(ctx, id, &peerpb.HelloRequest{Node: c.id}) // what it says is taken in on the way
 	})
+}
+
+// beside runs f in a goroutine that Run waits for, unless it has begun to. Its context ends then.
+func (c *Cluster) beside(f func(context.Context)) {
+	if c.callCtx.Err() == nil {
+		c.calls.Go(func() { f(c.callCtx) })
+	}
 }
 
 func encodeProof(p *epochProof) *peerpb.EpochProof {

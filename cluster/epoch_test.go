@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/palisade/palisade/cluster/internal/peerpb"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/pki"
 )
@@ -259,6 +262,7 @@ func TestCopiedNodeIsRefused(t *testing.T) {
 	n.stop()
 	n.start()
 	f.ready()
+	f.knowLife(n)
 	n.stop()
 	clone.start()
 	clone.refusedAs(t, "seen before")
@@ -287,6 +291,170 @@ func TestCopiedNodeIsRefused(t *testing.T) {
 	n.start()
 	f.ready()
 	n.propose(declare("vm", "three"))
+}
+
+// knowLife waits until all others deal with the present life of a node: whoever was too busy to ask it for a moment does not yet.
+func (f *fleet) knowLife(n *node) {
+	f.t.Helper()
+	f.await(n.id+" to begin", func() bool { return n.c.opened.Load() != nil })
+	for _, other := range f.nodes {
+		if other != n && other.alive() {
+			f.await(other.id+" to know the life of "+n.id, func() bool {
+				_, err := n.c.helloTo(f.t.Context(), other.id)
+				return err == nil
+			})
+		}
+	}
+}
+
+// TestABelievedCopyIsRefusedOnceTheStateKnows: a copy was taken for the node while the original was away, before those that
+// took it had read how often the original was started. It must not stay for good.
+func TestABelievedCopyIsRefusedOnceTheStateKnows(t *testing.T) {
+	t.Parallel()
+	f := realFleet(t, 3).start().ready()
+	n := f.follower()
+	base := filepath.Join(diskDir(t), "copy")
+	copyTree(t, n.dataDir(), base)
+	n.stop()
+	clone := f.clone(n, base).start()
+	f.knowLife(clone)
+	l := f.leader()
+	conn := clone.raftConn(l)
+	l.propose(fsm.Command{Actor: "node:" + n.id, Op: fsm.PutNode{Node: fsm.Node{ID: n.id, Membership: fsm.Membership{Generation: 5}}}})
+	clone.refusedAs(t, "this is its start")
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection of the copy's stays open: %v", err)
+	}
+}
+
+// raftConn is a connection for raft to another node that does not end with this one.
+func (n *node) raftConn(to *node) net.Conn {
+	n.t.Helper()
+	p := newPort(n.c.identity, n.c.dir, n.c.timing, logger(n.t))
+	p.contacts, p.refusedBy = n.c.contacts, func(string) {}
+	n.t.Cleanup(p.close)
+	peer, _ := n.c.dir.peer(to.id)
+	conn, err := p.dial(n.t.Context(), to.id, peer.Address, alpnRaft)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return conn
+}
+
+// TestABusyNodeIsNotTakenForDead: while something is where the original is reached that does not answer in time, nobody else is
+// taken for it; some would, others would not, and both would take part.
+func TestABusyNodeIsNotTakenForDead(t *testing.T) {
+	t.Parallel()
+	f := realFleet(t, 3).start().ready()
+	n := f.follower()
+	base := filepath.Join(diskDir(t), "copy")
+	copyTree(t, n.dataDir(), base)
+	p, _ := n.c.dir.peer(n.id)
+	n.stop()
+	busy, err := net.Listen("tcp", p.Address) // as if it were stopped: the kernel takes connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone := f.clone(n, base).start()
+	f.await("the copy to begin", func() bool { return clone.c.opened.Load() != nil })
+	for _, other := range f.nodes {
+		if other == n {
+			continue
+		}
+		for range 2 { // longer than any caller waits by itself
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if _, err := clone.c.rpc.hello(ctx, other.id, &peerpb.HelloRequest{Node: n.id}); err == nil {
+				t.Errorf("%s took the copy", other.id)
+			}
+			cancel()
+		}
+	}
+	busy.Close()
+	n.start()
+	clone.refusedAs(t, "copy")
+	f.ready()
+	n.propose(declare("vm", "one"))
+}
+
+// TestWhoWasCutOffComesBack: nothing was where a node is reached when a copy came, which is as if the node had moved. The
+// original was only cut off, and is asked for again as long as that is not certain.
+func TestWhoWasCutOffComesBack(t *testing.T) {
+	t.Parallel()
+	original, copied := life{2, 11}, life{3, 12}
+	there, gone := make(chan life, 1), errors.New("no route to host")
+	var floor, cuts atomic.Uint64
+	c := newContacts(nil, nil)
+	c.mine.Epoch = 1
+	c.floor = func(string) uint64 { return floor.Load() }
+	c.cut = func() { cuts.Add(1) }
+	c.spawn = func(f func(context.Context)) { go f(t.Context()) }
+	c.ask = func(context.Context, string) (life, error) {
+		select {
+		case l := <-there:
+			there <- l
+			return l, nil
+		default:
+			return life{}, gone
+		}
+	}
+	meet := func(l life) error { return c.meet(t.Context(), "n", said{1, l}, nil, "") }
+	refused := func(err error) bool { _, ok := errors.AsType[*refusal](err); return ok }
+	there <- original
+	if err := meet(original); err != nil {
+		t.Fatal(err)
+	}
+	<-there
+	if err := meet(copied); err != nil {
+		t.Fatalf("nothing is where the node is reached, and another is refused: %v", err)
+	}
+	if !refused(meet(original)) {
+		t.Error("an older life is taken that is not there")
+	}
+	if !c.outlived("n", original) || c.outlived("n", copied) {
+		t.Error("the wrong connections are cut")
+	}
+	there <- original
+	if err := meet(original); err != nil {
+		t.Errorf("the original is back and is refused: %v", err)
+	}
+	if err := meet(copied); !refused(err) || !strings.Contains(err.Error(), "runs elsewhere") {
+		t.Errorf("the copy is told %v", err)
+	}
+	if !c.outlived("n", copied) || c.outlived("n", original) {
+		t.Error("the copy's connections stay")
+	}
+
+	// Nor does it take the original to call.
+	<-there
+	if err := meet(copied); err != nil {
+		t.Fatal(err)
+	}
+	there <- original
+	c.mu.Lock()
+	b := c.lives["n"]
+	b.asked = time.Now().Add(-2 * askAgain)
+	c.lives["n"] = b
+	c.mu.Unlock()
+	for deadline := time.Now().Add(10 * time.Second); !refused(meet(copied)); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the copy is dealt with for good")
+		}
+	}
+	floor.Store(3)
+	if !refused(meet(original)) {
+		t.Error("the state knows of a later start")
+	}
+	if !c.outlived("n", original) {
+		t.Error("the state knows of a later start, and the connections stay")
+	}
+	for deadline := time.Now().Add(10 * time.Second); cuts.Load() < 4; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("connections were cut %d times", cuts.Load())
+		}
+	}
 }
 
 // TestTheDeadDoNotKeepTheNewEpochFromTheLiving: after a recovery most nodes may be dead.

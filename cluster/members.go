@@ -83,7 +83,7 @@ func rosterOf(view *fsm.View) (Roster, bool) {
 		}
 		r.Peers = append(r.Peers, Peer{
 			ID: n.ID, Name: n.Name, Address: n.Address, Gossip: n.Gossip, Confirmed: n.Confirmed,
-			KeyHash: hex.EncodeToString(n.KeyHash[:]), Retired: !n.Member(),
+			KeyHash: hex.EncodeToString(n.KeyHash[:]), Generation: n.Generation, Retired: !n.Member(),
 		})
 	}
 	for i := len(f.CAs) - 1; i >= 0; i-- { // the current one is the last

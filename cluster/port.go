@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -65,8 +66,9 @@ type peerConn struct {
 	net.Conn
 	port   *port
 	once   sync.Once
-	member pki.Member // of the other end, guarded by port.mu; zero before the handshake
-	raft   bool       // it is raft's, guarded by port.mu
+	member pki.Member           // of the other end, guarded by port.mu; zero before the handshake
+	life   atomic.Pointer[life] // of the other end, nil before it has said it
+	raft   bool                 // it is raft's, guarded by port.mu
 }
 
 // Close closes the connection at once, without TLS's farewell, which may block.
@@ -202,7 +204,7 @@ func (p *port) check(ctx context.Context, raw *peerConn, conn *tls.Conn, proto s
 		if err != nil {
 			return err
 		}
-		if err := p.meet(ctx, conn, member.Node); err != nil {
+		if err := p.meet(ctx, raw, conn, member.Node); err != nil {
 			return err
 		}
 		if !p.mayRaft(member.Node, proven) {
@@ -229,19 +231,25 @@ func (p *port) enrol(raw *peerConn, member pki.Member, proto string) error {
 	if of > maxConnsOfMember {
 		return fmt.Errorf("%w: node %q has %d connections already", errRefused, member.Node, of-1)
 	}
-	if p.dir.outlived(member) { // since the handshake
-		return fmt.Errorf("%w: node %q has just been retired, or has another key", errRefused, member.Node)
+	if p.outlived(raw, member) { // since the handshake
+		return fmt.Errorf("%w: node %q has just been retired, has another key, or goes on elsewhere", errRefused, member.Node)
 	}
 	return nil
 }
 
-// cut closes the connections to nodes that must have none any more: retired, or with a certificate over a key that
-// was replaced.
+// outlived says whether a connection must be cut.
+func (p *port) outlived(c *peerConn, member pki.Member) bool {
+	l := c.life.Load()
+	return p.dir.outlived(member) || l != nil && p.contacts.outlived(member.Node, *l)
+}
+
+// cut closes the connections to nodes that must have none any more: retired, with a certificate over a key that
+// was replaced, or of a life that is over or a copy's.
 func (p *port) cut() {
 	var gone []*peerConn
 	p.mu.Lock()
 	for c := range p.conns {
-		if c.member.Node != "" && p.dir.outlived(c.member) {
+		if c.member.Node != "" && p.outlived(c, c.member) {
 			gone = append(gone, c)
 		}
 	}
@@ -410,13 +418,15 @@ func (p *port) introduce(ctx context.Context, conn *tls.Conn, id string) error {
 }
 
 // meet is the other end of introduce.
-func (p *port) meet(ctx context.Context, conn *tls.Conn, from string) error {
+func (p *port) meet(ctx context.Context, raw *peerConn, conn *tls.Conn, from string) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
 	b := make([]byte, saidBytes)
 	if _, err := io.ReadFull(conn, b); err != nil {
 		return err
 	}
-	met := p.contacts.meet(ctx, from, readSaid(b), nil, "")
+	s := readSaid(b)
+	met := p.contacts.meet(ctx, from, s, nil, "")
+	raw.life.Store(&s.life)
 	answer := []byte{0}
 	if met != nil {
 		answer[0] = 1

@@ -316,9 +316,18 @@ func newRPCServer(base context.Context, handlers map[string]handler, follow foll
 		MaxHeaderBytes:    16 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 		BaseContext:       func(net.Listener) context.Context { return base },
-		ErrorLog:          hclogslog.NewStandard(logger, quiet),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			if c, ok := conn.(*tls.Conn); ok {
+				return context.WithValue(ctx, connKey{}, c.NetConn())
+			}
+			return ctx
+		},
+		ErrorLog: hclogslog.NewStandard(logger, quiet),
 	}
 }
+
+// connKey is the *peerConn of a call, in its context.
+type connKey struct{}
 
 // message is a pointer to a generated message type.
 type message[T any] interface {

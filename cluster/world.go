@@ -58,6 +58,8 @@ func (w *realWorld) connect(c *Cluster) error {
 	c.contacts.over = c.finish
 	c.contacts.floor = c.generation
 	c.contacts.ask = c.lifeOf
+	c.contacts.cut = w.port.cut
+	c.contacts.spawn = c.beside
 	w.port.contacts = c.contacts
 	w.port.refusedBy = c.explainRefusal
 	w.peers = newHTTPPeers(w.port, c.dir)
