@@ -43,7 +43,7 @@ bench: build ## measure latency, throughput and scale, as ratios to this disk an
 lint: ## golangci-lint with the strict configuration, gofmt, generated files
 	@test/lint.sh $(GOLANGCI)
 
-web: ## build the web UI into web/dist, which is committed (needs node and npm)
+web: ## build the web UI into web/dist, which is committed (needs nodejs 18 or newer, and npm)
 	cd web/ui && npm ci --no-audit --no-fund && npm run build
 
 generate: ## regenerate the committed generated files (needs protoc)
