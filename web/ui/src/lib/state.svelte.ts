@@ -42,8 +42,8 @@ class FleetStore {
   feed = $state.raw<FleetEvent[]>([]);
   inFlight = $state.raw<InFlight[]>([]);
   due = $state.raw<Due[]>([]);
-  /** Grows with each event of the kind: pages that show lists read them again. */
-  rev = $state({ blocks: 0, vms: 0, nodes: 0, lists: 0, access: 0, guards: 0, settings: 0, reset: 0 });
+  /** Grows with each event of the kind, standing when a node stands otherwise: pages that show it read it again. */
+  rev = $state({ blocks: 0, vms: 0, nodes: 0, standing: 0, lists: 0, access: 0, guards: 0, settings: 0, reset: 0 });
   /** Why this page began anew, until the user has read it: the fleet has another epoch, or its feed did not reach back. */
   restarted = $state<'' | 'restored' | 'gap'>('');
   epoch = $state(0);
@@ -246,10 +246,12 @@ class FleetStore {
       };
     }
     if (!s.nodes?.length) return;
+    this.rev.standing++;
     const news = new Map(s.nodes.map((n) => [n.id, n]));
     this.nodes = this.nodes.map((n) => {
       const x = news.get(n.id);
       if (!x) return n;
+      if (x.healthy !== n.healthy) this.reread.soon(); // when it was heard last comes with the node
       const { alive, ...rest } = x;
       const is = { ...n, ...rest };
       if (alive === false) is.healthy = false;
@@ -288,7 +290,7 @@ class FleetStore {
       if (e.index <= this.past) continue; // for the list of events only: what was read is newer
       if (e.vm) {
         this.rev.vms++;
-        this.moved.soon();
+        this.reread.soon();
         if (this.drawn) (vms ??= new Map(this.vms)).set(e.vm.id, e.vm);
       }
       if (e.block) {
@@ -317,8 +319,8 @@ class FleetStore {
     this.landed();
   }
 
-  /** How many VMs each node has is read with the nodes. */
-  private readonly moved = new Again(() => this.readStanding(), 5_000);
+  /** How many VMs each node has, and when it was heard, is read with the nodes. */
+  private readonly reread = new Again(() => this.readStanding(), 5_000);
 
   private readonly holds = new Again(async () => {
     try {
