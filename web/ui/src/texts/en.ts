@@ -53,7 +53,7 @@ export const en = {
   numbers: {
     vms: 'VMs', active: 'Active blocks', due: 'Due next', nodes: 'Healthy nodes', index: 'Log index', lost: (n: number) => `${n} lost`, onNodes: (n: number) => `on ${n} ${plural(n, 'node', 'nodes')}`,
     pending: (n: number) => `${n} pending`, nothingDue: 'nothing is due', allHealthy: 'all are healthy', notHealthy: (n: number) => `${n} ${plural(n, 'is', 'are')} not`,
-    everywhere: 'in force in every kernel', kernels: (i: string) => `in every kernel: ${i}`,
+    everywhere: 'in force in every kernel', somewhere: (n: number, of: number) => `sure of ${n} of ${of} nodes`, kernels: (i: string) => `in every kernel: ${i}`,
   },
   map: {
     title: 'Fleet', legend: 'What the colours mean', vms: (n: string) => `${n} ${plural(Number(n), 'VM', 'VMs')}`, inForce: 'all in force', late: (n: number) => `${n} behind`, unknown: 'not heard of', lastHeard: 'as last heard', kernelTitle: (i: number) => `Log index in its kernel: ${i}`,

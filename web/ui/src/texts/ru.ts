@@ -54,7 +54,7 @@ export const ru: Texts = {
   numbers: {
     vms: 'Машины', active: 'Блокировки', due: 'Ближайший срок', nodes: 'Исправные узлы', index: 'Индекс журнала', lost: (n) => `потеряно: ${n}`, onNodes: (n) => `на ${n} ${plural(n, 'узле', 'узлах', 'узлах')}`,
     pending: (n) => `ожидает: ${n}`, nothingDue: 'сроков нет', allHealthy: 'все исправны', notHealthy: (n) => `неисправных: ${n}`,
-    everywhere: 'действует во всех ядрах', kernels: (i) => `во всех ядрах: ${i}`,
+    everywhere: 'действует во всех ядрах', somewhere: (n, of) => `точно на ${n} из ${of} узлов`, kernels: (i) => `во всех ядрах: ${i}`,
   },
   map: {
     title: 'Парк', legend: 'Что значат цвета', vms: (n) => `ВМ: ${n}`, inForce: 'всё действует', late: (n) => `отстаёт на ${n}`, unknown: 'не слышно', lastHeard: 'по последним данным', kernelTitle: (i) => `Индекс журнала в ядре: ${i}`,
