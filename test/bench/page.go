@@ -36,6 +36,7 @@ var tapSource string
 const (
 	pagePatience = time.Minute
 	traceSpan    = 10 * time.Second // of one trace: longer ones are large
+	memoryGap    = 30 * time.Second // between two looks at the memory, at least
 )
 
 // page is the page of a node in Chromium.
@@ -250,20 +251,8 @@ func (p *page) visit(ctx context.Context, s stretch) error {
 
 // watch looks at what is shown for a while.
 func (p *page) watch(ctx context.Context, name string, span time.Duration) (w watched, err error) {
-	first, err := p.memory(ctx)
-	if err != nil {
-		return w, err
-	}
-	w.memory = []memory{first}
-	measured := time.Now()
+	var measured time.Time
 	for end := time.Now().Add(span); time.Until(end) > time.Second || len(w.work) == 0; {
-		if time.Since(measured) > time.Minute {
-			m, err := p.memory(ctx)
-			if err != nil {
-				return w, err
-			}
-			w.memory, measured = append(w.memory, m), time.Now()
-		}
 		before, err := p.tap(ctx)
 		if err != nil {
 			return w, err
@@ -290,10 +279,16 @@ func (p *page) watch(ctx context.Context, name string, span time.Duration) (w wa
 		count, size := after.requests()
 		count0, size0 := before.requests()
 		w.requests, w.received = w.requests+count-count0, w.received+size-size0
+		// At first when the page has settled.
+		if time.Since(measured) > memoryGap || time.Until(end) < time.Second && time.Since(measured) > time.Second {
+			m, err := p.memory(ctx)
+			if err != nil {
+				return w, err
+			}
+			w.memory, measured = append(w.memory, m), time.Now()
+		}
 	}
-	last, err := p.memory(ctx)
-	w.memory = append(w.memory, last)
-	return w, err
+	return w, nil
 }
 
 // trace records what the page's threads do.

@@ -9,7 +9,8 @@
   JSON.parse = (text, reviver) => {
     const x = parse(text, reviver);
     if (x?.type === 'reset') tap.resets++;
-    if (x?.actor === ACTOR && x.index) {
+    // A lift may make the fleet forget the oldest one, in the same entry of the log.
+    if (x?.actor === ACTOR && x.index && x.type !== 'block.forgotten') {
       if (x.index <= last) tap.repeated++;
       last = Math.max(last, x.index);
       tap.events++;

@@ -60,7 +60,7 @@ func TestAFloodIsShownInSmallSteps(t *testing.T) {
 	watch("tr[data-block]")
 	flood(t, l, 150)
 	b.until("the newest hundred are shown", `document.querySelectorAll('tr[data-block]').length === 100 && document.querySelector('tr[data-block]').innerText.includes('198.18.0.150')`)
-	most(6)
+	most(25)
 
 	l.Heal(t)
 	b.visit("/")
@@ -69,7 +69,7 @@ func TestAFloodIsShownInSmallSteps(t *testing.T) {
 	watch(".feed li")
 	flood(t, l, 400)
 	b.until("the newest events are shown", `document.querySelector('.feed li').innerText.includes('198.18.1.150')`)
-	most(12)
+	most(20)
 	var rows int
 	b.js(`document.querySelectorAll('.feed li').length`, &rows)
 	if rows > 40 {

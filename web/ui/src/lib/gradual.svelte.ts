@@ -1,5 +1,5 @@
 export interface GradualOptions {
-  /** So many rows appear at once when nothing was shown, and so many in each frame from then on. */
+  /** What is new among so many rows at the top, which are in sight, comes at once; of the others so many come in each frame. */
   first?: number;
   step?: number;
   /** At least so long between two states that are shown, in milliseconds. The first change after that is shown at once. */
@@ -7,8 +7,8 @@ export interface GradualOptions {
 }
 
 /**
- * Rows that follow a list without long frames, however much of it changes: what has left it goes at once, what is new comes a few rows in
- * each frame. With a pace, a list that changes faster than anybody can read is shown as it is at times. It is made while a component is, and
+ * Rows that follow a list without long frames, however much of it changes: what has left it goes at once, what is new comes at once
+ * at its top and a few rows in each frame below. With a pace, a list that changes faster than anybody can read is shown as it is at times. It is made while a component is, and
  * ends with it.
  */
 export class Gradual<T> {
@@ -22,7 +22,7 @@ export class Gradual<T> {
   private readonly o: Required<GradualOptions>;
 
   constructor(list: () => T[], private readonly key: (x: T) => unknown, o: GradualOptions = {}) {
-    this.o = { first: 25, step: 6, pace: 0, ...o };
+    this.o = { first: 16, step: 5, pace: 0, ...o };
     $effect.pre(() => this.follow(list()));
     $effect(() => () => {
       clearTimeout(this.timer);
@@ -41,16 +41,16 @@ export class Gradual<T> {
   private begin(): void {
     this.timer = 0;
     this.begun = performance.now();
-    this.go(this.shown.length ? this.o.step : this.o.first);
+    this.go();
   }
 
-  private go(most: number): void {
+  private go(): void {
     this.frame = 0;
-    if (document.hidden) most = Infinity; // there are no frames, and nobody waits for one
+    let most = document.hidden ? Infinity : this.o.step; // a hidden page has no frames
     const known = new Set(this.shown.map(this.key));
     const all = this.list;
-    const rows = all.filter((x) => known.has(this.key(x)) || most-- > 0);
+    const rows = all.filter((x, i) => i < this.o.first || known.has(this.key(x)) || most-- > 0);
     this.rows = this.shown = rows;
-    if (rows.length < all.length) this.frame = requestAnimationFrame(() => this.go(this.o.step));
+    if (rows.length < all.length) this.frame = requestAnimationFrame(() => this.go());
   }
 }

@@ -26,7 +26,7 @@ export class Paged<T> {
   private readonly again = new Again(async () => {
     if (this.busy) this.again.soon();
     else await this.read(undefined, Math.min(1000, Math.max(this.size, this.items.length)));
-  });
+  }, 2_000); // a node reads, and a page draws, up to a thousand rows
 
   /** since grows with each change of what the list is of. */
   constructor(private readonly path: string, private readonly size: number, since: () => number) {
