@@ -121,7 +121,7 @@ export const en = {
     actor: 'By', since: 'Since', until: 'Until', dropped: 'Dropped', created: 'Created', index: 'Log index', what: 'Block', unconfirmed: 'ends', none: 'No block fits the filters', empty: 'Nothing is blocked', emptyOther: 'There are none',
     emptyMore: 'Press b, or Block above: type a part of a name or address, look at what it touches, and block it. It is in every kernel in milliseconds.',
     choose: (id: string) => `Choose ${id}`, chooseAll: 'Choose all', chosen: (n: number) => `${n} chosen`, unchoose: 'Clear', liftChosen: (n: number) => `Lift ${n}`, lift: 'Lift', cancel: 'Cancel it',
-    liftTitle: (id: string) => `Lift ${id}`, liftAsk: (reason: string) => `Only this block is lifted, of the reason ${reason}. What other blocks hold stays held.`, cancelAsk: 'It has not started. It will not.', liftedNow: (id: string) => `${id} is lifted.`,
+    liftTitle: (id: string) => `Lift ${id}`, liftAsk: (reason: string) => `Only this block is lifted, of the reason ${reason}. What other blocks hold stays held.`, stillHeld: 'The VM stays blocked by:', freed: 'Nothing else holds the VM: its packets pass again.', cancelAsk: 'It has not started. It will not.', liftedNow: (id: string) => `${id} is lifted.`,
     bulkTitle: (n: number) => `Lift ${n} ${plural(n, 'block', 'blocks')}`, bulkAsk: 'All of these are lifted. What other blocks hold stays held.', bulkDone: (n: number) => `${n} lifted.`, bulkResult: (ok: number, bad: number) => `${ok} lifted, ${bad} refused.`,
     times: 'Change', editTitle: (id: string) => `Change ${id}`, startHint: 'Empty: at once.', endHint: 'Empty: until it is lifted.', saved: (id: string) => `${id} is changed.`, nothingChanged: 'Nothing was changed.',
   },
