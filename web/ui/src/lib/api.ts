@@ -58,6 +58,11 @@ function url(p: string, query: RequestOptions['query']): string {
 
 /** Sends one request. Throws ApiError, and nothing else. Ends at the latest after timeoutMs (15 s). */
 async function request<T>(p: string, o: RequestOptions = {}): Promise<T> {
+  return (await answer<T>(p, o)).data;
+}
+
+/** As request, with the log index of the state that answered; Infinity if that is not said. */
+export async function answer<T>(p: string, o: RequestOptions = {}): Promise<{ data: T; index: number }> {
   const ctl = new AbortController();
   const timer = setTimeout(() => ctl.abort('timeout'), o.timeoutMs ?? 15_000);
   const abort = () => ctl.abort('aborted');
@@ -81,7 +86,8 @@ async function request<T>(p: string, o: RequestOptions = {}): Promise<T> {
     if (body !== undefined) init.body = body;
     const res = await fetch(url(p, o.query), init);
     const text = await res.text();
-    return read<T>(p, res.status, res.headers.get('Retry-After'), text, res.headers.get('Content-Type'));
+    const data = read<T>(p, res.status, res.headers.get('Retry-After'), text, res.headers.get('Content-Type'));
+    return { data, index: Number(res.headers.get('Palisade-Index') ?? Infinity) };
   } catch (e) {
     if (e instanceof ApiError) throw e;
     if (ctl.signal.aborted) throw new ApiError(ctl.signal.reason === 'timeout' ? 'timeout' : 'aborted', String(ctl.signal.reason));

@@ -7,8 +7,8 @@ export interface EventHandlers {
   /** All events of one read, in order. */
   events(batch: FleetEvent[]): void;
   standing(s: Standing): void;
-  /** The feed does not reach back to where we were, or the fleet has a new epoch (restored): read everything again. */
-  reset(restored: boolean): void;
+  /** The feed does not reach back to where we were, or the fleet has a new epoch (restored): read everything again, as of this log index. */
+  reset(index: number, restored: boolean): void;
   link(state: Link, error?: string): void;
   /** The session has ended. */
   unauthorized(): void;
@@ -87,6 +87,12 @@ export class EventStream {
 
   private take(text: string): void {
     let batch: FleetEvent[] = [];
+    let last = this.lastIndex; // is kept once what came before it was handed on
+    const hand = () => {
+      if (batch.length) this.h.events(batch);
+      batch = [];
+      this.lastIndex = last;
+    };
     for (const block of text.split('\n\n')) {
       let id = '';
       let type = '';
@@ -98,20 +104,22 @@ export class EventStream {
       }
       if (type === 'reset') {
         batch = [];
-        if (id) this.lastIndex = Number(id);
-        this.h.reset(false);
+        this.lastIndex = last = Number(id);
+        this.h.reset(last, false);
         continue;
       }
       if (data) {
         if (type === 'standing') {
+          hand();
           this.standing(JSON.parse(data) as Standing);
+          last = this.lastIndex;
         } else {
           batch.push(JSON.parse(data) as FleetEvent);
         }
       }
-      if (id) this.lastIndex = Number(id);
+      if (id) last = Number(id);
     }
-    if (batch.length) this.h.events(batch);
+    hand();
   }
 
   private standing(s: Standing): void {
@@ -119,7 +127,7 @@ export class EventStream {
     this.epoch = s.epoch ?? this.epoch;
     if (restored) {
       this.lastIndex = s.index;
-      this.h.reset(true);
+      this.h.reset(s.index, true);
     }
     this.h.standing(s);
   }

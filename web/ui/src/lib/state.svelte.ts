@@ -1,6 +1,7 @@
 import { Again } from './again';
-import { ApiError, get, path, pause, send, whenUnauthorized } from './api';
+import { answer, ApiError, get, path, pause, send, whenUnauthorized } from './api';
 import { EventStream, type Link } from './events';
+import { Reader } from './reader';
 import type { Block, Due, FleetEvent, Node, NodeCounts, Page, Receipt, Scope, Standing, Status, VM, Whoami } from './types';
 
 /** Above so many VMs the picture shows counts for each node and no single VMs. */
@@ -55,8 +56,25 @@ class FleetStore {
   private frame = 0;
   private flushTimer = 0;
   private flushed = -flushMs;
-  private reading = false;
-  private again = false;
+  /** Events of VMs that came while a reading is under way: its answer may be older. null: none is. */
+  private meanwhile: FleetEvent[] | null = null;
+  /** The pages are to read again too. */
+  private pagesToo = false;
+  private readonly picture = new Reader({
+    read: () => this.readPicture(),
+    current: () => {
+      if (!this.pagesToo) return;
+      this.pagesToo = false;
+      this.rev.blocks++;
+      this.rev.vms++;
+      this.rev.nodes++;
+      this.rev.lists++;
+    },
+    failed: (e) => {
+      this.meanwhile = null;
+      this.loadError = e as ApiError;
+    },
+  });
   /** Log index at the login: events up to it are history. */
   private past = 0;
   private received = 0;
@@ -86,6 +104,7 @@ class FleetStore {
   loggedOut(): void {
     this.stop?.abort();
     this.stop = null;
+    this.picture.stop();
     this.login = 'out';
     this.who = null;
     this.loaded = false;
@@ -114,8 +133,12 @@ class FleetStore {
         this.schedule();
       },
       standing: (s) => this.stand(s),
-      reset: (restored) => {
-        if (!restored && guessed && !this.feed.length) return; // the feed does not reach back so far: nothing was missed
+      reset: (index, restored) => {
+        if (!restored && guessed && !this.feed.length) { // the feed does not reach back so far: nothing was missed
+          this.picture.want(index);
+          return;
+        }
+        this.past = Math.min(this.past, index);
         if (restored) {
           // What happened in the lost time did not happen, and its numbers may mean something else.
           this.queue = [];
@@ -124,13 +147,13 @@ class FleetStore {
         }
         if (restored || !this.restarted) this.restarted = restored ? 'restored' : 'gap';
         this.rev.reset++;
-        void this.readAll();
+        this.readAll(index);
       },
       link: (state, error) => {
         if (state === 'lost') guessed = false;
         if (state === 'live') {
           this.heard();
-          if (!this.loaded || this.link !== 'live') void this.readAll();
+          if (!this.loaded || this.link !== 'live') this.readAll(Math.max(this.past, stream.lastIndex ?? 0));
         }
         if (state !== 'connecting' || this.link !== 'lost') this.link = state;
         this.linkError = error ?? '';
@@ -178,62 +201,53 @@ class FleetStore {
 
   async readStanding(): Promise<void> {
     try {
-      const [status, nodes] = await Promise.all([get<Status>('/v1/status'), this.readNodes()]);
-      this.status = status;
-      this.nodes = nodes;
-      this.heard();
+      await this.readNode();
     } catch {
       // The event stream says that the node is gone, or the next round does it.
     }
+  }
+
+  private async readNode(): Promise<void> {
+    const [status, nodes] = await Promise.all([get<Status>('/v1/status'), this.readNodes()]);
+    this.status = status;
+    this.nodes = nodes;
+    this.heard();
   }
 
   private async readNodes(): Promise<Node[]> {
     return (await readPages<Node>('/v1/nodes', {}, 5_000)).items;
   }
 
-  /** Reads everything that the overview shows. */
-  async readAll(): Promise<void> {
-    if (this.reading) {
-      this.again = true;
-      return;
-    }
-    this.reading = true;
-    try {
-      do {
-        this.again = false;
-        const [nodes] = await Promise.all([this.readNodes(), this.readHolds()]);
-        this.nodes = nodes;
-        this.loadError = null;
-        this.loaded = true;
-        this.rev.blocks++;
-        this.rev.vms++;
-        this.rev.nodes++;
-        this.rev.lists++;
-      } while (this.again);
-    } catch (e) {
-      this.loadError = e as ApiError;
-    } finally {
-      this.reading = false;
-    }
+  /** Reads everything again, at once and until it is of this log index at least; then the pages do. */
+  readAll(index = this.picture.wanted): void {
+    this.pagesToo = true;
+    this.picture.anew(index);
   }
 
-  /** Reads what a block changes: numbers, what is due, and which VMs are held. */
-  private async readHolds(): Promise<void> {
-    const [status, due] = await Promise.all([get<Status>('/v1/status'), get<Page<Due>>('/v1/schedule', { limit: 50 })]);
-    this.status = status;
+  /** Reads what a block changes: numbers, what is due, and which VMs are held. Returns the log index of the oldest answer. */
+  private async readPicture(): Promise<number> {
+    const meanwhile: FleetEvent[] = (this.meanwhile = []);
+    const [vms, due] = await Promise.all([
+      readPages<VM>('/v1/vms', {}, maxDrawn, (total) => total > maxDrawn),
+      readPages<Due>('/v1/schedule', {}, 50),
+      this.pagesToo ? this.readNode() : this.readStatus(),
+    ]);
+    const drawn = (vms.total ?? 0) <= maxDrawn;
+    const counts = drawn ? null : await get<{ index: number; nodes: NodeCounts[] }>('/v1/overview');
+    const index = Math.min(vms.index, due.index, counts?.index ?? Infinity);
+    this.loadError = null;
+    if (this.login !== 'in' || (this.loaded && index < this.picture.wanted)) return index; // what is shown is newer
     this.due = due.items;
-    this.drawn = status.counts.vms <= maxDrawn;
-    if (this.drawn) {
-      const { items } = await readPages<VM>('/v1/vms', {}, maxDrawn);
-      this.vms = new Map(items.map((v) => [v.id, v]));
-    } else {
-      await this.readCounts();
+    this.drawn = drawn;
+    if (counts) this.counts = new Map(counts.nodes.map((n) => [n.id, n]));
+    if (drawn) {
+      const newest = new Map(vms.items.map((v) => [v.id, v]));
+      for (const e of meanwhile) if (e.vm && e.index > index) newest.set(e.vm.id, e.vm);
+      this.vms = newest;
     }
-  }
-
-  private async readCounts(): Promise<void> {
-    const o = await get<{ nodes: NodeCounts[] }>('/v1/overview');
-    this.counts = new Map(o.nodes.map((n) => [n.id, n]));
+    this.meanwhile = null;
+    this.loaded = true;
+    return index;
   }
 
   private stand(s: Standing): void {
@@ -291,25 +305,28 @@ class FleetStore {
       if (e.vm) {
         this.rev.vms++;
         this.reread.soon();
+        this.meanwhile?.push(e);
         if (this.drawn) (vms ??= new Map(this.vms)).set(e.vm.id, e.vm);
+        else this.picture.want(e.index);
       }
       if (e.block) {
         this.rev.blocks++;
+        this.picture.want(e.index);
         flight = (flight ?? this.inFlight).filter((f) => f.block.id !== e.block!.id);
         if (e.block.state !== 'pending') flight.push({ block: e.block, seen: performance.now() });
       }
       if (e.node || e.fleet) nodes = true;
-      if (e.list) this.rev.lists++;
+      if (e.list) {
+        this.rev.lists++;
+        this.picture.want(e.index);
+      }
       if (e.guard) this.rev.guards++;
       if (e.settings) this.rev.settings++;
       if (e.token || e.user || e.session || e.join_token) this.rev.access++;
     }
     const last = batch[batch.length - 1]!;
     if (vms) this.vms = vms;
-    if (flight) {
-      this.inFlight = flight.slice(-maxInFlight);
-      this.holds.soon();
-    }
+    if (flight) this.inFlight = flight.slice(-maxInFlight);
     if (nodes) {
       this.rev.nodes++;
       void this.readStanding();
@@ -321,14 +338,6 @@ class FleetStore {
 
   /** How many VMs each node has, and when it was heard, is read with the nodes. */
   private readonly reread = new Again(() => this.readStanding(), 5_000);
-
-  private readonly holds = new Again(async () => {
-    try {
-      await this.readHolds();
-    } catch {
-      // The next change or the next poll reads them.
-    }
-  }, 2_000);
 
   /** Takes out of inFlight what every healthy node has in its kernel for a while. */
   private landed(): void {
@@ -405,15 +414,22 @@ class FleetStore {
   }
 }
 
-/** Reads pages until there is no more, or max items. */
-export async function readPages<T>(p: string, query: Record<string, string | number | boolean | undefined>, max: number): Promise<Page<T>> {
-  const items: T[] = [];
-  let cursor: string | undefined;
+/** Items of some pages. */
+export interface Items<T> extends Page<T> {
+  /** Log index of the oldest page. */
+  index: number;
+}
+
+/** Reads pages until there is no more, there are max items, or enough says so of how many there are in all. */
+export async function readPages<T>(p: string, query: Record<string, string | number | boolean | undefined>, max: number, enough?: (total: number) => boolean): Promise<Items<T>> {
+  const out: Items<T> = { items: [], next: null, index: Infinity };
   for (;;) {
-    const page = await get<Page<T>>(p, { ...query, limit: Math.min(1000, max), cursor });
-    items.push(...page.items);
-    if (!page.next || items.length >= max) return { items, next: page.next, ...(page.total === undefined ? {} : { total: page.total }) };
-    cursor = page.next;
+    const { data, index } = await answer<Page<T>>(p, { query: { ...query, limit: Math.min(1000, max), cursor: out.next ?? undefined } });
+    out.index = Math.min(out.index, index);
+    out.items.push(...data.items);
+    out.next = data.next;
+    if (data.total !== undefined) out.total = data.total;
+    if (!data.next || out.items.length >= max || enough?.(data.total ?? 0)) return out;
   }
 }
 
