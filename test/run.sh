@@ -75,8 +75,7 @@ web() { # the committed build of the page is what its source gives, and the sour
 	(cd web/ui && npm ci --no-audit --no-fund && npm run check && npm run build) && git diff --exit-code --stat -- web/dist &&
 		test -z "$(git ls-files --others -- web/dist)"
 }
-# A browser that ends in the middle, or is starved, fails a test of its own: those are tried again too, and said to be.
-browser() { ${gotestsum% --} --rerun-fails=2 --rerun-fails-max-failures=2 --packages=./test/browser -- -tags hashicorpmetrics -count=1 -timeout 20m -p 1; }
+browser() { $gotestsum $flags -timeout 20m -p 1 ./test/chromium ./test/browser; }
 
 only=${1:-}
 stage lint make --no-print-directory lint

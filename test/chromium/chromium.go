@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"time"
 
 	"github.com/chromedp/chromedp"
@@ -44,10 +45,26 @@ func Start(ctx context.Context, wait time.Duration, listen func(any)) (*Browser,
 	if listen != nil {
 		chromedp.ListenTarget(page, listen)
 	}
-	if err := chromedp.Run(page); err != nil {
+	if err := launch(page); err != nil {
 		return nil, errors.Join(fmt.Errorf("start chromium: %w", err), b.Close())
 	}
 	return b, nil
+}
+
+// launch starts the browser of a context. The kernel kills it when the thread ends that started it, so that none is left behind by
+// a process that is killed; so that thread is kept until the context ends. Others do end: those that were in a namespace.
+func launch(page context.Context) error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := chromedp.Run(page)
+		started <- err
+		if err == nil {
+			<-page.Done()
+		}
+	}()
+	return <-started
 }
 
 // Close ends the browser and removes its profile. It waits for both, at most a minute for the second: processes of the
