@@ -70,7 +70,11 @@ func New(o Options) (*Server, error) {
 	s.mux = chi.NewMux()
 	s.mux.NotFound(s.plain(s.serveUI))
 	s.mux.MethodNotAllowed(s.plain(s.methodNotAllowed))
-	api := huma.NewAPI(s.humaConfig(), &adapter{s: s})
+	compress, err := newCompression()
+	if err != nil {
+		return nil, fmt.Errorf("httpapi: %w", err)
+	}
+	api := huma.NewAPI(s.humaConfig(), &adapter{s, compress})
 	for _, rt := range routes() {
 		rt.register(s, api)
 	}
