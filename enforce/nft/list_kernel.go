@@ -215,7 +215,7 @@ func (k *Lists) newSet(b listBase, n int) *liveSet {
 	const least = 1024
 	k.newest[b]++
 	// Room for a quarter more, or every addition would load the set anew.
-	return &liveSet{name: b.name(k.newest[b]), generation: k.newest[b], size: fit(least, n+n/4), count: n}
+	return &liveSet{name: b.name(k.newest[b]), generation: k.newest[b], size: uint32(max(least, n+n/4)), count: n}
 }
 
 // known reads what the kernel holds, unless that is known. If it is exactly want it becomes the live

@@ -122,3 +122,30 @@ func TestAPageMissesNoEvent(t *testing.T) {
 	b.quiet()
 	l.Move(t, "guest2", home)
 }
+
+// TestABusyPictureGoesOn: while events keep coming, each answer is of before the last of them. It is shown all the same.
+func TestABusyPictureGoesOn(t *testing.T) {
+	l := lab(t)
+	t.Cleanup(func() { l.Heal(t) })
+	b := open(t, l, "node-1")
+	b.login("operator")
+	b.until("the overview is shown", `document.querySelector('.feed li')`)
+	h := b.hold("*/v1/schedule*", fetch.RequestStageResponse)
+	due, err := l.Clients["node-3"].AddBlock(t.Context(), client.BlockRequest{Target: client.Target{VM: "guest3"}, StartsAt: time.Now().Add(2 * time.Hour)}, client.Write{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		answer := h.next("the page reads what is due")
+		block, _ := l.Block(t, "node-2", client.Target{Prefix: fmt.Sprintf("203.0.113.%d/32", 200+i)})
+		b.until("the page hears of a block meanwhile", told(block.ID, 0))
+		b.run("let the answer go", fetch.ContinueRequest(answer))
+	}
+	h.next("the page reads again, because that was of before")
+	var shown bool
+	if b.js(fmt.Sprintf(`[...document.querySelectorAll('#main section')].some(e => e.innerText.startsWith('Schedule') && e.innerText.includes(%q))`, due.Block.ID), &shown); !shown {
+		t.Error("what came is not shown")
+	}
+	h.release()
+	b.quiet()
+}

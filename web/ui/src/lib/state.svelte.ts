@@ -75,6 +75,8 @@ class FleetStore {
       this.loadError = e as ApiError;
     },
   });
+  /** Log index of the last event that was shown. */
+  private shown = 0;
   /** Log index at the login: events up to it are history. */
   private past = 0;
   private received = 0;
@@ -139,6 +141,7 @@ class FleetStore {
           return;
         }
         this.past = Math.min(this.past, index);
+        this.shown = 0;
         if (restored) {
           // What happened in the lost time did not happen, and its numbers may mean something else.
           this.queue = [];
@@ -227,6 +230,7 @@ class FleetStore {
   /** Reads what a block changes: numbers, what is due, and which VMs are held. Returns the log index of the oldest answer. */
   private async readPicture(): Promise<number> {
     const meanwhile: FleetEvent[] = (this.meanwhile = []);
+    const shown = this.shown;
     const [vms, due] = await Promise.all([
       readPages<VM>('/v1/vms', {}, maxDrawn, (total) => total > maxDrawn),
       readPages<Due>('/v1/schedule', {}, 50),
@@ -236,7 +240,10 @@ class FleetStore {
     const counts = drawn ? null : await get<{ index: number; nodes: NodeCounts[] }>('/v1/overview');
     const index = Math.min(vms.index, due.index, counts?.index ?? Infinity);
     this.loadError = null;
-    if (this.login !== 'in' || (this.loaded && index < this.picture.wanted)) return index; // what is shown is newer
+    this.meanwhile = null;
+    // What is shown may be newer than the answer. Newer than what was shown when it was asked for, the answer counts: what came
+    // since is put on top.
+    if (this.login !== 'in' || (this.loaded && index < shown)) return index;
     this.due = due.items;
     this.drawn = drawn;
     if (counts) this.counts = new Map(counts.nodes.map((n) => [n.id, n]));
@@ -245,7 +252,6 @@ class FleetStore {
       for (const e of meanwhile) if (e.vm && e.index > index) newest.set(e.vm.id, e.vm);
       this.vms = newest;
     }
-    this.meanwhile = null;
     this.loaded = true;
     return index;
   }
@@ -302,6 +308,7 @@ class FleetStore {
     let nodes = false;
     for (const e of batch) {
       if (e.index <= this.past) continue; // for the list of events only: what was read is newer
+      this.shown = Math.max(this.shown, e.index);
       if (e.vm) {
         this.rev.vms++;
         this.reread.soon();
