@@ -21,12 +21,13 @@ const (
 )
 
 // drops counts, when it is scraped, the blocks by state and reason, and what the kernel dropped for each
-// reason since this process started. Blocks on lists have no counters. With many blocks a scrape
-// reads a part of the counters, and the next one goes on.
+// reason since this process started. With many blocks a scrape reads a part of the counters, and the next one goes on;
+// what blocks on lists dropped is counted apart and read each time.
 type drops struct {
 	view     func() *fsm.View
 	elements func(block string) []enforce.Element
 	counters func(ctx context.Context, els []enforce.Element) (map[enforce.Element]enforce.Counter, error)
+	listed   func(block string) enforce.Counter // of a block on a list, since this process started
 
 	blocks, packets, bytes *prometheus.Desc
 
@@ -56,9 +57,9 @@ var _ prometheus.Collector = (*drops)(nil)
 
 func newDrops(view func() *fsm.View, e *enforcer) *drops {
 	return &drops{
-		view: view, elements: e.elementsOf, counters: e.kernel.Counters,
+		view: view, elements: e.elementsOf, counters: e.kernel.Counters, listed: e.listed,
 		blocks:  prometheus.NewDesc("palisade_blocks", "Blocks in the state, by state (pending or active) and reason; reasons that are none of ours are other.", []string{"state", "reason"}, nil),
-		packets: prometheus.NewDesc("palisade_dropped_packets_total", "Packets that this node's kernel discarded, by the reason of the block, since the agent started. Blocks that hold the same target count the same packets; blocks on lists are not counted.", []string{"reason"}, nil),
+		packets: prometheus.NewDesc("palisade_dropped_packets_total", "Packets that this node's kernel discarded, by the reason of the block, since the agent started. Blocks that hold the same target count the same packets.", []string{"reason"}, nil),
 		bytes:   prometheus.NewDesc("palisade_dropped_bytes_total", "Bytes of the packets that this node's kernel discarded, by the reason of the block, since the agent started.", []string{"reason"}, nil),
 		last:    map[string]enforce.Counter{}, total: map[string]enforce.Counter{},
 	}
@@ -112,9 +113,17 @@ func (d *drops) look(ctx context.Context, v *fsm.View) {
 	}
 	d.takeOver(first)
 	for id := range d.last {
-		if b, ok := v.Block(id); !ok || b.State != fsm.BlockActive {
-			delete(d.last, id) // one of so many lifts that not all could be read
+		b, ok := v.Block(id)
+		if ok && b.State == fsm.BlockActive {
+			continue
 		}
+		if ok && b.Target.List != "" {
+			d.reading(b, d.listed(id))
+		}
+		delete(d.last, id) // else it is one of so many lifts that not all could be read
+	}
+	for b := range v.HeldLists() {
+		d.reading(b, d.listed(b.ID))
 	}
 	var chunk []*fsm.Block
 	held := map[string][]enforce.Element{}

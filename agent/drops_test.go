@@ -23,7 +23,7 @@ type dropping struct {
 
 	mu    sync.Mutex
 	count map[string]uint64 // packets, by block
-	asked int               // elements
+	asked int               // elements of blocks that are on no list
 }
 
 func newDropping(t *testing.T) *dropping {
@@ -42,6 +42,7 @@ func newDropping(t *testing.T) *dropping {
 		p.asked += len(els)
 		return out, nil
 	}
+	p.d.listed = func(id string) enforce.Counter { return enforce.Counter{Packets: p.count[id], Bytes: 10 * p.count[id]} }
 	p.reg.MustRegister(p.d)
 	return p
 }
@@ -122,6 +123,33 @@ func TestDropsAreCountedOnce(t *testing.T) {
 					}
 				}
 			}
+		}
+	})
+}
+
+// TestDropsOfListsAreCounted: what a block on a list drops is of its reason too, to its end, and once.
+func TestDropsOfListsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDropping(t)
+		p.apply(fsm.BeginList{Upload: "u", Name: "feed"})
+		p.apply(fsm.CommitList{Upload: "u"})
+		p.dropped(t, fsm.ReasonAttack)
+		b := p.apply(fsm.AddBlock{Target: fsm.Target{List: "feed"}, Reason: fsm.ReasonAttack, Force: true}).Block
+		p.count[b.ID] = 30
+		for range 2 {
+			if n := p.dropped(t, fsm.ReasonAttack); n != 30 {
+				t.Errorf("dropped %v, want 30", n)
+			}
+		}
+		p.count[b.ID] = 33
+		p.apply(fsm.LiftBlock{ID: b.ID})
+		for range 2 {
+			if n := p.dropped(t, fsm.ReasonAttack); n != 33 {
+				t.Errorf("lifted, %v, want 33", n)
+			}
+		}
+		if p.asked != 0 || len(p.d.last) != 0 {
+			t.Errorf("%d elements were asked for, %d readings are kept", p.asked, len(p.d.last))
 		}
 	})
 }

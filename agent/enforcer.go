@@ -296,6 +296,14 @@ func (e *enforcer) elementsOf(id string) []enforce.Element {
 	return e.compiler.ElementsOf(id)
 }
 
+// listed is what a block on a list has dropped here since the agent started.
+func (e *enforcer) listed(id string) enforce.Counter {
+	if e.lists == nil {
+		return enforce.Counter{}
+	}
+	return e.lists.Dropped(id)
+}
+
 func (e *enforcer) sum(ctx context.Context, els []enforce.Element) (enforce.Counter, error) {
 	counters, err := e.kernel.Counters(ctx, els)
 	var sum enforce.Counter

@@ -333,6 +333,13 @@ func (e *listEnforcer) fail(err error) {
 	e.behind(err.Error())
 }
 
+// Dropped is what a block on a list has dropped since the agent started.
+func (e *listEnforcer) Dropped(block string) enforce.Counter {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.dropped[block]
+}
+
 // Receipt reports on a block on a list: in force is the block with the content that the list has in the view.
 func (e *listEnforcer) Receipt(v *fsm.View, b *fsm.Block) fsm.BlockReport {
 	index := b.Index
