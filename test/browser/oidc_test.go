@@ -1,6 +1,8 @@
 package browser
 
 import (
+	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -10,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/http"
@@ -33,8 +36,9 @@ type provider struct {
 	*httptest.Server
 	key *rsa.PrivateKey
 
-	mu    sync.Mutex
-	codes map[string]url.Values // what was asked when the code was given; a code is good once
+	mu     sync.Mutex
+	codes  map[string]url.Values // what was asked when the code was given; a code is good once
+	secret string                // that the agent showed last
 }
 
 func newProvider(t *testing.T, netns string) *provider {
@@ -92,7 +96,15 @@ func answer(w http.ResponseWriter, v any) {
 
 func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
+func basicSecret(r *http.Request) string {
+	_, secret, _ := r.BasicAuth()
+	return secret
+}
+
 func (p *provider) token(w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	p.secret = cmp.Or(basicSecret(r), r.PostFormValue("client_secret"))
+	p.mu.Unlock()
 	p.mu.Lock()
 	asked, known := p.codes[r.PostFormValue("code")]
 	delete(p.codes, r.PostFormValue("code"))
@@ -141,7 +153,7 @@ func listenIn(netns, address string) (l net.Listener, err error) {
 }
 
 // TestALoginByAProvider goes from the button on the page to the provider and back, into a session of the scope that the
-// provider's groups give.
+// provider's groups give. The secret that the node has for the provider is in none of the node's files.
 func TestALoginByAProvider(t *testing.T) {
 	l := lab(t)
 	n, err := l.Node("node-3")
@@ -160,6 +172,11 @@ func TestALoginByAProvider(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	const canary = "canary-OIDC-88888888"
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(canary+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(n.Dir, "agent.toml")
 	was, err := os.ReadFile(file)
 	if err != nil {
@@ -175,7 +192,7 @@ func TestALoginByAProvider(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	restart(fmt.Appendf(was, "\n[api.oidc]\nissuer = %q\nclient_id = \"palisade\"\nredirect_url = %q\nca_file = %q\nscopes = {noc = \"operator\"}\n", p.URL, n.API+"/v1/login/oidc/callback", ca))
+	restart(fmt.Appendf(was, "\n[api.oidc]\nissuer = %q\nclient_id = \"palisade\"\nclient_secret_file = %q\nredirect_url = %q\nca_file = %q\nscopes = {noc = \"operator\"}\n", p.URL, secret, n.API+"/v1/login/oidc/callback", ca))
 	b.go_("/blacklist")
 	b.until("the page offers the provider", button(name))
 	b.shoot("login-provider")
@@ -197,5 +214,28 @@ func TestALoginByAProvider(t *testing.T) {
 		t.Errorf("after the logout, the status is answered %d", status)
 	}
 	b.quiet()
+	p.mu.Lock()
+	if p.secret != canary {
+		t.Errorf("the provider was shown the secret %q", p.secret)
+	}
+	p.mu.Unlock()
+	searched := 0
+	err = filepath.WalkDir(n.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it went while we looked
+		}
+		searched++
+		if bytes.Contains(text, []byte(canary)) {
+			t.Errorf("%s has the secret", path)
+		}
+		return err
+	})
+	if err != nil || searched < 10 {
+		t.Errorf("%d files were searched, %v", searched, err)
+	}
 	restart(was)
 }
