@@ -96,24 +96,14 @@ func (c *Cluster) mayRetire(ctx context.Context, r *running, id string, gone map
 }
 
 // answering asks nodes whether they are there, and counts those that answer and this one.
-func (c *Cluster) answering(ctx context.Context, ids []string) (n int) {
-	answered := make(chan bool, len(ids))
-	for _, id := range ids {
-		go func() {
-			if id == c.id {
-				answered <- true
-				return
-			}
-			_, err := c.helloTo(ctx, id)
-			answered <- err == nil
-		}()
-	}
-	for range ids {
-		if <-answered {
-			n++
+func (c *Cluster) answering(ctx context.Context, ids []string) int {
+	return len(reached(ids, func(id string) error {
+		if id == c.id {
+			return nil
 		}
-	}
-	return n
+		_, err := c.helloTo(ctx, id)
+		return err
+	}))
 }
 
 // holdMembers keeps raft's members as they are until release is called.

@@ -73,6 +73,19 @@ func (g *Globals) open(path string) (io.ReadCloser, error) {
 	return os.Open(path)
 }
 
+// oneLine reads what must not be on the command line, where others on the machine could read it, from the file that a flag names.
+func (g *Globals) oneLine(flag, path, what string) (string, error) {
+	b, err := g.readSecret(path)
+	if err != nil {
+		return "", usagef("%s: %w", flag, err)
+	}
+	line := strings.TrimRight(string(b), "\r\n")
+	if line == "" || strings.Contains(line, "\n") {
+		return "", usagef("%s: %s does not hold one line with %s", flag, path, what)
+	}
+	return line, nil
+}
+
 // tokenFileEnv names the file of the API token. It is no default of the flag: for join the flag means another token,
 // and that of the API must not be sent to an address that is given by hand.
 const tokenFileEnv = "PALISADE_TOKEN_FILE"

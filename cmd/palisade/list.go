@@ -306,7 +306,8 @@ func (c *ListRmCmd) Run(ctx context.Context, g *Globals) error {
 // ListSourceCmd sets where a list is loaded from.
 type ListSourceCmd struct {
 	Name     string `arg:"" help:"List; it is created if there is none."`
-	URL      string `arg:"" optional:"" help:"http, https or file URL."`
+	URL      string `arg:"" optional:"" help:"http, https or file URL; one with a password or a key goes into a file, see --url-file."`
+	URLFile  string `placeholder:"FILE" help:"File with the URL, which others on the machine could read on the command line; - reads it from standard input."`
 	Interval string `default:"1h" help:"How often it is loaded, at least 1m."`
 	MaxBytes uint64 `help:"Of the text, unpacked; 32 MiB if not given."`
 	None     bool   `help:"Load it no more; what it has stays."`
@@ -315,8 +316,20 @@ type ListSourceCmd struct {
 
 // Run implements the command.
 func (c *ListSourceCmd) Run(ctx context.Context, g *Globals) error {
-	if c.None == (c.URL != "") {
-		return usagef("give either an URL or --none")
+	given := 0
+	for _, is := range []bool{c.URL != "", c.URLFile != "", c.None} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return usagef("give one of an URL, --url-file and --none")
+	}
+	if c.URLFile != "" {
+		var err error
+		if c.URL, err = g.oneLine("--url-file", c.URLFile, "an URL"); err != nil {
+			return err
+		}
 	}
 	api, err := g.Client()
 	if err != nil {

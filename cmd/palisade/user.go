@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -44,27 +43,12 @@ type PasswordFlags struct {
 	PasswordFile string `placeholder:"FILE" help:"File with the password; - reads it from standard input. Without it, it is asked for twice."`
 }
 
-const maxPasswordFile = 4096 // bytes
-
 // read returns the password.
 func (f *PasswordFlags) read(g *Globals, user string) (string, error) {
 	if f.PasswordFile == "" {
 		return f.ask(g, user)
 	}
-	in, err := g.open(f.PasswordFile)
-	if err != nil {
-		return "", usagef("--password-file: %w", err)
-	}
-	defer in.Close()
-	b, err := io.ReadAll(io.LimitReader(in, maxPasswordFile))
-	if err != nil {
-		return "", usagef("--password-file: %w", err)
-	}
-	password := strings.TrimRight(string(b), "\r\n")
-	if password == "" || strings.Contains(password, "\n") {
-		return "", usagef("--password-file: %s does not hold one line with a password", f.PasswordFile)
-	}
-	return password, nil
+	return g.oneLine("--password-file", f.PasswordFile, "a password")
 }
 
 // ask asks for the password twice, on a terminal that does not show it.
