@@ -130,7 +130,7 @@ type callerKey struct{}
 // callerOf returns who sent the request of a handler's context.
 func callerOf(ctx context.Context) *caller { return ctx.Value(callerKey{}).(*caller) }
 
-// newCompression compresses JSON that is worth it, for who accepts that: a page of a thousand VMs has 265 KB, or 20. It is for
+// newCompression compresses JSON that is worth it, for who accepts that: the answers for the first page of 2,900 VMs have 630 KB, or 40. It is for
 // answers to reads, which have no secrets; their lengths are blurred all the same (the attack BREACH).
 func newCompression() (func(http.Handler) http.HandlerFunc, error) {
 	return gzhttp.NewWrapper(gzhttp.MinSize(4<<10), gzhttp.CompressionLevel(gzip.BestSpeed),
