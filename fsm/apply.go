@@ -121,6 +121,8 @@ func (a *applier) op(op Op) Result {
 		r.Items, r.Err = a.endSessions(op)
 	case RefusedLogins:
 		r.Err = a.refusedLogins(op)
+	case ReportIncident:
+		r.Err = a.reportIncident(&op)
 	case Batch:
 		if r.Err = checkBatch(op); r.Err != nil {
 			return r

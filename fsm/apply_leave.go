@@ -89,6 +89,12 @@ func (a *applier) lose(was *VM, node string) {
 			vm.State = VMDeclared
 		}
 	}
+	if m := was.Migration; m != nil && m.Phase.Open() {
+		vm.Migration = m.in(MigrationAborted, fromNanos(a.time))
+		if event == EventVMObserved {
+			vm.State = grounded(&vm)
+		}
+	}
 	if equalVMs(was, &vm) {
 		return
 	}

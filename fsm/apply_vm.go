@@ -15,12 +15,16 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 		checkText("name", op.Name, MaxNameBytes),
 		checkText("owner", op.Owner, MaxNameBytes),
 		checkCount("addresses", len(op.Addresses), MaxVMAddresses),
+		checkSourceGuard(op.SourceGuard),
 	); refused != nil {
 		return nil, refused
 	}
 	for _, p := range op.Addresses {
 		if refused := checkPrefix("addresses", p); refused != nil {
 			return nil, refused
+		}
+		if isLinkLocal(p) {
+			continue // nobody can block it; it tells a source guard what the VM may use
 		}
 		if refused := a.guardSet().fixed.refuse("addresses", p); refused != nil {
 			return nil, refused
@@ -40,6 +44,13 @@ func (a *applier) declareVM(op DeclareVM) (*VM, *Error) {
 	vm.Owner = op.Owner
 	vm.DoNotBlockUntil = utc(op.DoNotBlockUntil)
 	vm.Declared = sortedSet(op.Addresses, comparePrefix)
+	switch op.SourceGuard {
+	case SourceInherit: // what is set stays
+	case SourceReset:
+		vm.SourceGuard = SourceInherit
+	default:
+		vm.SourceGuard = op.SourceGuard
+	}
 	if known && equalVMs(was, vm) {
 		return was, nil
 	}
@@ -87,6 +98,9 @@ func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {
 		}
 		was = &VM{ID: op.ID, State: VMDeclared}
 	}
+	if op.Migration == MigrationSettled {
+		return a.settleMigration(was, op)
+	}
 	if refused := checkFresh(was, op); refused != nil {
 		return nil, refused
 	}
@@ -98,6 +112,7 @@ func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {
 	if n, ok := a.nodes.get([]byte(vm.Node)); ok && !n.Member() && vm.State != VMMigrating {
 		vm.State = VMLost // its flight from a node that was retired has failed
 	}
+	vm.Migration = migrate(was, &vm, op, fromNanos(a.time))
 	if known && equalVMs(was, &vm) {
 		return was, nil
 	}
@@ -113,6 +128,8 @@ func (a *applier) observeVM(op ObserveVM) (*VM, *Error) {
 		event.Type = EventVMMigrating
 	case was.Node != "" && vm.Node != was.Node:
 		event.Type = EventVMMoved
+	case !sameMigration(vm.Migration, was.Migration):
+		event.Type = EventVMMigration
 	}
 	a.emit(event)
 	return &vm, nil
@@ -132,6 +149,19 @@ func checkObservation(op ObserveVM) *Error {
 	}
 	if op.Epoch == 0 {
 		return &Error{CodeInvalid, "epoch", "is missing; the first claim of a VM has epoch 1"}
+	}
+	switch op.Migration {
+	case "":
+	case MigrationArmed:
+		if op.Phase != PhaseIncoming {
+			return &Error{CodeInvalid, "migration", "is armed of a VM that is not incoming"}
+		}
+	case MigrationSettled:
+		if !ending(op.Phase) {
+			return &Error{CodeInvalid, "migration", "is settled of a VM that has not gone"}
+		}
+	default:
+		return &Error{CodeInvalid, "migration", "is none that a node reports: " + quote(string(op.Migration))}
 	}
 	for i := range op.NICs {
 		if refused := checkTap(fmt.Sprintf("nics[%d].tap", i), op.NICs[i].Tap); refused != nil {
@@ -184,11 +214,8 @@ func place(vm *VM, op ObserveVM, claim bool) {
 	case PhaseStopped, PhaseGone:
 		switch {
 		case leaving: // it is in flight: the destination knows more
-		case arriving:
-			vm.Destination, vm.State = "", VMRunning
-			if vm.Node == "" {
-				vm.State = VMDeclared
-			}
+		case arriving && !landing(vm, op.Phase):
+			vm.Destination, vm.State = "", grounded(vm)
 		case op.Phase == PhaseGone && op.Node != vm.Node: // it was never known to be there
 		default:
 			if len(nics) > 0 {
@@ -198,6 +225,17 @@ func place(vm *VM, op ObserveVM, claim bool) {
 			vm.Node, vm.Destination, vm.State = op.Node, "", VMStopped
 		}
 	}
+}
+
+// grounded is what a VM is whose flight has come to nothing.
+func grounded(vm *VM) VMState {
+	switch {
+	case vm.Node == "":
+		return VMDeclared
+	case vm.Migration != nil && vm.Migration.Cold:
+		return VMStopped
+	}
+	return VMRunning
 }
 
 // cleanNICs brings interfaces to one form: sorted, addresses sorted without repeats. What a guest can
@@ -212,6 +250,9 @@ func cleanNICs(in []NIC) []NIC {
 	for i, n := range in {
 		if n.MAC[0]&group != 0 {
 			n.MAC = MAC{}
+		}
+		if n.Network != "" && checkWord("network", n.Network) != nil {
+			n.Network = NetworkUnknown
 		}
 		n.Addresses = cleanAddrsLoose(n.Addresses)
 		out[i] = n
@@ -250,23 +291,23 @@ func joinNICs(nics, more []NIC) []NIC {
 func withoutTaps(nics []NIC) []NIC {
 	out := slices.Clone(nics)
 	for i := range out {
-		out[i].Tap = ""
+		out[i].Tap, out[i].Network = "", ""
 	}
 	slices.SortFunc(out, compareNIC)
 	return out
 }
 
 func compareNIC(a, b NIC) int {
-	return cmp.Or(bytes.Compare(a.MAC[:], b.MAC[:]), strings.Compare(a.Tap, b.Tap),
+	return cmp.Or(bytes.Compare(a.MAC[:], b.MAC[:]), strings.Compare(a.Tap, b.Tap), strings.Compare(a.Network, b.Network),
 		slices.CompareFunc(a.Addresses, b.Addresses, netip.Addr.Compare))
 }
 
 func equalVMs(a, b *VM) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && a.Owner == b.Owner &&
 		a.Node == b.Node && a.Destination == b.Destination && a.State == b.State &&
-		a.Epoch == b.Epoch && a.Revision == b.Revision && a.DoNotBlockUntil.Equal(b.DoNotBlockUntil) &&
+		a.Epoch == b.Epoch && a.Revision == b.Revision && a.DoNotBlockUntil.Equal(b.DoNotBlockUntil) && a.SourceGuard == b.SourceGuard && sameMigration(a.Migration, b.Migration) &&
 		slices.Equal(a.Declared, b.Declared) &&
 		slices.EqualFunc(a.NICs, b.NICs, func(x, y NIC) bool {
-			return x.MAC == y.MAC && x.Tap == y.Tap && slices.Equal(x.Addresses, y.Addresses)
+			return x.MAC == y.MAC && x.Tap == y.Tap && x.Network == y.Network && slices.Equal(x.Addresses, y.Addresses)
 		})
 }

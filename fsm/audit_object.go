@@ -121,6 +121,7 @@ func (j *auditJSON) vm(k string, vm *VM) {
 	j.text("owner", vm.Owner)
 	j.prefixes("declared", vm.Declared)
 	j.time("do_not_block_until", vm.DoNotBlockUntil)
+	j.text("source_guard", string(vm.SourceGuard))
 	if len(vm.NICs) > 0 {
 		j.open("nics", '[')
 		for i := range vm.NICs {
@@ -130,6 +131,7 @@ func (j *auditJSON) vm(k string, vm *VM) {
 				j.text("mac", n.MAC.String())
 			}
 			j.text("tap", n.Tap)
+			j.text("network", n.Network)
 			j.addrs("addresses", n.Addresses)
 			j.close('}')
 		}
@@ -138,6 +140,15 @@ func (j *auditJSON) vm(k string, vm *VM) {
 	j.text("node", vm.Node)
 	j.text("destination", vm.Destination)
 	j.text("state", string(vm.State))
+	if m := vm.Migration; m != nil {
+		j.open("migration", '{')
+		j.text("phase", string(m.Phase))
+		j.text("from", m.From)
+		j.text("to", m.To)
+		j.flag("cold", m.Cold)
+		j.time("started_at", m.StartedAt)
+		j.close('}')
+	}
 	j.number("epoch", vm.Epoch)
 	j.number("revision", vm.Revision)
 	j.close('}')
@@ -203,6 +214,7 @@ func (j *auditJSON) settings(k string, s *Settings) {
 	j.text("redirect_link", s.RedirectLink)
 	j.number("voters", uint64(s.Voters))
 	j.duration("replace_voter_after", s.ReplaceVoterAfter)
+	j.flag("source_guard", s.SourceGuard)
 	j.number("revision", s.Revision)
 	j.close('}')
 }

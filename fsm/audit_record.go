@@ -32,6 +32,8 @@ func auditAction(t EventType) string {
 		return "vm.observe"
 	case EventVMMigrating:
 		return "vm.migrate"
+	case EventVMMigration:
+		return "vm.migration"
 	case EventVMMoved:
 		return "vm.move"
 	case EventNodeChanged:
@@ -92,6 +94,8 @@ func auditAction(t EventType) string {
 		return "session.login"
 	case EventSessionEnded:
 		return "session.end"
+	case EventIncident:
+		return "incident.report"
 	case EventBlockForgotten, EventJoinTokenForgotten, EventSessionForgotten:
 	}
 	return ""
@@ -170,6 +174,9 @@ func (a *applier) recordEvent(e *Event) {
 		if !gone {
 			j.joinToken("after", e.JoinToken)
 		}
+	case e.Incident != nil:
+		j.text("object", e.Incident.Node)
+		j.incident("after", e.Incident)
 	default:
 		a.accessEvent(j, e, &was)
 	}
@@ -232,6 +239,7 @@ func askedFor(op Op) (action, object string, asked func(*auditJSON)) {
 		return "vm.declare", op.ID, func(j *auditJSON) {
 			j.vm("asked", &VM{
 				ID: op.ID, Name: op.Name, Owner: op.Owner, Declared: op.Addresses, DoNotBlockUntil: op.DoNotBlockUntil,
+				SourceGuard: op.SourceGuard,
 			})
 		}
 	case PutAccount:

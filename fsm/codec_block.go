@@ -126,7 +126,7 @@ func encodeSettings(s *Settings) *fsmpb.Settings {
 	return &fsmpb.Settings{
 		MaxVms: s.MaxVMs, MaxAddresses: s.MaxAddresses, RedirectTitle: s.RedirectTitle,
 		RedirectText: s.RedirectText, RedirectLink: s.RedirectLink, Revision: s.Revision,
-		Voters: s.Voters, ReplaceVoterAfter: int64(s.ReplaceVoterAfter),
+		Voters: s.Voters, ReplaceVoterAfter: int64(s.ReplaceVoterAfter), SourceGuard: s.SourceGuard,
 	}
 }
 
@@ -138,6 +138,6 @@ func (d *decoder) settings(m *fsmpb.Settings) *Settings {
 	return &Settings{
 		MaxVMs: m.MaxVms, MaxAddresses: m.MaxAddresses, RedirectTitle: m.RedirectTitle,
 		RedirectText: m.RedirectText, RedirectLink: m.RedirectLink, Revision: m.Revision,
-		Voters: m.Voters, ReplaceVoterAfter: time.Duration(m.ReplaceVoterAfter),
+		Voters: m.Voters, ReplaceVoterAfter: time.Duration(m.ReplaceVoterAfter), SourceGuard: m.SourceGuard,
 	}
 }

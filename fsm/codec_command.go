@@ -117,17 +117,23 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 			Id: op.ID, IfRevision: op.IfRevision,
 		}}}, nil
 	case DeclareVM:
+		if !contains(sourceGuards, op.SourceGuard) {
+			return nil, &Error{CodeUnsupported, "source_guard", "there is no source guard " + quote(string(op.SourceGuard))}
+		}
 		return &fsmpb.Op{Op: &fsmpb.Op_DeclareVm{DeclareVm: &fsmpb.DeclareVM{
 			Id: op.ID, Name: op.Name, Owner: op.Owner, Addresses: encodeList(op.Addresses, encodePrefix),
-			IfRevision: op.IfRevision, DoNotBlockUntil: toNanos(op.DoNotBlockUntil),
+			IfRevision: op.IfRevision, DoNotBlockUntil: toNanos(op.DoNotBlockUntil), SourceGuard: string(op.SourceGuard),
 		}}}, nil
 	case ObserveVM:
 		if op.Phase != "" && !contains(phases, op.Phase) {
 			return nil, &Error{CodeUnsupported, "phase", "there is no phase " + quote(string(op.Phase))}
 		}
+		if op.Migration != "" && !contains(migrationPhases, op.Migration) {
+			return nil, &Error{CodeUnsupported, "migration", "there is no migration phase " + quote(string(op.Migration))}
+		}
 		return &fsmpb.Op{Op: &fsmpb.Op_ObserveVm{ObserveVm: &fsmpb.ObserveVM{
 			Id: op.ID, Name: []byte(op.Name), Kind: op.Kind, Node: op.Node, Phase: string(op.Phase),
-			Nics: encodeList(op.NICs, encodeNIC), Epoch: op.Epoch,
+			Nics: encodeList(op.NICs, encodeNIC), Epoch: op.Epoch, Migration: string(op.Migration),
 		}}}, nil
 	case PutNode:
 		return &fsmpb.Op{Op: &fsmpb.Op_PutNode{PutNode: &fsmpb.PutNode{Node: encodeNode(&op.Node)}}}, nil
@@ -139,6 +145,8 @@ func encodeOp(op Op, nested bool) (*fsmpb.Op, *Error) {
 		return &fsmpb.Op{Op: &fsmpb.Op_DeleteGuard{DeleteGuard: &fsmpb.DeleteGuard{
 			Prefix: encodePrefix(op.Prefix), Vm: op.VM,
 		}}}, nil
+	case ReportIncident:
+		return &fsmpb.Op{Op: &fsmpb.Op_ReportIncident{ReportIncident: &fsmpb.ReportIncident{Incident: encodeIncident(&op.Incident)}}}, nil
 	case Batch:
 		if nested {
 			return nil, &Error{CodeInvalid, "ops", "a batch can't hold a batch"}
@@ -186,6 +194,9 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return d.addBlock(m.AddBlock)
 	case *fsmpb.Op_PatchBlock:
 		return d.patchBlock(m.PatchBlock)
+	case *fsmpb.Op_ReportIncident:
+		d.known(m.ReportIncident)
+		return ReportIncident{*d.incident(m.ReportIncident.Incident)}
 	case *fsmpb.Op_FireBlock:
 		d.known(m.FireBlock)
 		return FireBlock{ID: m.FireBlock.Id, Revision: m.FireBlock.Revision, At: decodeTime(m.FireBlock.At)}
@@ -208,7 +219,7 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return DeclareVM{
 			ID: op.Id, Name: op.Name, Owner: intern(op.Owner),
 			Addresses: decodeList(op.Addresses, d.prefix), IfRevision: op.IfRevision,
-			DoNotBlockUntil: decodeTime(op.DoNotBlockUntil),
+			DoNotBlockUntil: decodeTime(op.DoNotBlockUntil), SourceGuard: known(d, "source_guard", op.SourceGuard, sourceGuards, true),
 		}
 	case *fsmpb.Op_ObserveVm:
 		op := m.ObserveVm
@@ -216,6 +227,7 @@ func (d *decoder) op(m *fsmpb.Op, nested bool) Op {
 		return ObserveVM{
 			ID: op.Id, Name: string(op.Name), Kind: intern(op.Kind), Node: intern(op.Node),
 			Phase: known(d, "phase", op.Phase, phases, true), NICs: decodeList(op.Nics, d.nic), Epoch: op.Epoch,
+			Migration: known(d, "migration phase", op.Migration, migrationPhases, true),
 		}
 	case *fsmpb.Op_PutNode:
 		d.known(m.PutNode)

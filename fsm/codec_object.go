@@ -16,14 +16,17 @@ import (
 func kinds() []Kind           { return []Kind{Drop, Reject, Limit, Ports, Redirect} }
 func directions() []Direction { return []Direction{Both, In, Out} }
 func phases() []Phase         { return []Phase{PhaseRunning, PhaseIncoming, PhaseStopped, PhaseGone} }
-func vmStates() []VMState     { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped, VMLost} }
+func migrationPhases() []MigrationPhase {
+	return []MigrationPhase{MigrationArming, MigrationArmed, MigrationLive, MigrationSettled, MigrationAborted}
+}
+func vmStates() []VMState { return []VMState{VMDeclared, VMRunning, VMMigrating, VMStopped, VMLost} }
 func blockStates() []BlockState {
 	return []BlockState{BlockPending, BlockActive, BlockLifted, BlockEnded}
 }
 func eventTypes() []EventType {
 	return []EventType{
 		EventBlockAdded, EventBlockLifted, EventVMDeclared, EventVMObserved, EventVMMigrating,
-		EventVMMoved, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
+		EventVMMoved, EventVMMigration, EventNodeChanged, EventGuardAdded, EventGuardRemoved, EventBlockForgotten,
 		EventBlockStarted, EventBlockChanged, EventBlockEnded, EventAccountChanged, EventSettings,
 		EventListChanged, EventListRemoved,
 		EventFleetFormed, EventCAStarted, EventCAFinished, EventGossipKeyChanged,
@@ -32,6 +35,7 @@ func eventTypes() []EventType {
 		EventJoinTokenCreated, EventJoinTokenUsed, EventJoinTokenDeleted, EventJoinTokenForgotten,
 		EventTokenCreated, EventTokenDeleted, EventUserChanged, EventUserDeleted,
 		EventSessionStarted, EventSessionEnded, EventSessionForgotten,
+		EventIncident,
 	}
 }
 
@@ -158,12 +162,12 @@ func (d *decoder) mac(b []byte) MAC {
 }
 
 func encodeNIC(n NIC) *fsmpb.NIC {
-	return &fsmpb.NIC{Mac: n.MAC[:], Tap: n.Tap, Addresses: encodeList(n.Addresses, encodeAddr)}
+	return &fsmpb.NIC{Mac: n.MAC[:], Tap: n.Tap, Network: n.Network, Addresses: encodeList(n.Addresses, encodeAddr)}
 }
 
 func (d *decoder) nic(m *fsmpb.NIC) NIC {
 	d.known(m)
-	return NIC{MAC: d.mac(m.Mac), Tap: m.Tap, Addresses: decodeList(m.Addresses, d.addr)}
+	return NIC{MAC: d.mac(m.Mac), Tap: m.Tap, Network: m.Network, Addresses: decodeList(m.Addresses, d.addr)}
 }
 
 func encodeTarget(t Target) *fsmpb.Target {
@@ -210,7 +214,27 @@ func encodeVM(v *VM) *fsmpb.VM {
 		Id: v.ID, Name: v.Name, Kind: v.Kind, Owner: v.Owner,
 		Declared: encodeList(v.Declared, encodePrefix), Nics: encodeList(v.NICs, encodeNIC),
 		Node: v.Node, Destination: v.Destination, State: string(v.State), Epoch: v.Epoch, Revision: v.Revision,
-		DoNotBlockUntil: toNanos(v.DoNotBlockUntil),
+		DoNotBlockUntil: toNanos(v.DoNotBlockUntil), Migration: encodeMigration(v.Migration), SourceGuard: string(v.SourceGuard),
+	}
+}
+
+func encodeMigration(m *Migration) *fsmpb.Migration {
+	if m == nil {
+		return nil
+	}
+	return &fsmpb.Migration{
+		Phase: string(m.Phase), From: m.From, To: m.To, Cold: m.Cold, StartedAt: toNanos(m.StartedAt), ChangedAt: toNanos(m.ChangedAt),
+	}
+}
+
+func (d *decoder) migration(m *fsmpb.Migration) *Migration {
+	if m == nil {
+		return nil
+	}
+	d.known(m)
+	return &Migration{
+		Phase: known(d, "migration phase", m.Phase, migrationPhases, false), From: intern(m.From), To: intern(m.To), Cold: m.Cold,
+		StartedAt: decodeTime(m.StartedAt), ChangedAt: decodeTime(m.ChangedAt),
 	}
 }
 
@@ -225,7 +249,7 @@ func (d *decoder) vm(m *fsmpb.VM) *VM {
 		Declared: decodeList(m.Declared, d.prefix), NICs: decodeList(m.Nics, d.nic),
 		Node: intern(m.Node), Destination: intern(m.Destination),
 		State: known(d, "state", m.State, vmStates, false), Epoch: m.Epoch, Revision: m.Revision,
-		DoNotBlockUntil: decodeTime(m.DoNotBlockUntil),
+		DoNotBlockUntil: decodeTime(m.DoNotBlockUntil), Migration: d.migration(m.Migration), SourceGuard: known(d, "source_guard", m.SourceGuard, sourceGuards, true),
 	}
 }
 

@@ -83,6 +83,8 @@ func eventRecord(seq uint64, e *Event) *fsmpb.Record {
 		m.Object = &fsmpb.Event_User{User: encodeUser(e.User)}
 	case e.Session != nil:
 		m.Object = &fsmpb.Event_Session{Session: encodeSession(e.Session)}
+	case e.Incident != nil:
+		m.Object = &fsmpb.Event_Incident{Incident: encodeIncident(e.Incident)}
 	}
 	return &fsmpb.Record{Record: &fsmpb.Record_Event{Event: m}}
 }
@@ -118,6 +120,8 @@ func (d *decoder) event(m *fsmpb.Event) Event {
 		e.User = d.user(o.User)
 	case *fsmpb.Event_Session:
 		e.Session = d.session(o.Session)
+	case *fsmpb.Event_Incident:
+		e.Incident = d.incident(o.Incident)
 	default:
 		d.fail("has an event without an object")
 	}

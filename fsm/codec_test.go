@@ -52,7 +52,7 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 	addrs := rapid.SliceOfN(anyAddr, 0, 3)
 	mac := rapid.Custom(func(t *rapid.T) MAC { return MAC(rapid.SliceOfN(rapid.Byte(), 6, 6).Draw(t, "mac")) })
 	nic := rapid.Custom(func(t *rapid.T) NIC {
-		return NIC{mac.Draw(t, "mac"), text.Draw(t, "tap"), addrs.Draw(t, "addresses")}
+		return NIC{mac.Draw(t, "mac"), text.Draw(t, "tap"), addrs.Draw(t, "addresses"), text.Draw(t, "network")}
 	})
 	at := rapid.Custom(func(t *rapid.T) time.Time { return fromNanos(rapid.Int64Range(0, 1<<62).Draw(t, "nanos")) })
 	ports := rapid.Custom(func(t *rapid.T) PortRange {
@@ -99,20 +99,21 @@ func genAnyOp(nested bool) *rapid.Generator[Op] {
 		case 11:
 			return PutSettings{Settings{
 				number.Draw(t, "VMs"), number.Draw(t, "addresses"), text.Draw(t, "title"), text.Draw(t, "text"), text.Draw(t, "link"), 0,
-				uint32(number.Draw(t, "voters")), time.Duration(number.Draw(t, "after")),
+				uint32(number.Draw(t, "voters")), time.Duration(number.Draw(t, "after")), rapid.Bool().Draw(t, "source guard"),
 			}, number.Draw(t, "revision")}
 		case 12:
 			return genAnyFleetOp().Draw(t, "fleet")
 		case 1:
 			return LiftBlock{text.Draw(t, "id"), number.Draw(t, "revision")}
 		case 2:
-			return DeclareVM{text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "owner"), prefixes.Draw(t, "addresses"), at.Draw(t, "until"), number.Draw(t, "revision")}
+			return DeclareVM{text.Draw(t, "id"), text.Draw(t, "name"), text.Draw(t, "owner"), prefixes.Draw(t, "addresses"), at.Draw(t, "until"), rapid.SampledFrom(sourceGuards()).Draw(t, "source guard"), number.Draw(t, "revision")}
 		case 3:
 			return ObserveVM{
 				ID: text.Draw(t, "id"), Name: string(rapid.SliceOf(rapid.Byte()).Draw(t, "name")),
 				Kind: text.Draw(t, "kind"), Node: text.Draw(t, "node"),
 				Phase: rapid.SampledFrom(append(phases(), "")).Draw(t, "phase"),
 				NICs:  rapid.SliceOfN(nic, 0, 3).Draw(t, "nics"), Epoch: number.Draw(t, "epoch"),
+				Migration: rapid.SampledFrom(append(migrationPhases(), "")).Draw(t, "migration"),
 			}
 		case 4:
 			return PutNode{Node{

@@ -90,7 +90,8 @@ type DeclareVM struct {
 	Addresses []netip.Prefix
 	// DoNotBlockUntil moves the start of pending blocks of ReasonUnpaid on the VM too.
 	DoNotBlockUntil time.Time
-	IfRevision      uint64 // if not zero, must equal the VM's revision
+	SourceGuard     SourceGuard // SourceInherit keeps what is set, SourceReset inherits
+	IfRevision      uint64      // if not zero, must equal the VM's revision
 }
 
 // PutAccount sets what is known of an account. DoNotBlockUntil moves the start of pending blocks of
@@ -134,6 +135,10 @@ type ObserveVM struct {
 	Phase Phase
 	NICs  []NIC
 	Epoch uint64 // at least 1
+	// Migration, if not empty, is what else the node knows: MigrationArmed, of an incoming VM, that its kernel
+	// holds all that applies to it; MigrationSettled, of one that has left for where it is live by now, that it has
+	// gone from here. The other phases follow from the rest.
+	Migration MigrationPhase
 }
 
 // PutNode replaces what a node says of itself. Of its Membership only the addresses and the generation are

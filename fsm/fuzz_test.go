@@ -125,5 +125,6 @@ func seedOps() []Op {
 		CreateSession{ID: "s1", Hash: [32]byte{2}, User: "oidc:eve", Scope: ScopeBilling, ExpiresAt: time.Unix(1_000, 0), Idle: time.Minute},
 		EndSessions{User: "oidc:eve"}, DeleteToken{Name: "ci"}, TouchSession{ID: "s1"}, DeleteUser{Name: "ann"},
 		RefusedLogins{Total: 2, Logins: []RefusedLogin{{"ann", "192.0.2.1", 2}}},
+		ReportIncident{Incident{Node: "n1", Code: "kernel_drift", Severity: Critical, Text: "flushed", At: time.Unix(9, 0), Lasted: time.Millisecond, Times: 1}},
 	}
 }

@@ -119,7 +119,7 @@ func (m *model) op(op Op) Result {
 		r.Settings = &is
 	case DeclareVM:
 		for _, p := range op.Addresses {
-			if slices.ContainsFunc(m.fixedGuards(), p.Overlaps) {
+			if slices.ContainsFunc(m.fixedGuards(), p.Overlaps) && !isLinkLocal(p) {
 				return no(CodeGuardConflict, "addresses")
 			}
 		}
@@ -138,6 +138,9 @@ func (m *model) op(op Op) Result {
 		vm.DoNotBlockUntil = op.DoNotBlockUntil.UTC()
 		if op.DoNotBlockUntil.IsZero() {
 			vm.DoNotBlockUntil = time.Time{}
+		}
+		if op.SourceGuard != "" {
+			vm.SourceGuard = map[SourceGuard]SourceGuard{"on": "on", "off": "off"}[op.SourceGuard]
 		}
 		if _, guarded := m.guards[guardName(Guard{VM: op.ID})]; guarded {
 			for _, b := range m.blocks {
@@ -252,8 +255,19 @@ func (m *model) observe(op ObserveVM) Result {
 	switch {
 	case op.Epoch == 0:
 		return no(CodeInvalid, "epoch")
+	case op.Migration == MigrationArmed && op.Phase != PhaseIncoming, op.Migration == MigrationSettled && !ends,
+		op.Migration != "" && op.Migration != MigrationArmed && op.Migration != MigrationSettled:
+		return no(CodeInvalid, "migration")
 	case !known && op.Phase == PhaseGone:
 		return no(CodeNotFound, "id")
+	case op.Migration == MigrationSettled:
+		if was.Migration == nil || was.Migration.Phase != MigrationLive || was.Migration.From != op.Node || claim || op.Epoch != was.Epoch {
+			return no(CodeStale, "migration")
+		}
+		vm := was
+		vm.Migration = &Migration{Phase: MigrationSettled, From: was.Migration.From, To: was.Migration.To, StartedAt: was.Migration.StartedAt, ChangedAt: m.time}
+		r.VM = m.putVM(was, vm, known, EventVMMigration)
+		return r
 	case op.Epoch < was.Epoch, !claim && !here && !there, ends && alive && !here && !there:
 		return no(CodeStale, "epoch")
 	}
@@ -288,27 +302,42 @@ func (m *model) observe(op ObserveVM) Result {
 				event = EventVMMigrating
 			}
 		}
+	case flying && there && op.Phase == PhaseStopped && was.Migration.Cold:
+		vm.Node, vm.Destination, vm.State, event = op.Node, "", VMStopped, EventVMMoved
+		vm.NICs = landed(vm.NICs, op.NICs)
 	case flying && there && was.Node == "":
 		vm.Destination, vm.State = "", VMDeclared
+	case flying && there && was.Migration.Cold:
+		vm.Destination, vm.State = "", VMStopped
 	case flying && there:
 		vm.Destination, vm.State = "", VMRunning
 	case flying && here && !claim:
 	case op.Phase == PhaseGone && !here:
 	default:
-		if len(op.NICs) > 0 {
-			vm.NICs = op.NICs
-		}
-		vm.NICs = slices.Clone(vm.NICs)
-		for i := range vm.NICs {
-			vm.NICs[i].Tap = ""
-		}
+		vm.NICs = landed(vm.NICs, op.NICs)
 		vm.Node, vm.Destination, vm.State = op.Node, "", VMStopped
 		if was.Node != "" && !here {
 			event = EventVMMoved
 		}
 	}
+	// What a phase follows from has a table of its own, in migration_test.go.
+	if vm.Migration = migrate(&was, &vm, op, m.time); event == EventVMObserved && !sameMigration(was.Migration, vm.Migration) {
+		event = EventVMMigration
+	}
 	r.VM = m.putVM(was, vm, known, event)
 	return r
+}
+
+// landed are the interfaces of a VM that does not run.
+func landed(known, said []NIC) []NIC {
+	if len(said) > 0 {
+		known = said
+	}
+	known = slices.Clone(known)
+	for i := range known {
+		known[i].Tap = ""
+	}
+	return known
 }
 
 func (m *model) putVM(was, vm VM, known bool, event EventType) *VM {

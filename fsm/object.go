@@ -10,6 +10,7 @@ package fsm
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -52,7 +53,41 @@ type NIC struct {
 	// Tap is the host side interface on the VM's node ("vnet3", "tap101i0"), empty if unknown.
 	Tap       string
 	Addresses []netip.Addr
+	// Network is the kind of network that it is on, one of the words below; empty if the node did not say.
+	Network string
 }
+
+// Kinds of network. What is said of packets is said of those of a guest on it.
+const (
+	NetworkBridge      = "bridge"                // they pass a Linux bridge
+	NetworkRouted      = "routed"                // they pass the node's own stack
+	NetworkMacvtap     = "macvtap"               // they pass a macvtap
+	NetworkOpenVSwitch = "openvswitch"           // they pass the kernel datapath of Open vSwitch
+	NetworkUserspace   = "openvswitch-userspace" // a program on the node passes them, read from a packet socket
+	NetworkHostdev     = "hostdev"               // the guest has the device (SR-IOV): the node's kernel never sees them
+	NetworkVhostUser   = "vhostuser"             // a program has them in the guest's memory (DPDK)
+	NetworkVDPA        = "vdpa"                  // likewise a device
+	NetworkUser        = "user"                  // QEMU makes connections of its own of them
+	NetworkUnknown     = "unknown"
+)
+
+// Enforceable says whether a node can hold what is on the interface. Of a network that it does not know, a node can't.
+func (n NIC) Enforceable() bool {
+	switch n.Network {
+	case "", NetworkBridge, NetworkRouted, NetworkMacvtap, NetworkOpenVSwitch, NetworkUserspace:
+		return true
+	default:
+		return false
+	}
+}
+
+// Equal says whether two reports of an interface say the same.
+func (n NIC) Equal(o NIC) bool {
+	return n.MAC == o.MAC && n.Tap == o.Tap && n.Network == o.Network && slices.Equal(n.Addresses, o.Addresses)
+}
+
+// SameNICs says whether two reports of a VM's interfaces say the same.
+func SameNICs(a, b []NIC) bool { return slices.EqualFunc(a, b, NIC.Equal) }
 
 // VM is a virtual machine (KVM domain or OpenVZ container). Name, owner and addresses are declared
 // through the API or taken from the node; location and NICs are observed by nodes.
@@ -66,7 +101,10 @@ type VM struct {
 	Declared []netip.Prefix
 	// DoNotBlockUntil refuses holds of ReasonUnpaid that would start before it; zero refuses none.
 	DoNotBlockUntil time.Time
-	NICs            []NIC // observed
+	// SourceGuard says whether the VM may use its registered addresses alone; SourceInherit is what the
+	// settings say.
+	SourceGuard SourceGuard
+	NICs        []NIC // observed
 
 	Node        string // id of the node it runs or last ran on, "" if never seen
 	Destination string // id of the node it is in flight to, only while State is VMMigrating
@@ -75,6 +113,8 @@ type VM struct {
 	// stale and is ignored.
 	Epoch    uint64
 	Revision uint64 // log index of the last change
+	// Migration is the last one, nil if there was none.
+	Migration *Migration
 }
 
 // Account is a customer: the owner of VMs. It exists as an object only while something is set for it;
@@ -245,6 +285,8 @@ type Settings struct {
 	// ReplaceVoterAfter is how long a voter is dead before another node takes its place; 0 stands for
 	// DefaultReplaceVoterAfter.
 	ReplaceVoterAfter time.Duration
+	// SourceGuard is that of VMs that say nothing for themselves, unless a guard makes sure that they are not blocked.
+	SourceGuard bool
 }
 
 // What the settings of a fleet stand for that says nothing of its voters, and what they may say.

@@ -21,6 +21,8 @@ type Query struct {
 	Sources bool
 	// Drops, if not nil, asks what the peer dropped lately.
 	Drops *DropsQuery
+	// SourceGuard, if not empty, asks what the VM with this id is bound to on the peer.
+	SourceGuard string
 }
 
 // MaxQueryBlocks bounds Query.Blocks.
@@ -54,6 +56,15 @@ type Report struct {
 	Sources map[string]SourceStatus
 	// Drops is the answer to Query.Drops.
 	Drops *Drops
+	// SourceGuard is the answer to Query.SourceGuard; nil if the VM is not to be bound there.
+	SourceGuard *SourceReport
+}
+
+// SourceReport is what a VM is bound to on a node, as its kernel holds it.
+type SourceReport struct {
+	MACs, Addresses bool   // is it bound to those that are registered?
+	Why             string // why not to both, for people
+	Packets, Bytes  uint64 // dropped there since the agent started
 }
 
 // SourceStatus is how it went to load a list from its source.
@@ -90,6 +101,8 @@ type BlockReport struct {
 	At       time.Time // when the kernel first held it as far as this process can vouch
 	// Packets and Bytes were dropped for the block's target on this node.
 	Packets, Bytes uint64
+	// Open says why some of the target's packets pass although the kernel holds the block: then Enforced is false.
+	Open string
 }
 
 // Member is one peer as the cluster sees it right now.

@@ -25,6 +25,8 @@ type state struct {
 	names  table[*VM]   // by name and id; VMs without a name are absent
 	places table[*VM]   // by node or destination, and id
 	owners table[*VM]   // by owner and id; VMs without an owner are absent
+	// hardware are the VMs by the last five bytes of the hardware addresses of their interfaces, and id.
+	hardware table[*VM]
 	// addresses are those of all VMs, by prefix and VM id.
 	addresses table[located]
 	blocks    table[*Block]    // by number
@@ -72,7 +74,7 @@ type remembered struct {
 func newState() state {
 	return state{
 		nodes: newTable[*Node](), vms: newTable[*VM](), names: newTable[*VM](), places: newTable[*VM](),
-		owners: newTable[*VM](), addresses: newTable[located](),
+		owners: newTable[*VM](), hardware: newTable[*VM](), addresses: newTable[located](),
 		blocks: newTable[*Block](), active: newTable[*Block](), pending: newTable[*Block](),
 		over: newTable[*Block](), due: newTable[*Block](),
 		guards: newTable[*Guard](), accounts: newTable[*Account](), lists: newTable[*List](),
@@ -88,6 +90,7 @@ func (s *state) freeze() {
 	s.names.freeze()
 	s.places.freeze()
 	s.owners.freeze()
+	s.hardware.freeze()
 	s.addresses.freeze()
 	s.blocks.freeze()
 	s.active.freeze()
@@ -187,6 +190,9 @@ func (a *applier) setVM(was, is *VM) {
 		if was.Owner != "" && was.Owner != is.Owner {
 			a.owners.remove(pairKey(was.Owner, was.ID))
 		}
+		for _, n := range was.NICs {
+			a.hardware.remove(hardwareKey(n.MAC, was.ID))
+		}
 		for _, p := range was.AllAddresses() {
 			a.addresses.remove(addressKey(p, was.ID))
 			a.vmLengths.remove(p)
@@ -211,6 +217,9 @@ func (s *state) indexVM(vm *VM) {
 	}
 	if vm.Owner != "" {
 		s.owners.put(pairKey(vm.Owner, vm.ID), vm)
+	}
+	for _, n := range vm.NICs {
+		s.hardware.put(hardwareKey(n.MAC, vm.ID), vm)
 	}
 	for _, p := range vm.AllAddresses() {
 		s.addresses.put(addressKey(p, vm.ID), located{p, vm})

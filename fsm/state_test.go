@@ -422,6 +422,7 @@ func genOp(blocks int) *rapid.Generator[Op] {
 				s.MaxVMs, s.MaxAddresses = rapid.Uint64Range(0, 2).Draw(t, "VMs"), rapid.SampledFrom([]uint64{0, 1, 256, 1 << 24}).Draw(t, "addresses")
 				s.Voters = rapid.SampledFrom([]uint32{0, 1, 2, 5, 9}).Draw(t, "voters")
 				s.ReplaceVoterAfter = rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour, 1 << 62}).Draw(t, "replace after")
+				s.SourceGuard = rapid.Bool().Draw(t, "source guard")
 				return PutSettings{Settings: s, IfRevision: revision.Draw(t, "revision")}
 			}
 			vm := rapid.SampledFrom([]string{"v1", "v2", "web"}).Draw(t, "vm")
@@ -438,8 +439,9 @@ func genOp(blocks int) *rapid.Generator[Op] {
 			return DeclareVM{
 				ID: vmID.Draw(t, "vm"), Name: name.Draw(t, "name"),
 				Owner: rapid.SampledFrom([]string{"", "o", "p"}).Draw(t, "owner"), DoNotBlockUntil: genTime().Draw(t, "until"),
-				Addresses:  rapid.SliceOfN(genPrefix(), 0, 3).Draw(t, "addresses"),
-				IfRevision: revision.Draw(t, "revision"),
+				Addresses:   rapid.SliceOfN(genPrefix(), 0, 3).Draw(t, "addresses"),
+				SourceGuard: rapid.SampledFrom(sourceGuards()).Draw(t, "source guard"),
+				IfRevision:  revision.Draw(t, "revision"),
 			}
 		case 5, 6:
 			return ObserveVM{
@@ -447,6 +449,7 @@ func genOp(blocks int) *rapid.Generator[Op] {
 				Node:  rapid.SampledFrom(nodeIDs()).Draw(t, "node"),
 				Phase: rapid.SampledFrom(phases()).Draw(t, "phase"),
 				NICs:  genNICs().Draw(t, "nics"), Epoch: rapid.Uint64Range(0, 4).Draw(t, "epoch"),
+				Migration: rapid.SampledFrom([]MigrationPhase{"", "", MigrationArmed, MigrationSettled, MigrationLive}).Draw(t, "migration"),
 			}
 		case 7:
 			return PutNode{Node{

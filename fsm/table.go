@@ -105,6 +105,9 @@ func pairKey(a, b string) []byte {
 	return append(append(append(k, a...), 0), b...)
 }
 
+// hardwareKey leaves out the first byte of an address, see View.VMsWithHardware.
+func hardwareKey(m MAC, id string) []byte { return append(m[1:len(m):len(m)], id...) }
+
 func groupKey(a string) []byte { return append([]byte(a), 0) }
 
 // prefixKey orders as comparePrefix does.

@@ -74,6 +74,11 @@ func (v *View) VMs(after string) iter.Seq[*VM] {
 // VMsOn walks the VMs whose Node or Destination is the node.
 func (v *View) VMsOn(node string) iter.Seq[*VM] { return v.places.under(groupKey(node)) }
 
+// VMsWithHardware walks the VMs that have an interface whose hardware address ends in the same five
+// bytes, by id. Hypervisors give the host's side of an interface the guest's address with another
+// first byte.
+func (v *View) VMsWithHardware(m MAC) iter.Seq[*VM] { return v.hardware.under(hardwareKey(m, "")) }
+
 // CountVMs counts the VMs, declared or observed. Like the other counts it walks nothing.
 func (v *View) CountVMs() int { return v.vms.n }
 

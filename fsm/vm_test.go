@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -35,13 +36,13 @@ func TestWhereAVMIs(t *testing.T) {
 		"the flight fails": {
 			{"n1", PhaseRunning, 1, "running n1> 1 tap-n1 vm.observed"},
 			{"n2", PhaseIncoming, 2, "migrating n1>n2 2 tap-n1 vm.migrating"},
-			{"n2", PhaseGone, 2, "running n1> 2 tap-n1 vm.observed"},
+			{"n2", PhaseGone, 2, "running n1> 2 tap-n1 vm.migration"},
 			{"n2", PhaseRunning, 2, "stale"},
 		},
 		"the destination dies": {
 			{"n1", PhaseRunning, 1, "running n1> 1 tap-n1 vm.observed"},
 			{"n2", PhaseIncoming, 2, "migrating n1>n2 2 tap-n1 vm.migrating"},
-			{"n1", PhaseRunning, 3, "running n1> 3 tap-n1 vm.observed"},
+			{"n1", PhaseRunning, 3, "running n1> 3 tap-n1 vm.migration"},
 		},
 		"another destination": {
 			{"n1", PhaseRunning, 1, "running n1> 1 tap-n1 vm.observed"},
@@ -57,11 +58,11 @@ func TestWhereAVMIs(t *testing.T) {
 		},
 		"from outside": {
 			{"n2", PhaseIncoming, 1, "migrating >n2 1  vm.migrating"},
-			{"n2", PhaseRunning, 1, "running n2> 1 tap-n2 vm.observed"},
+			{"n2", PhaseRunning, 1, "running n2> 1 tap-n2 vm.migration"},
 		},
 		"from outside, but it fails": {
 			{"n2", PhaseIncoming, 1, "migrating >n2 1  vm.migrating"},
-			{"n2", PhaseGone, 1, "declared > 1  vm.observed"},
+			{"n2", PhaseGone, 1, "declared > 1  vm.migration"},
 		},
 		"shutdown and start elsewhere": {
 			{"n1", PhaseRunning, 1, "running n1> 1 tap-n1 vm.observed"},
@@ -265,5 +266,48 @@ func TestVMsAreListed(t *testing.T) {
 	}
 	for range s.View().VMs("") {
 		break // stopping early is fine
+	}
+}
+
+// What a VM may send from is set for it or for the fleet; who declares it without a word about that changes nothing.
+func TestSourceGuardOfAVM(t *testing.T) {
+	s := NewStore()
+	log := newLog(s)
+	check := func(what string, want SourceGuard, guarded bool) {
+		t.Helper()
+		vm, ok := s.View().VM("v1")
+		if !ok || vm.SourceGuard != want || s.View().SourceGuarded(vm) != guarded {
+			t.Errorf("%s: %+v, guarded %t", what, vm, s.View().SourceGuarded(vm))
+		}
+	}
+	settings := DefaultSettings()
+	log.ok(t, DeclareVM{ID: "v1"})
+	check("new", SourceInherit, false)
+	settings.SourceGuard = true
+	log.ok(t, PutSettings{Settings: settings})
+	check("for the fleet", SourceInherit, true)
+	log.ok(t, DeclareVM{ID: "v1", SourceGuard: SourceOff})
+	check("off", SourceOff, false)
+	log.ok(t, DeclareVM{ID: "v1", Name: "other"})
+	check("declared again", SourceOff, false)
+	log.ok(t, DeclareVM{ID: "v1", SourceGuard: SourceReset})
+	check("reset", SourceInherit, true)
+	log.ok(t, PutGuard{VM: "v1"})
+	check("never to be blocked", SourceInherit, false)
+	log.ok(t, DeclareVM{ID: "v1", SourceGuard: SourceOn})
+	check("never to be blocked, but asked for", SourceOn, true)
+	var image bytes.Buffer
+	if err := s.View().WriteSnapshot(&image); err != nil {
+		t.Fatal(err)
+	}
+	again := NewStore()
+	if err := again.Restore(&image); err != nil {
+		t.Fatal(err)
+	}
+	if vm, _ := again.View().VM("v1"); vm.SourceGuard != SourceOn || !again.View().Settings().SourceGuard {
+		t.Errorf("a snapshot gives %+v, %+v", vm, again.View().Settings())
+	}
+	if _, err := MarshalCommand(Command{Op: DeclareVM{ID: "v1", SourceGuard: "maybe"}}); err == nil {
+		t.Error("a value that nobody knows gets into the log")
 	}
 }

@@ -20,6 +20,7 @@ const (
 	EventVMObserved     EventType = "vm.observed"   // first seen, or anything observed changed
 	EventVMMigrating    EventType = "vm.migrating"  // in flight to VM.Destination
 	EventVMMoved        EventType = "vm.moved"      // now runs on another node than before
+	EventVMMigration    EventType = "vm.migration"  // its migration is in another phase, and it is where it was
 	EventNodeChanged    EventType = "node.changed"
 	EventGuardAdded     EventType = "guard.added" // or changed
 	EventGuardRemoved   EventType = "guard.removed"
@@ -55,6 +56,8 @@ const (
 	EventSessionStarted     EventType = "session.started"   // a login
 	EventSessionEnded       EventType = "session.ended"     // by a logout, or because of its user
 	EventSessionForgotten   EventType = "session.forgotten" // over by itself
+
+	EventIncident EventType = "incident.reported" // something befell a node
 )
 
 // Event is one change of one object. What changed nothing gives no event.
@@ -77,6 +80,7 @@ type Event struct {
 	Token     *Token // as they are in results: without hashes
 	User      *User
 	Session   *Session
+	Incident  *Incident
 }
 
 // Watch returns a watcher of everything after log index from, which may lie ahead of the state.

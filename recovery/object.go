@@ -89,10 +89,10 @@ func (c *comparison) guardOnVM(vm *fsm.VM) string {
 // meanwhile, can't be told; their addresses are declared then. The time before which it is not to be blocked is
 // a matter of its own, see promises.
 func (c *comparison) declare(vm *fsm.VM) []fsm.Op {
-	d := fsm.DeclareVM{ID: vm.ID, Name: vm.Name, Owner: vm.Owner, Addresses: vm.Declared}
+	d := fsm.DeclareVM{ID: vm.ID, Name: vm.Name, Owner: vm.Owner, Addresses: vm.Declared, SourceGuard: vm.SourceGuard}
 	is, known := c.to.VM(vm.ID)
 	if known {
-		d.DoNotBlockUntil = is.DoNotBlockUntil
+		d.DoNotBlockUntil, d.SourceGuard = is.DoNotBlockUntil, fsm.SourceInherit // what is set stays
 	}
 	n, listed := c.to.Node(vm.Node)
 	switch {

@@ -165,6 +165,7 @@ type Op struct {
 	//	*Op_TouchSession
 	//	*Op_EndSessions
 	//	*Op_RefusedLogins
+	//	*Op_ReportIncident
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -594,6 +595,15 @@ func (x *Op) GetRefusedLogins() *RefusedLogins {
 	return nil
 }
 
+func (x *Op) GetReportIncident() *ReportIncident {
+	if x != nil {
+		if x, ok := x.Op.(*Op_ReportIncident); ok {
+			return x.ReportIncident
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -771,6 +781,10 @@ type Op_RefusedLogins struct {
 	RefusedLogins *RefusedLogins `protobuf:"bytes,47,opt,name=refused_logins,json=refusedLogins,proto3,oneof"`
 }
 
+type Op_ReportIncident struct {
+	ReportIncident *ReportIncident `protobuf:"bytes,52,opt,name=report_incident,json=reportIncident,proto3,oneof"`
+}
+
 func (*Op_AddBlock) isOp_Op() {}
 
 func (*Op_LiftBlock) isOp_Op() {}
@@ -856,6 +870,8 @@ func (*Op_TouchSession) isOp_Op() {}
 func (*Op_EndSessions) isOp_Op() {}
 
 func (*Op_RefusedLogins) isOp_Op() {}
+
+func (*Op_ReportIncident) isOp_Op() {}
 
 // Target: exactly one field is set.
 type Target struct {
@@ -1556,6 +1572,7 @@ type DeclareVM struct {
 	Addresses       [][]byte               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // prefixes
 	IfRevision      uint64                 `protobuf:"varint,5,opt,name=if_revision,json=ifRevision,proto3" json:"if_revision,omitempty"`
 	DoNotBlockUntil int64                  `protobuf:"fixed64,6,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	SourceGuard     string                 `protobuf:"bytes,7,opt,name=source_guard,json=sourceGuard,proto3" json:"source_guard,omitempty"` // "" keeps what is set
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1632,6 +1649,13 @@ func (x *DeclareVM) GetDoNotBlockUntil() int64 {
 	return 0
 }
 
+func (x *DeclareVM) GetSourceGuard() string {
+	if x != nil {
+		return x.SourceGuard
+	}
+	return ""
+}
+
 type ObserveVM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1641,6 +1665,7 @@ type ObserveVM struct {
 	Phase         string                 `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"`
 	Nics          []*NIC                 `protobuf:"bytes,6,rep,name=nics,proto3" json:"nics,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Migration     string                 `protobuf:"bytes,8,opt,name=migration,proto3" json:"migration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1722,6 +1747,13 @@ func (x *ObserveVM) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *ObserveVM) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
 }
 
 type PutNode struct {
@@ -4563,6 +4595,7 @@ type NIC struct {
 	Mac           []byte                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
 	Tap           string                 `protobuf:"bytes,2,opt,name=tap,proto3" json:"tap,omitempty"`
 	Addresses     [][]byte               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Network       string                 `protobuf:"bytes,4,opt,name=network,proto3" json:"network,omitempty"` // a word, see NIC.Network; empty: not said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4618,6 +4651,13 @@ func (x *NIC) GetAddresses() [][]byte {
 	return nil
 }
 
+func (x *NIC) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
 type VM struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -4632,6 +4672,8 @@ type VM struct {
 	Epoch           uint64                 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Revision        uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	DoNotBlockUntil int64                  `protobuf:"fixed64,12,opt,name=do_not_block_until,json=doNotBlockUntil,proto3" json:"do_not_block_until,omitempty"`
+	Migration       *Migration             `protobuf:"bytes,20,opt,name=migration,proto3" json:"migration,omitempty"`
+	SourceGuard     string                 `protobuf:"bytes,21,opt,name=source_guard,json=sourceGuard,proto3" json:"source_guard,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -4750,6 +4792,104 @@ func (x *VM) GetDoNotBlockUntil() int64 {
 	return 0
 }
 
+func (x *VM) GetMigration() *Migration {
+	if x != nil {
+		return x.Migration
+	}
+	return nil
+}
+
+func (x *VM) GetSourceGuard() string {
+	if x != nil {
+		return x.SourceGuard
+	}
+	return ""
+}
+
+type Migration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	StartedAt     int64                  `protobuf:"fixed64,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	ChangedAt     int64                  `protobuf:"fixed64,5,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	Cold          bool                   `protobuf:"varint,6,opt,name=cold,proto3" json:"cold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Migration) Reset() {
+	*x = Migration{}
+	mi := &file_fsm_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Migration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Migration) ProtoMessage() {}
+
+func (x *Migration) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Migration.ProtoReflect.Descriptor instead.
+func (*Migration) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *Migration) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Migration) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Migration) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Migration) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *Migration) GetChangedAt() int64 {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return 0
+}
+
+func (x *Migration) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
 type Account struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -4763,7 +4903,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4915,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[58]
+	mi := &file_fsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4928,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{58}
+	return file_fsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Account) GetId() string {
@@ -4836,13 +4976,14 @@ type Settings struct {
 	Revision          uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	Voters            uint32                 `protobuf:"varint,7,opt,name=voters,proto3" json:"voters,omitempty"`
 	ReplaceVoterAfter int64                  `protobuf:"varint,8,opt,name=replace_voter_after,json=replaceVoterAfter,proto3" json:"replace_voter_after,omitempty"` // nanoseconds
+	SourceGuard       bool                   `protobuf:"varint,9,opt,name=source_guard,json=sourceGuard,proto3" json:"source_guard,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4995,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[59]
+	mi := &file_fsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +5008,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{59}
+	return file_fsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Settings) GetMaxVms() uint64 {
@@ -4926,6 +5067,13 @@ func (x *Settings) GetReplaceVoterAfter() int64 {
 	return 0
 }
 
+func (x *Settings) GetSourceGuard() bool {
+	if x != nil {
+		return x.SourceGuard
+	}
+	return false
+}
+
 type List struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4944,7 +5092,7 @@ type List struct {
 
 func (x *List) Reset() {
 	*x = List{}
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4956,7 +5104,7 @@ func (x *List) String() string {
 func (*List) ProtoMessage() {}
 
 func (x *List) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[60]
+	mi := &file_fsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4969,7 +5117,7 @@ func (x *List) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use List.ProtoReflect.Descriptor instead.
 func (*List) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{60}
+	return file_fsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *List) GetName() string {
@@ -5052,7 +5200,7 @@ type ListBlock struct {
 
 func (x *ListBlock) Reset() {
 	*x = ListBlock{}
-	mi := &file_fsm_proto_msgTypes[61]
+	mi := &file_fsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5064,7 +5212,7 @@ func (x *ListBlock) String() string {
 func (*ListBlock) ProtoMessage() {}
 
 func (x *ListBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[61]
+	mi := &file_fsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5077,7 +5225,7 @@ func (x *ListBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBlock.ProtoReflect.Descriptor instead.
 func (*ListBlock) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{61}
+	return file_fsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListBlock) GetPrefixes() []byte {
@@ -5103,7 +5251,7 @@ type Upload struct {
 
 func (x *Upload) Reset() {
 	*x = Upload{}
-	mi := &file_fsm_proto_msgTypes[62]
+	mi := &file_fsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5115,7 +5263,7 @@ func (x *Upload) String() string {
 func (*Upload) ProtoMessage() {}
 
 func (x *Upload) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[62]
+	mi := &file_fsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5128,7 +5276,7 @@ func (x *Upload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upload.ProtoReflect.Descriptor instead.
 func (*Upload) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{62}
+	return file_fsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Upload) GetId() string {
@@ -5196,7 +5344,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_fsm_proto_msgTypes[63]
+	mi := &file_fsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5208,7 +5356,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[63]
+	mi := &file_fsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5221,7 +5369,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{63}
+	return file_fsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Token) GetName() string {
@@ -5288,7 +5436,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_fsm_proto_msgTypes[64]
+	mi := &file_fsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5448,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[64]
+	mi := &file_fsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5461,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{64}
+	return file_fsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *User) GetName() string {
@@ -5383,7 +5531,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_fsm_proto_msgTypes[65]
+	mi := &file_fsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5395,7 +5543,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[65]
+	mi := &file_fsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5408,7 +5556,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{65}
+	return file_fsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Session) GetId() string {
@@ -5508,7 +5656,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_fsm_proto_msgTypes[66]
+	mi := &file_fsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5520,7 +5668,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[66]
+	mi := &file_fsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5533,7 +5681,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{66}
+	return file_fsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Block) GetNumber() uint64 {
@@ -5675,7 +5823,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_fsm_proto_msgTypes[67]
+	mi := &file_fsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5687,7 +5835,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[67]
+	mi := &file_fsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5700,7 +5848,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{67}
+	return file_fsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Guard) GetPrefix() []byte {
@@ -5749,7 +5897,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_fsm_proto_msgTypes[68]
+	mi := &file_fsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5761,7 +5909,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[68]
+	mi := &file_fsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5774,7 +5922,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{68}
+	return file_fsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Error) GetCode() string {
@@ -5824,7 +5972,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fsm_proto_msgTypes[69]
+	mi := &file_fsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5836,7 +5984,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[69]
+	mi := &file_fsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5849,7 +5997,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{69}
+	return file_fsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -6072,7 +6220,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_fsm_proto_msgTypes[70]
+	mi := &file_fsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6084,7 +6232,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[70]
+	mi := &file_fsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6097,7 +6245,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{70}
+	return file_fsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Result) GetSeq() uint64 {
@@ -6155,7 +6303,7 @@ type ResultItem struct {
 
 func (x *ResultItem) Reset() {
 	*x = ResultItem{}
-	mi := &file_fsm_proto_msgTypes[71]
+	mi := &file_fsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6167,7 +6315,7 @@ func (x *ResultItem) String() string {
 func (*ResultItem) ProtoMessage() {}
 
 func (x *ResultItem) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[71]
+	mi := &file_fsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6180,7 +6328,7 @@ func (x *ResultItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultItem.ProtoReflect.Descriptor instead.
 func (*ResultItem) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{71}
+	return file_fsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ResultItem) GetSeq() uint64 {
@@ -6232,6 +6380,7 @@ type Event struct {
 	//	*Event_Token
 	//	*Event_User
 	//	*Event_Session
+	//	*Event_Incident
 	Object        isEvent_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6239,7 +6388,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_fsm_proto_msgTypes[72]
+	mi := &file_fsm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6251,7 +6400,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[72]
+	mi := &file_fsm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6264,7 +6413,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{72}
+	return file_fsm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -6417,6 +6566,15 @@ func (x *Event) GetSession() *Session {
 	return nil
 }
 
+func (x *Event) GetIncident() *Incident {
+	if x != nil {
+		if x, ok := x.Object.(*Event_Incident); ok {
+			return x.Incident
+		}
+	}
+	return nil
+}
+
 type isEvent_Object interface {
 	isEvent_Object()
 }
@@ -6469,6 +6627,10 @@ type Event_Session struct {
 	Session *Session `protobuf:"bytes,18,opt,name=session,proto3,oneof"`
 }
 
+type Event_Incident struct {
+	Incident *Incident `protobuf:"bytes,22,opt,name=incident,proto3,oneof"`
+}
+
 func (*Event_Block) isEvent_Object() {}
 
 func (*Event_Vm) isEvent_Object() {}
@@ -6493,6 +6655,145 @@ func (*Event_User) isEvent_Object() {}
 
 func (*Event_Session) isEvent_Object() {}
 
+func (*Event_Incident) isEvent_Object() {}
+
+// Incident is told by the node that it befell. It is in events alone.
+type Incident struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Code          string                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	Severity      string                 `protobuf:"bytes,3,opt,name=severity,proto3" json:"severity,omitempty"`
+	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	At            int64                  `protobuf:"fixed64,5,opt,name=at,proto3" json:"at,omitempty"`
+	Lasted        int64                  `protobuf:"varint,6,opt,name=lasted,proto3" json:"lasted,omitempty"` // nanoseconds
+	Times         uint64                 `protobuf:"varint,7,opt,name=times,proto3" json:"times,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Incident) Reset() {
+	*x = Incident{}
+	mi := &file_fsm_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Incident) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Incident) ProtoMessage() {}
+
+func (x *Incident) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Incident.ProtoReflect.Descriptor instead.
+func (*Incident) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *Incident) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Incident) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Incident) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Incident) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Incident) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Incident) GetLasted() int64 {
+	if x != nil {
+		return x.Lasted
+	}
+	return 0
+}
+
+func (x *Incident) GetTimes() uint64 {
+	if x != nil {
+		return x.Times
+	}
+	return 0
+}
+
+type ReportIncident struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incident      *Incident              `protobuf:"bytes,1,opt,name=incident,proto3" json:"incident,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportIncident) Reset() {
+	*x = ReportIncident{}
+	mi := &file_fsm_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportIncident) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportIncident) ProtoMessage() {}
+
+func (x *ReportIncident) ProtoReflect() protoreflect.Message {
+	mi := &file_fsm_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportIncident.ProtoReflect.Descriptor instead.
+func (*ReportIncident) Descriptor() ([]byte, []int) {
+	return file_fsm_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ReportIncident) GetIncident() *Incident {
+	if x != nil {
+		return x.Incident
+	}
+	return nil
+}
+
 // Audit is the line of one audit record, as it was written.
 type Audit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -6504,7 +6805,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_fsm_proto_msgTypes[73]
+	mi := &file_fsm_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6516,7 +6817,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[73]
+	mi := &file_fsm_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6529,7 +6830,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{73}
+	return file_fsm_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Audit) GetSeq() uint64 {
@@ -6581,7 +6882,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_fsm_proto_msgTypes[74]
+	mi := &file_fsm_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6593,7 +6894,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[74]
+	mi := &file_fsm_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6606,7 +6907,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{74}
+	return file_fsm_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Header) GetVersion() uint32 {
@@ -6801,7 +7102,7 @@ type Trailer struct {
 
 func (x *Trailer) Reset() {
 	*x = Trailer{}
-	mi := &file_fsm_proto_msgTypes[75]
+	mi := &file_fsm_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6813,7 +7114,7 @@ func (x *Trailer) String() string {
 func (*Trailer) ProtoMessage() {}
 
 func (x *Trailer) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[75]
+	mi := &file_fsm_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6826,7 +7127,7 @@ func (x *Trailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trailer.ProtoReflect.Descriptor instead.
 func (*Trailer) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{75}
+	return file_fsm_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Trailer) GetStateHash() []byte {
@@ -6873,7 +7174,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_fsm_proto_msgTypes[76]
+	mi := &file_fsm_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6885,7 +7186,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_fsm_proto_msgTypes[76]
+	mi := &file_fsm_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6898,7 +7199,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_fsm_proto_rawDescGZIP(), []int{76}
+	return file_fsm_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Record) GetRecord() isRecord_Record {
@@ -7208,7 +7509,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12#\n" +
 	"\x02op\x18\x05 \x01(\v2\x13.palisade.fsm.v1.OpR\x02op\x12\x12\n" +
-	"\x04from\x18\x06 \x01(\tR\x04from\"\xe4\x15\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\"\xb0\x16\n" +
 	"\x02Op\x128\n" +
 	"\tadd_block\x18\x01 \x01(\v2\x19.palisade.fsm.v1.AddBlockH\x00R\baddBlock\x12;\n" +
 	"\n" +
@@ -7272,7 +7573,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\x0ecreate_session\x18, \x01(\v2\x1e.palisade.fsm.v1.CreateSessionH\x00R\rcreateSession\x12D\n" +
 	"\rtouch_session\x18- \x01(\v2\x1d.palisade.fsm.v1.TouchSessionH\x00R\ftouchSession\x12A\n" +
 	"\fend_sessions\x18. \x01(\v2\x1c.palisade.fsm.v1.EndSessionsH\x00R\vendSessions\x12G\n" +
-	"\x0erefused_logins\x18/ \x01(\v2\x1e.palisade.fsm.v1.RefusedLoginsH\x00R\rrefusedLoginsB\x04\n" +
+	"\x0erefused_logins\x18/ \x01(\v2\x1e.palisade.fsm.v1.RefusedLoginsH\x00R\rrefusedLogins\x12J\n" +
+	"\x0freport_incident\x184 \x01(\v2\x1f.palisade.fsm.v1.ReportIncidentH\x00R\x0ereportIncidentB\x04\n" +
 	"\x02op\"^\n" +
 	"\x06Target\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
@@ -7341,7 +7643,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\tLiftBlock\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vif_revision\x18\x02 \x01(\x04R\n" +
-	"ifRevision\"\xb1\x01\n" +
+	"ifRevision\"\xd4\x01\n" +
 	"\tDeclareVM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -7349,7 +7651,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\fR\taddresses\x12\x1f\n" +
 	"\vif_revision\x18\x05 \x01(\x04R\n" +
 	"ifRevision\x12+\n" +
-	"\x12do_not_block_until\x18\x06 \x01(\x10R\x0fdoNotBlockUntil\"\xad\x01\n" +
+	"\x12do_not_block_until\x18\x06 \x01(\x10R\x0fdoNotBlockUntil\x12!\n" +
+	"\fsource_guard\x18\a \x01(\tR\vsourceGuard\"\xcb\x01\n" +
 	"\tObserveVM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -7357,7 +7660,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x14\n" +
 	"\x05phase\x18\x05 \x01(\tR\x05phase\x12(\n" +
 	"\x04nics\x18\x06 \x03(\v2\x14.palisade.fsm.v1.NICR\x04nics\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\x04R\x05epoch\"4\n" +
+	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12\x1c\n" +
+	"\tmigration\x18\b \x01(\tR\tmigration\"4\n" +
 	"\aPutNode\x12)\n" +
 	"\x04node\x18\x01 \x01(\v2\x15.palisade.fsm.v1.NodeR\x04node\"F\n" +
 	"\bPutGuard\x12\x16\n" +
@@ -7597,11 +7901,12 @@ const file_fsm_proto_rawDesc = "" +
 	"\tconfirmed\x18\x13 \x01(\x04R\tconfirmed\x12\x1d\n" +
 	"\n" +
 	"retired_at\x18\x14 \x01(\x10R\tretiredAt\x12\x16\n" +
-	"\x06format\x18\x1c \x01(\rR\x06format\"G\n" +
+	"\x06format\x18\x1c \x01(\rR\x06format\"a\n" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x10\n" +
 	"\x03tap\x18\x02 \x01(\tR\x03tap\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\fR\taddresses\"\xc3\x02\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\x12\x18\n" +
+	"\anetwork\x18\x04 \x01(\tR\anetwork\"\xa0\x03\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -7615,13 +7920,24 @@ const file_fsm_proto_rawDesc = "" +
 	"\x05epoch\x18\n" +
 	" \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12+\n" +
-	"\x12do_not_block_until\x18\f \x01(\x10R\x0fdoNotBlockUntil\"\x8c\x01\n" +
+	"\x12do_not_block_until\x18\f \x01(\x10R\x0fdoNotBlockUntil\x128\n" +
+	"\tmigration\x18\x14 \x01(\v2\x1a.palisade.fsm.v1.MigrationR\tmigration\x12!\n" +
+	"\fsource_guard\x18\x15 \x01(\tR\vsourceGuard\"\x97\x01\n" +
+	"\tMigration\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\x04 \x01(\x10R\tstartedAt\x12\x1d\n" +
+	"\n" +
+	"changed_at\x18\x05 \x01(\x10R\tchangedAt\x12\x12\n" +
+	"\x04cold\x18\x06 \x01(\bR\x04cold\"\x8c\x01\n" +
 	"\aAccount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x12do_not_block_until\x18\x02 \x01(\x10R\x0fdoNotBlockUntil\x12\x12\n" +
 	"\x04note\x18\x03 \x01(\tR\x04note\x12\x14\n" +
 	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\"\x9d\x02\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\xc0\x02\n" +
 	"\bSettings\x12\x17\n" +
 	"\amax_vms\x18\x01 \x01(\x04R\x06maxVms\x12#\n" +
 	"\rmax_addresses\x18\x02 \x01(\x04R\fmaxAddresses\x12%\n" +
@@ -7630,7 +7946,8 @@ const file_fsm_proto_rawDesc = "" +
 	"\rredirect_link\x18\x05 \x01(\tR\fredirectLink\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06voters\x18\a \x01(\rR\x06voters\x12.\n" +
-	"\x13replace_voter_after\x18\b \x01(\x03R\x11replaceVoterAfter\"\x88\x02\n" +
+	"\x13replace_voter_after\x18\b \x01(\x03R\x11replaceVoterAfter\x12!\n" +
+	"\fsource_guard\x18\t \x01(\bR\vsourceGuard\"\x88\x02\n" +
 	"\x04List\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
@@ -7751,7 +8068,7 @@ const file_fsm_proto_rawDesc = "" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\rR\bposition\x122\n" +
 	"\aoutcome\x18\x03 \x01(\v2\x18.palisade.fsm.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05items\x18\x04 \x01(\rR\x05items\"\xc7\x05\n" +
+	"\x05items\x18\x04 \x01(\rR\x05items\"\x80\x06\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -7771,8 +8088,19 @@ const file_fsm_proto_rawDesc = "" +
 	"join_token\x18\x0e \x01(\v2\x1a.palisade.fsm.v1.JoinTokenH\x00R\tjoinToken\x12.\n" +
 	"\x05token\x18\x10 \x01(\v2\x16.palisade.fsm.v1.TokenH\x00R\x05token\x12+\n" +
 	"\x04user\x18\x11 \x01(\v2\x15.palisade.fsm.v1.UserH\x00R\x04user\x124\n" +
-	"\asession\x18\x12 \x01(\v2\x18.palisade.fsm.v1.SessionH\x00R\asessionB\b\n" +
-	"\x06object\"-\n" +
+	"\asession\x18\x12 \x01(\v2\x18.palisade.fsm.v1.SessionH\x00R\asession\x127\n" +
+	"\bincident\x18\x16 \x01(\v2\x19.palisade.fsm.v1.IncidentH\x00R\bincidentB\b\n" +
+	"\x06object\"\xa0\x01\n" +
+	"\bIncident\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x1a\n" +
+	"\bseverity\x18\x03 \x01(\tR\bseverity\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\x10R\x02at\x12\x16\n" +
+	"\x06lasted\x18\x06 \x01(\x03R\x06lasted\x12\x14\n" +
+	"\x05times\x18\a \x01(\x04R\x05times\"G\n" +
+	"\x0eReportIncident\x125\n" +
+	"\bincident\x18\x01 \x01(\v2\x19.palisade.fsm.v1.IncidentR\bincident\"-\n" +
 	"\x05Audit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\fR\x04line\"\xcc\x05\n" +
@@ -7853,7 +8181,7 @@ func file_fsm_proto_rawDescGZIP() []byte {
 	return file_fsm_proto_rawDescData
 }
 
-var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_fsm_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_fsm_proto_goTypes = []any{
 	(*Command)(nil),         // 0: palisade.fsm.v1.Command
 	(*Op)(nil),              // 1: palisade.fsm.v1.Op
@@ -7913,25 +8241,28 @@ var file_fsm_proto_goTypes = []any{
 	(*Node)(nil),            // 55: palisade.fsm.v1.Node
 	(*NIC)(nil),             // 56: palisade.fsm.v1.NIC
 	(*VM)(nil),              // 57: palisade.fsm.v1.VM
-	(*Account)(nil),         // 58: palisade.fsm.v1.Account
-	(*Settings)(nil),        // 59: palisade.fsm.v1.Settings
-	(*List)(nil),            // 60: palisade.fsm.v1.List
-	(*ListBlock)(nil),       // 61: palisade.fsm.v1.ListBlock
-	(*Upload)(nil),          // 62: palisade.fsm.v1.Upload
-	(*Token)(nil),           // 63: palisade.fsm.v1.Token
-	(*User)(nil),            // 64: palisade.fsm.v1.User
-	(*Session)(nil),         // 65: palisade.fsm.v1.Session
-	(*Block)(nil),           // 66: palisade.fsm.v1.Block
-	(*Guard)(nil),           // 67: palisade.fsm.v1.Guard
-	(*Error)(nil),           // 68: palisade.fsm.v1.Error
-	(*Outcome)(nil),         // 69: palisade.fsm.v1.Outcome
-	(*Result)(nil),          // 70: palisade.fsm.v1.Result
-	(*ResultItem)(nil),      // 71: palisade.fsm.v1.ResultItem
-	(*Event)(nil),           // 72: palisade.fsm.v1.Event
-	(*Audit)(nil),           // 73: palisade.fsm.v1.Audit
-	(*Header)(nil),          // 74: palisade.fsm.v1.Header
-	(*Trailer)(nil),         // 75: palisade.fsm.v1.Trailer
-	(*Record)(nil),          // 76: palisade.fsm.v1.Record
+	(*Migration)(nil),       // 58: palisade.fsm.v1.Migration
+	(*Account)(nil),         // 59: palisade.fsm.v1.Account
+	(*Settings)(nil),        // 60: palisade.fsm.v1.Settings
+	(*List)(nil),            // 61: palisade.fsm.v1.List
+	(*ListBlock)(nil),       // 62: palisade.fsm.v1.ListBlock
+	(*Upload)(nil),          // 63: palisade.fsm.v1.Upload
+	(*Token)(nil),           // 64: palisade.fsm.v1.Token
+	(*User)(nil),            // 65: palisade.fsm.v1.User
+	(*Session)(nil),         // 66: palisade.fsm.v1.Session
+	(*Block)(nil),           // 67: palisade.fsm.v1.Block
+	(*Guard)(nil),           // 68: palisade.fsm.v1.Guard
+	(*Error)(nil),           // 69: palisade.fsm.v1.Error
+	(*Outcome)(nil),         // 70: palisade.fsm.v1.Outcome
+	(*Result)(nil),          // 71: palisade.fsm.v1.Result
+	(*ResultItem)(nil),      // 72: palisade.fsm.v1.ResultItem
+	(*Event)(nil),           // 73: palisade.fsm.v1.Event
+	(*Incident)(nil),        // 74: palisade.fsm.v1.Incident
+	(*ReportIncident)(nil),  // 75: palisade.fsm.v1.ReportIncident
+	(*Audit)(nil),           // 76: palisade.fsm.v1.Audit
+	(*Header)(nil),          // 77: palisade.fsm.v1.Header
+	(*Trailer)(nil),         // 78: palisade.fsm.v1.Trailer
+	(*Record)(nil),          // 79: palisade.fsm.v1.Record
 }
 var file_fsm_proto_depIdxs = []int32{
 	1,   // 0: palisade.fsm.v1.Command.op:type_name -> palisade.fsm.v1.Op
@@ -7978,83 +8309,87 @@ var file_fsm_proto_depIdxs = []int32{
 	47,  // 41: palisade.fsm.v1.Op.touch_session:type_name -> palisade.fsm.v1.TouchSession
 	48,  // 42: palisade.fsm.v1.Op.end_sessions:type_name -> palisade.fsm.v1.EndSessions
 	49,  // 43: palisade.fsm.v1.Op.refused_logins:type_name -> palisade.fsm.v1.RefusedLogins
-	4,   // 44: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
-	2,   // 45: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
-	3,   // 46: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
-	2,   // 47: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
-	59,  // 48: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
-	56,  // 49: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
-	55,  // 50: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
-	1,   // 51: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
-	25,  // 52: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
-	52,  // 53: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
-	53,  // 54: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
-	27,  // 55: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
-	27,  // 56: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
-	52,  // 57: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
-	53,  // 58: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
-	27,  // 59: palisade.fsm.v1.BeginEpoch.admit:type_name -> palisade.fsm.v1.Admission
-	52,  // 60: palisade.fsm.v1.BeginEpoch.ca:type_name -> palisade.fsm.v1.CA
-	53,  // 61: palisade.fsm.v1.BeginEpoch.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
-	50,  // 62: palisade.fsm.v1.RefusedLogins.logins:type_name -> palisade.fsm.v1.RefusedLogin
-	52,  // 63: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
-	53,  // 64: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
-	56,  // 65: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
-	25,  // 66: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
-	2,   // 67: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
-	3,   // 68: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
-	68,  // 69: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
-	66,  // 70: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
-	57,  // 71: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
-	55,  // 72: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
-	67,  // 73: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
-	58,  // 74: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
-	59,  // 75: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
-	60,  // 76: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
-	51,  // 77: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
-	54,  // 78: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
-	63,  // 79: palisade.fsm.v1.Outcome.token:type_name -> palisade.fsm.v1.Token
-	64,  // 80: palisade.fsm.v1.Outcome.user:type_name -> palisade.fsm.v1.User
-	65,  // 81: palisade.fsm.v1.Outcome.session:type_name -> palisade.fsm.v1.Session
-	69,  // 82: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
-	69,  // 83: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
-	66,  // 84: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
-	57,  // 85: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
-	55,  // 86: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
-	67,  // 87: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
-	58,  // 88: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
-	59,  // 89: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
-	60,  // 90: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
-	51,  // 91: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
-	54,  // 92: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
-	63,  // 93: palisade.fsm.v1.Event.token:type_name -> palisade.fsm.v1.Token
-	64,  // 94: palisade.fsm.v1.Event.user:type_name -> palisade.fsm.v1.User
-	65,  // 95: palisade.fsm.v1.Event.session:type_name -> palisade.fsm.v1.Session
-	59,  // 96: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
-	74,  // 97: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
-	55,  // 98: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
-	57,  // 99: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
-	66,  // 100: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
-	67,  // 101: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
-	70,  // 102: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
-	71,  // 103: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
-	72,  // 104: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
-	58,  // 105: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
-	60,  // 106: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
-	61,  // 107: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
-	62,  // 108: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
-	73,  // 109: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
-	75,  // 110: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
-	51,  // 111: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
-	54,  // 112: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
-	63,  // 113: palisade.fsm.v1.Record.token:type_name -> palisade.fsm.v1.Token
-	64,  // 114: palisade.fsm.v1.Record.user:type_name -> palisade.fsm.v1.User
-	65,  // 115: palisade.fsm.v1.Record.session:type_name -> palisade.fsm.v1.Session
-	116, // [116:116] is the sub-list for method output_type
-	116, // [116:116] is the sub-list for method input_type
-	116, // [116:116] is the sub-list for extension type_name
-	116, // [116:116] is the sub-list for extension extendee
-	0,   // [0:116] is the sub-list for field type_name
+	75,  // 44: palisade.fsm.v1.Op.report_incident:type_name -> palisade.fsm.v1.ReportIncident
+	4,   // 45: palisade.fsm.v1.Parameters.ports:type_name -> palisade.fsm.v1.PortRange
+	2,   // 46: palisade.fsm.v1.AddBlock.target:type_name -> palisade.fsm.v1.Target
+	3,   // 47: palisade.fsm.v1.AddBlock.parameters:type_name -> palisade.fsm.v1.Parameters
+	2,   // 48: palisade.fsm.v1.LiftReason.target:type_name -> palisade.fsm.v1.Target
+	60,  // 49: palisade.fsm.v1.PutSettings.settings:type_name -> palisade.fsm.v1.Settings
+	56,  // 50: palisade.fsm.v1.ObserveVM.nics:type_name -> palisade.fsm.v1.NIC
+	55,  // 51: palisade.fsm.v1.PutNode.node:type_name -> palisade.fsm.v1.Node
+	1,   // 52: palisade.fsm.v1.Batch.ops:type_name -> palisade.fsm.v1.Op
+	25,  // 53: palisade.fsm.v1.DescribeList.source:type_name -> palisade.fsm.v1.ListSource
+	52,  // 54: palisade.fsm.v1.FormFleet.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 55: palisade.fsm.v1.FormFleet.gossip_key:type_name -> palisade.fsm.v1.GossipKey
+	27,  // 56: palisade.fsm.v1.FormFleet.node:type_name -> palisade.fsm.v1.Admission
+	27,  // 57: palisade.fsm.v1.AdmitNode.node:type_name -> palisade.fsm.v1.Admission
+	52,  // 58: palisade.fsm.v1.StartCA.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 59: palisade.fsm.v1.AddGossipKey.key:type_name -> palisade.fsm.v1.GossipKey
+	27,  // 60: palisade.fsm.v1.BeginEpoch.admit:type_name -> palisade.fsm.v1.Admission
+	52,  // 61: palisade.fsm.v1.BeginEpoch.ca:type_name -> palisade.fsm.v1.CA
+	53,  // 62: palisade.fsm.v1.BeginEpoch.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	50,  // 63: palisade.fsm.v1.RefusedLogins.logins:type_name -> palisade.fsm.v1.RefusedLogin
+	52,  // 64: palisade.fsm.v1.Fleet.cas:type_name -> palisade.fsm.v1.CA
+	53,  // 65: palisade.fsm.v1.Fleet.gossip_keys:type_name -> palisade.fsm.v1.GossipKey
+	56,  // 66: palisade.fsm.v1.VM.nics:type_name -> palisade.fsm.v1.NIC
+	58,  // 67: palisade.fsm.v1.VM.migration:type_name -> palisade.fsm.v1.Migration
+	25,  // 68: palisade.fsm.v1.List.source:type_name -> palisade.fsm.v1.ListSource
+	2,   // 69: palisade.fsm.v1.Block.target:type_name -> palisade.fsm.v1.Target
+	3,   // 70: palisade.fsm.v1.Block.parameters:type_name -> palisade.fsm.v1.Parameters
+	69,  // 71: palisade.fsm.v1.Outcome.err:type_name -> palisade.fsm.v1.Error
+	67,  // 72: palisade.fsm.v1.Outcome.block:type_name -> palisade.fsm.v1.Block
+	57,  // 73: palisade.fsm.v1.Outcome.vm:type_name -> palisade.fsm.v1.VM
+	55,  // 74: palisade.fsm.v1.Outcome.node:type_name -> palisade.fsm.v1.Node
+	68,  // 75: palisade.fsm.v1.Outcome.guard:type_name -> palisade.fsm.v1.Guard
+	59,  // 76: palisade.fsm.v1.Outcome.account:type_name -> palisade.fsm.v1.Account
+	60,  // 77: palisade.fsm.v1.Outcome.settings:type_name -> palisade.fsm.v1.Settings
+	61,  // 78: palisade.fsm.v1.Outcome.list:type_name -> palisade.fsm.v1.List
+	51,  // 79: palisade.fsm.v1.Outcome.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 80: palisade.fsm.v1.Outcome.join_token:type_name -> palisade.fsm.v1.JoinToken
+	64,  // 81: palisade.fsm.v1.Outcome.token:type_name -> palisade.fsm.v1.Token
+	65,  // 82: palisade.fsm.v1.Outcome.user:type_name -> palisade.fsm.v1.User
+	66,  // 83: palisade.fsm.v1.Outcome.session:type_name -> palisade.fsm.v1.Session
+	70,  // 84: palisade.fsm.v1.Result.outcome:type_name -> palisade.fsm.v1.Outcome
+	70,  // 85: palisade.fsm.v1.ResultItem.outcome:type_name -> palisade.fsm.v1.Outcome
+	67,  // 86: palisade.fsm.v1.Event.block:type_name -> palisade.fsm.v1.Block
+	57,  // 87: palisade.fsm.v1.Event.vm:type_name -> palisade.fsm.v1.VM
+	55,  // 88: palisade.fsm.v1.Event.node:type_name -> palisade.fsm.v1.Node
+	68,  // 89: palisade.fsm.v1.Event.guard:type_name -> palisade.fsm.v1.Guard
+	59,  // 90: palisade.fsm.v1.Event.account:type_name -> palisade.fsm.v1.Account
+	60,  // 91: palisade.fsm.v1.Event.settings:type_name -> palisade.fsm.v1.Settings
+	61,  // 92: palisade.fsm.v1.Event.list:type_name -> palisade.fsm.v1.List
+	51,  // 93: palisade.fsm.v1.Event.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 94: palisade.fsm.v1.Event.join_token:type_name -> palisade.fsm.v1.JoinToken
+	64,  // 95: palisade.fsm.v1.Event.token:type_name -> palisade.fsm.v1.Token
+	65,  // 96: palisade.fsm.v1.Event.user:type_name -> palisade.fsm.v1.User
+	66,  // 97: palisade.fsm.v1.Event.session:type_name -> palisade.fsm.v1.Session
+	74,  // 98: palisade.fsm.v1.Event.incident:type_name -> palisade.fsm.v1.Incident
+	74,  // 99: palisade.fsm.v1.ReportIncident.incident:type_name -> palisade.fsm.v1.Incident
+	60,  // 100: palisade.fsm.v1.Header.settings:type_name -> palisade.fsm.v1.Settings
+	77,  // 101: palisade.fsm.v1.Record.header:type_name -> palisade.fsm.v1.Header
+	55,  // 102: palisade.fsm.v1.Record.node:type_name -> palisade.fsm.v1.Node
+	57,  // 103: palisade.fsm.v1.Record.vm:type_name -> palisade.fsm.v1.VM
+	67,  // 104: palisade.fsm.v1.Record.block:type_name -> palisade.fsm.v1.Block
+	68,  // 105: palisade.fsm.v1.Record.guard:type_name -> palisade.fsm.v1.Guard
+	71,  // 106: palisade.fsm.v1.Record.result:type_name -> palisade.fsm.v1.Result
+	72,  // 107: palisade.fsm.v1.Record.result_item:type_name -> palisade.fsm.v1.ResultItem
+	73,  // 108: palisade.fsm.v1.Record.event:type_name -> palisade.fsm.v1.Event
+	59,  // 109: palisade.fsm.v1.Record.account:type_name -> palisade.fsm.v1.Account
+	61,  // 110: palisade.fsm.v1.Record.list:type_name -> palisade.fsm.v1.List
+	62,  // 111: palisade.fsm.v1.Record.list_block:type_name -> palisade.fsm.v1.ListBlock
+	63,  // 112: palisade.fsm.v1.Record.upload:type_name -> palisade.fsm.v1.Upload
+	76,  // 113: palisade.fsm.v1.Record.audit:type_name -> palisade.fsm.v1.Audit
+	78,  // 114: palisade.fsm.v1.Record.trailer:type_name -> palisade.fsm.v1.Trailer
+	51,  // 115: palisade.fsm.v1.Record.fleet:type_name -> palisade.fsm.v1.Fleet
+	54,  // 116: palisade.fsm.v1.Record.join_token:type_name -> palisade.fsm.v1.JoinToken
+	64,  // 117: palisade.fsm.v1.Record.token:type_name -> palisade.fsm.v1.Token
+	65,  // 118: palisade.fsm.v1.Record.user:type_name -> palisade.fsm.v1.User
+	66,  // 119: palisade.fsm.v1.Record.session:type_name -> palisade.fsm.v1.Session
+	120, // [120:120] is the sub-list for method output_type
+	120, // [120:120] is the sub-list for method input_type
+	120, // [120:120] is the sub-list for extension type_name
+	120, // [120:120] is the sub-list for extension extendee
+	0,   // [0:120] is the sub-list for field type_name
 }
 
 func init() { file_fsm_proto_init() }
@@ -8106,10 +8441,11 @@ func file_fsm_proto_init() {
 		(*Op_TouchSession)(nil),
 		(*Op_EndSessions)(nil),
 		(*Op_RefusedLogins)(nil),
+		(*Op_ReportIncident)(nil),
 	}
 	file_fsm_proto_msgTypes[7].OneofWrappers = []any{}
 	file_fsm_proto_msgTypes[24].OneofWrappers = []any{}
-	file_fsm_proto_msgTypes[69].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[70].OneofWrappers = []any{
 		(*Outcome_Block)(nil),
 		(*Outcome_Vm)(nil),
 		(*Outcome_Node)(nil),
@@ -8123,7 +8459,7 @@ func file_fsm_proto_init() {
 		(*Outcome_User)(nil),
 		(*Outcome_Session)(nil),
 	}
-	file_fsm_proto_msgTypes[72].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[73].OneofWrappers = []any{
 		(*Event_Block)(nil),
 		(*Event_Vm)(nil),
 		(*Event_Node)(nil),
@@ -8136,8 +8472,9 @@ func file_fsm_proto_init() {
 		(*Event_Token)(nil),
 		(*Event_User)(nil),
 		(*Event_Session)(nil),
+		(*Event_Incident)(nil),
 	}
-	file_fsm_proto_msgTypes[76].OneofWrappers = []any{
+	file_fsm_proto_msgTypes[79].OneofWrappers = []any{
 		(*Record_Header)(nil),
 		(*Record_Node)(nil),
 		(*Record_Vm)(nil),
@@ -8164,7 +8501,7 @@ func file_fsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fsm_proto_rawDesc), len(file_fsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
