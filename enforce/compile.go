@@ -46,8 +46,16 @@ func Compile(v *fsm.View, l Local) map[Element]struct{} {
 		}
 	}
 	if answers {
-		for _, e := range l.answering(newGuards(v, l)) {
-			held[e] = struct{}{}
+		g := newGuards(v, l)
+		for guest := range l.NICs.All() {
+			for _, e := range l.answering(g, guest, "") {
+				held[e] = struct{}{}
+			}
+		}
+		for port := range l.Bridges.All() {
+			for _, e := range l.answering(g, "", port) {
+				held[e] = struct{}{}
+			}
 		}
 	}
 	return held
@@ -65,7 +73,7 @@ func plainIdentity(v *fsm.View, l Local, vm string) (id identity) {
 		case e.Tap != "" && !guardedLink(v, l, e):
 			id.links = append(id.links, e)
 			id.once = append(id.once, e)
-			for _, n := range l.NICs[vm] {
+			for _, n := range l.NICs.Get(vm) {
 				if n.Tap == e.Tap {
 					tapOf[n.MAC] = n.Tap
 				}

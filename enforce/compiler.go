@@ -27,11 +27,12 @@ type Compiler struct {
 	answers int
 }
 
-// part is what of a target is compiled by itself: the target, or one VM of an account. The zero part
-// is what the node needs to answer for guests.
+// part is what of a target is compiled by itself: the target, or one VM of an account. One without a
+// target is what the node needs to know of a guest or of a port of a bridge, to answer for guests.
 type part struct {
 	target fsm.Target
 	vm     string // of a VM or account target; of a prefix target, what its redirects answer for the VM
+	port   string
 }
 
 // NewCompiler returns a compiler that holds nothing.
@@ -56,7 +57,7 @@ func (c *Compiler) Reset(v *fsm.View, l Local) Delta {
 			}
 		}
 	}
-	c.replace(part{}, nil)
+	c.replaceAll(nil)
 	before := make(map[Element]bool, len(old))
 	for e := range old {
 		before[e] = true
@@ -81,18 +82,24 @@ func (c *Compiler) Update(v *fsm.View, events []fsm.Event, l Local) Delta {
 		return c.Reset(v, l)
 	}
 	old := c.view
-	here := !maps.Equal(l.Bridges, c.local.Bridges) || len(moved) > 0
+	here := make(map[part]struct{}) // of what may have to be known to answer
+	for vm := range changed(c.local.NICs, l.NICs, fsm.SameNICs) {
+		here[part{vm: vm}] = struct{}{}
+	}
+	for port := range changed(c.local.Bridges, l.Bridges, sameMAC) {
+		here[part{port: port}] = struct{}{}
+	}
 	touched := make(map[part]struct{})
 	for vm := range moved {
-		touched[part{fsm.Target{VM: vm}, vm}] = struct{}{}
+		touched[part{target: fsm.Target{VM: vm}, vm: vm}] = struct{}{}
 		for _, view := range []*fsm.View{old, v} {
 			known, ok := view.VM(vm)
 			if ok && known.Owner != "" {
-				touched[part{fsm.Target{Account: known.Owner}, vm}] = struct{}{}
+				touched[part{target: fsm.Target{Account: known.Owner}, vm: vm}] = struct{}{}
 			}
 			if ok {
 				for t := range redirectedAround(view, l, known) {
-					touched[part{t, vm}] = struct{}{}
+					touched[part{target: t, vm: vm}] = struct{}{}
 				}
 			}
 		}
@@ -123,31 +130,27 @@ func (c *Compiler) Update(v *fsm.View, events []fsm.Event, l Local) Delta {
 	for p := range touched {
 		c.replace(p, before)
 	}
-	if here || answered != (c.answers > 0) {
-		c.replace(part{}, before)
+	for p := range here {
+		c.replace(p, before)
+	}
+	if answered != (c.answers > 0) {
+		c.replaceAll(before)
 	}
 	return c.delta(before)
 }
 
 // changedVMs returns the VMs of which an event or a difference in the local interfaces says something.
-func changedVMs(events []fsm.Event, from, to map[string][]fsm.NIC) map[string]struct{} {
-	changed := make(map[string]struct{})
+func changedVMs(events []fsm.Event, from, to Map[[]fsm.NIC]) map[string]struct{} {
+	vms := make(map[string]struct{})
 	for _, e := range events {
 		if e.VM != nil {
-			changed[e.VM.ID] = struct{}{}
+			vms[e.VM.ID] = struct{}{}
 		}
 	}
-	for vm, nics := range to {
-		if !sameNICs(nics, from[vm]) {
-			changed[vm] = struct{}{}
-		}
+	for vm := range changed(from, to, fsm.SameNICs) {
+		vms[vm] = struct{}{}
 	}
-	for vm := range from {
-		if _, ok := to[vm]; !ok {
-			changed[vm] = struct{}{}
-		}
-	}
-	return changed
+	return vms
 }
 
 // touchesGuards says whether what is guarded may have changed. It spares the walk over all guards.
@@ -160,11 +163,7 @@ func (c *Compiler) touchesGuards(v *fsm.View, events []fsm.Event, vms map[string
 	return slices.ContainsFunc(events, func(e fsm.Event) bool { return e.Node != nil || e.Guard != nil })
 }
 
-func sameNICs(a, b []fsm.NIC) bool {
-	return slices.EqualFunc(a, b, func(a, b fsm.NIC) bool {
-		return a.MAC == b.MAC && a.Tap == b.Tap && slices.Equal(a.Addresses, b.Addresses)
-	})
-}
+func sameMAC(a, b fsm.MAC) bool { return a == b }
 
 // redirectedAround walks the prefixes whose redirects may answer for the VM.
 func redirectedAround(v *fsm.View, l Local, vm *fsm.VM) iter.Seq[fsm.Target] {
@@ -188,13 +187,13 @@ func (c *Compiler) partsOf(t fsm.Target) iter.Seq[part] {
 	return func(yield func(part) bool) {
 		vms := c.view.VMsOf(t.Account)
 		if t.Account == "" {
-			if !yield(part{t, t.VM}) || !t.Prefix.IsValid() {
+			if !yield(part{target: t, vm: t.VM}) || !t.Prefix.IsValid() {
 				return
 			}
 			vms = c.view.VMsWithin(t.Prefix)
 		}
 		for vm := range vms {
-			if !yield(part{t, vm.ID}) {
+			if !yield(part{target: t, vm: vm.ID}) {
 				return
 			}
 		}
@@ -206,10 +205,10 @@ func (c *Compiler) partsOf(t fsm.Target) iter.Seq[part] {
 func (c *Compiler) replace(p part, before map[Element]bool) {
 	var now []Element
 	switch {
-	case p != part{}:
+	case p.target != fsm.Target{}:
 		now = c.expand(p)
 	case c.answers > 0:
-		now = compact(c.local.answering(c.guards))
+		now = compact(c.local.answering(c.guards, p.vm, p.port))
 	}
 	note := func(e Element) {
 		if _, ok := before[e]; !ok && before != nil {
@@ -228,6 +227,17 @@ func (c *Compiler) replace(p part, before map[Element]bool) {
 		c.parts[p] = now
 	} else {
 		delete(c.parts, p)
+	}
+}
+
+// replaceAll brings up to date what is needed of all guests and ports to answer, which is nothing while
+// nobody is answered.
+func (c *Compiler) replaceAll(before map[Element]bool) {
+	for vm := range c.local.NICs.All() {
+		c.replace(part{vm: vm}, before)
+	}
+	for port := range c.local.Bridges.All() {
+		c.replace(part{port: port}, before)
 	}
 }
 
@@ -337,13 +347,13 @@ func (c *Compiler) once(id string) []Element {
 			list = append(list, Element{MAC: n.MAC})
 		}
 	}
-	for _, n := range c.local.NICs[id] {
+	for _, n := range c.local.NICs.Get(id) {
 		if c.guards.allowsTap(n.Tap) {
 			list = append(list, Element{Tap: n.Tap})
 			bound[n.MAC] = true
 		}
 	}
-	for _, n := range c.local.NICs[id] {
+	for _, n := range c.local.NICs.Get(id) {
 		put(n)
 	}
 	if vm, ok := c.view.VM(id); ok {
@@ -359,7 +369,7 @@ func (c *Compiler) once(id string) []Element {
 // the state names an interface of the node that reported it, here it could be anyone's.
 func elementsOfVM(v *fsm.View, l Local, id string) []Element {
 	var list []Element
-	nics := l.NICs[id]
+	nics := l.NICs.Get(id)
 	for _, n := range nics {
 		if n.Tap != "" && len(n.Tap) <= maxTapBytes {
 			list = append(list, Element{Tap: n.Tap})

@@ -123,7 +123,7 @@ func TestGolden(t *testing.T) {
 	step("a node registers and two VMs are seen", node("n1", "10.7.0.1", "fd07::1"),
 		seen("web", "n1", 1, nic(1, "vnet0", "10.7.0.2", "fd07::2")), seen("db", "n1", 1, nic(2, "vnet1", "10.7.0.3")))
 	web := step("web is blocked while it runs elsewhere: no tap", blockVM("web"))[0].Block.ID
-	l = Local{Node: "n1", NICs: map[string][]fsm.NIC{"web": {nic(1, "vnet0")}, "db": {nic(2, "vnet1")}}}
+	l = Local{Node: "n1", NICs: MapOf(map[string][]fsm.NIC{"web": {nic(1, "vnet0")}, "db": {nic(2, "vnet1")}})}
 	step("web arrives here")
 	step("a prefix is declared for web", fsm.DeclareVM{ID: "web", Addresses: []netip.Prefix{prefix("192.0.2.0/28")}})
 	ip := step("the address of web is blocked too: nothing new", blockPrefix("10.7.0.2/32"))[0].Block.ID
@@ -145,10 +145,10 @@ func TestGolden(t *testing.T) {
 			fsm.NIC{MAC: hw(0xf0), Tap: "vnet9", Addresses: []netip.Addr{addr("fe80::1%eth0"), addr("::ffff:10.7.0.9")}},
 			fsm.NIC{MAC: fsm.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}),
 		blockVM("odd"))
-	l = Local{Node: "n1", Guards: l.Guards, NICs: map[string][]fsm.NIC{"odd": {nic(9, "interface-name-too-long")}}}
+	l = Local{Node: "n1", Guards: l.Guards, NICs: MapOf(map[string][]fsm.NIC{"odd": {nic(9, "interface-name-too-long")}})}
 	step("and it is here")
 
-	l = Local{Node: "n1", NICs: map[string][]fsm.NIC{"web": {nic(1, "vnet0")}}, PagePort: 8081, Bridges: map[string]fsm.MAC{"vnet0": hw(0xf1), "eth0": hw(0xf1)}}
+	l = Local{Node: "n1", NICs: MapOf(map[string][]fsm.NIC{"web": {nic(1, "vnet0")}}), PagePort: 8081, Bridges: MapOf(map[string]fsm.MAC{"vnet0": hw(0xf1), "eth0": hw(0xf1)})}
 	step("odd is forgotten here, web is back", fsm.LiftBlock{ID: "b6"})
 	step("an account without VMs is blocked", fsm.AddBlock{Target: fsm.Target{Account: "acct-42"}})
 	step("db joins it", fsm.DeclareVM{ID: "db", Owner: "acct-42"})

@@ -25,7 +25,7 @@ type Local struct {
 	Node string
 	// NICs are the interfaces of the guests that run or arrive on this node now, by VM id, as its
 	// own hypervisor reports them: known earlier here than in the log.
-	NICs map[string][]fsm.NIC
+	NICs Map[[]fsm.NIC]
 	// Guards are prefixes that this node's kernel must never drop, known before the node could
 	// register them: its own addresses, its peers and gateways, and its configured guards. They are
 	// subtracted like those of the View. A change of them recomputes everything.
@@ -38,7 +38,7 @@ type Local struct {
 	PagePort uint16
 	// Bridges names the ports of this node's bridges, with the hardware address of their bridge. Without
 	// it, nobody is answered on a bridge.
-	Bridges map[string]fsm.MAC
+	Bridges Map[fsm.MAC]
 	// Missing are the kinds of blocks that this node's kernel can't carry out. They drop everything.
 	Missing []fsm.Kind
 }

@@ -120,7 +120,7 @@ func (e *explainer) vmsAt(single netip.Prefix) iter.Seq[*fsm.VM] {
 				return
 			}
 		}
-		for id, nics := range e.local.NICs {
+		for id, nics := range e.local.NICs.All() {
 			vm, ok := e.view.VM(id)
 			has := slices.ContainsFunc(nics, func(n fsm.NIC) bool { return slices.Contains(n.Addresses, single.Addr()) })
 			if ok && has && !seen[id] && !yield(vm) {
@@ -161,7 +161,7 @@ func (e *explainer) heldVM(vm *fsm.VM) bool {
 // links says whether the VM has an interface on this node by which it can be held, and whether one is
 // known at all.
 func (e *explainer) links(vm *fsm.VM) (here, known bool) {
-	for _, n := range e.local.NICs[vm.ID] {
+	for _, n := range e.local.NICs.Get(vm.ID) {
 		here = here || e.guards.allowsTap(n.Tap) || e.guards.allows(n.MAC)
 	}
 	known = here || slices.ContainsFunc(vm.NICs, func(n fsm.NIC) bool { return e.guards.allows(n.MAC) })

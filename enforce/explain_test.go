@@ -18,7 +18,7 @@ import (
 // is sent by or to an address that VMs on this node have, is sent by or to their interfaces too.
 func passes(held map[Element]struct{}, v *fsm.View, l Local, p fsm.Packet) fsm.Verdict {
 	links := func(a netip.Addr) (out []Element) {
-		for id, nics := range l.NICs {
+		for id, nics := range l.NICs.All() {
 			vm, ok := v.VM(id)
 			if !ok {
 				continue
@@ -113,8 +113,8 @@ func TestExplainIsWhatIsCompiled(t *testing.T) {
 			l = genLocal(l).Draw(t, "local")
 		}
 		l.Node = "n1"
-		for id, nics := range l.NICs {
-			l.NICs[id] = own(id, nics)
+		for id, nics := range l.NICs.All() {
+			l.NICs = l.NICs.With(id, own(id, nics))
 		}
 		v := store.View()
 		held := Compile(v, l)
@@ -161,10 +161,10 @@ func TestExplain(t *testing.T) {
 		return []fsm.NIC{{MAC: hw(n), Tap: tap, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 7, 0, n})}}}
 	}
 	vm := func(n byte) string { return fmt.Sprint("vm", n) }
-	l := Local{Node: "n1", PagePort: 8079, NICs: map[string][]fsm.NIC{}, Started: map[string]struct{}{"b9": {}}}
+	l := Local{Node: "n1", PagePort: 8079, NICs: MapOf(map[string][]fsm.NIC{}), Started: map[string]struct{}{"b9": {}}}
 	for n := range byte(9) {
 		if n%2 == 1 { // odd ones are here
-			l.NICs[vm(n)] = nic(n, "vnet"+strconv.Itoa(int(n)))
+			l.NICs = l.NICs.With(vm(n), nic(n, "vnet"+strconv.Itoa(int(n))))
 		}
 		do(fsm.ObserveVM{ID: vm(n), Kind: "netns", Node: "n" + strconv.Itoa(2-int(n%2)), Phase: fsm.PhaseRunning, NICs: nic(n, ""), Epoch: 1})
 	}

@@ -87,23 +87,20 @@ func (l Local) treat(b *fsm.Block, id identity) []Element {
 	return list
 }
 
-// answering returns what the kernel must know to answer for a guest on a bridge.
-func (l Local) answering(g *guards) []Element {
+// answering returns what the kernel must know of one guest here, or of one port of a bridge, to answer
+// for a guest.
+func (l Local) answering(g *guards, guest, port string) []Element {
 	var list []Element
-	for port, mac := range l.Bridges {
-		if port != "" && len(port) <= maxTapBytes {
-			list = append(list, Element{Tap: port, Treatment: Terms{Kind: Bridge, Bridge: mac}.Treatment()})
-		}
+	if mac, ok := l.Bridges.Lookup(port); ok && port != "" && len(port) <= maxTapBytes {
+		list = append(list, Element{Tap: port, Treatment: Terms{Kind: Bridge, Bridge: mac}.Treatment()})
 	}
-	for _, nics := range l.NICs {
-		for _, n := range nics {
-			here := Terms{Kind: Here}.Treatment()
-			if g.allows(n.MAC) {
-				list = append(list, Element{MAC: n.MAC, Treatment: here})
-			}
-			if g.allowsTap(n.Tap) {
-				list = append(list, Element{Tap: n.Tap, Treatment: here})
-			}
+	here := Terms{Kind: Here}.Treatment()
+	for _, n := range l.NICs.Get(guest) {
+		if g.allows(n.MAC) {
+			list = append(list, Element{MAC: n.MAC, Treatment: here})
+		}
+		if g.allowsTap(n.Tap) {
+			list = append(list, Element{Tap: n.Tap, Treatment: here})
 		}
 	}
 	return list

@@ -3,6 +3,7 @@ package enforce
 import (
 	"crypto/sha256"
 	"iter"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -42,6 +43,21 @@ type heldList struct {
 	direction fsm.Direction
 	name      string
 	set       fsm.PrefixSet
+}
+
+// TouchesLists says whether CompileLists may give something else for the other Local: of the guests here,
+// lists mind the guarded ones alone.
+func (l Local) TouchesLists(v *fsm.View, o Local) bool {
+	if !slices.Equal(l.Guards, o.Guards) || !maps.Equal(l.Started, o.Started) || !slices.Equal(l.Missing, o.Missing) || l.PagePort != o.PagePort {
+		return true
+	}
+	guarded := v.GuardedVMs()
+	for vm := range changed(l.NICs, o.NICs, fsm.SameNICs) {
+		if _, ok := guarded[vm]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // CompileLists returns what is to be dropped because of lists, as of a view, on a node.

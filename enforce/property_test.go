@@ -122,11 +122,19 @@ func genLocal(l Local) *rapid.Generator[Local] {
 		l.Node = "n1"
 		switch rapid.IntRange(0, 9).Draw(t, "local") {
 		case 0, 1, 2:
-			l.NICs = rapid.MapOfN(genID("vm"), genNICs(), 0, 3).Draw(t, "NICs")
+			full := rapid.MapOfN(genID("vm"), genNICs(), 0, 3).Draw(t, "NICs")
+			switch id := genID("vm").Draw(t, "guest"); rapid.IntRange(0, 2).Draw(t, "change") {
+			case 0:
+				l.NICs = l.NICs.Replace(full, fsm.SameNICs)
+			case 1:
+				l.NICs = l.NICs.With(id, full[id])
+			default:
+				l.NICs = l.NICs.Without(id)
+			}
 		case 3, 4:
 			l.Started = rapid.MapOfN(genID("b"), rapid.Just(struct{}{}), 0, 3).Draw(t, "started")
 		case 5, 6:
-			l.Bridges = rapid.MapOfN(rapid.SampledFrom([]string{"vnet0", "vnet1", "eth0"}), rapid.Just(hw(0xf1)), 0, 3).Draw(t, "bridges")
+			l.Bridges = MapOf(rapid.MapOfN(rapid.SampledFrom([]string{"vnet0", "vnet1", "eth0"}), rapid.Just(hw(0xf1)), 0, 3).Draw(t, "bridges"))
 		case 7:
 			l.Guards = rapid.SliceOfN(genPrefix(), 0, 1).Draw(t, "guards")
 		case 8:

@@ -24,6 +24,14 @@ import (
 func (k *Kernel) Apply(ctx context.Context, d enforce.Delta) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := k.apply(ctx, d); err != nil {
+		k.devices.behind = true
+		return err
+	}
+	return k.follow(ctx, d)
+}
+
+func (k *Kernel) apply(ctx context.Context, d enforce.Delta) error {
 	if !k.adopted {
 		return ErrNotAdopted
 	}
@@ -53,20 +61,25 @@ func (k *Kernel) Apply(ctx context.Context, d enforce.Delta) error {
 	for _, e := range d.Remove {
 		delete(k.want, e)
 	}
-	if again := k.restore(ctx, d.Index); again != nil {
+	intact, again := k.restore(ctx, d.Index)
+	if again != nil {
 		return fmt.Errorf("apply index %d: %w", d.Index, errors.Join(err, k.failed(again)))
 	}
 	k.want = nil
+	if !intact {
+		k.watch.met = []string{"a change met tables that were not as they had been left"}
+	}
 	return nil
 }
 
-// restore brings the kernel, whatever it holds, to want.
-func (k *Kernel) restore(ctx context.Context, index uint64) error {
-	if _, err := k.load(ctx); err != nil {
-		return err
+// restore brings the kernel, whatever it holds, to want. intact says that the tables were as they had been left.
+func (k *Kernel) restore(ctx context.Context, index uint64) (intact bool, err error) {
+	intact, err = k.load(ctx)
+	if err != nil {
+		return false, err
 	}
 	if index < k.index {
-		return ErrBackwards
+		return false, ErrBackwards
 	}
 	var add, remove []enforce.Element
 	for e := range k.want {
@@ -79,7 +92,7 @@ func (k *Kernel) restore(ctx context.Context, index uint64) error {
 			remove = append(remove, e)
 		}
 	}
-	return k.change(ctx, index, add, remove)
+	return intact, k.change(ctx, index, add, remove)
 }
 
 // change is an element as the kernel holds it.
@@ -205,7 +218,7 @@ func (k *Kernel) plan(add, remove []change) plan {
 		}
 	}
 	for b, n := range more {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			id := setID{f, b}
 			switch s := k.sets[id]; {
 			case !b.in(f):
@@ -218,7 +231,7 @@ func (k *Kernel) plan(add, remove []change) plan {
 	}
 	p.create = sorted(slices.Values(p.create))
 	for b, n := range fewer {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			id := setID{f, b}
 			if s := k.sets[id]; s != nil && b.transient() && s.count+more[b]-n <= 0 {
 				p.drop = append(p.drop, id)
@@ -289,7 +302,7 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 			g := make(grouped)
 			for _, c := range list[:n] {
 				if c.base.kind != kindChain {
-					g.put(c.base, element{key: c.key, chain: c.chain})
+					g.put(k.families, c.base, element{key: c.key, chain: c.chain})
 				} else if err := part.chain(b, c.element.Treatment); err != nil {
 					return err
 				}
@@ -307,7 +320,8 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 		b.deleteSet(id.family, k.sets[id].name)
 	}
 	for _, t := range unused {
-		for _, f := range []family{bridge, inet} {
+		terms, _ := t.Terms()
+		for _, f := range k.families.with(terms.Kind) {
 			b.deleteChain(f, string(t))
 		}
 	}
@@ -325,8 +339,8 @@ func (k *Kernel) write(ctx context.Context, p plan, index uint64) error {
 type grouped map[setID][]element
 
 // put adds one element to all its sets.
-func (g grouped) put(b base, e element) {
-	for _, f := range []family{bridge, inet} {
+func (g grouped) put(families tables, b base, e element) {
+	for _, f := range families {
 		if b.in(f) {
 			id := setID{f, b}
 			g[id] = append(g[id], e)
@@ -343,13 +357,13 @@ func (k *Kernel) readBack(ctx context.Context, index uint64, add, remove []chang
 	removed := len(queries)
 	if index != 0 {
 		marker := markerKey(index)
-		queries = append(queries, query{inet, markerSet, marker[:8]})
+		queries = append(queries, query{k.families.home(), markerSet, marker[:8]})
 	}
 	answers, err := k.wire.get(ctx, k.opts.Table, queries)
 	if err != nil {
 		return err
 	}
-	for i, chain := range jumpsOf(add) {
+	for i, chain := range k.jumpsOf(add) {
 		if chain != "" && answers[i].found && answers[i].chain != chain {
 			return fmt.Errorf("read back: element %x of set %s jumps to %q, want %q", queries[i].key, queries[i].set, answers[i].chain, chain)
 		}
@@ -375,7 +389,8 @@ func (k *Kernel) readBackChains(ctx context.Context, list []change, want bool) e
 		if c.base.kind != kindChain {
 			continue
 		}
-		for _, f := range []family{bridge, inet} {
+		terms, _ := c.element.Treatment.Terms()
+		for _, f := range k.families.with(terms.Kind) {
 			s, err := k.wire.readChain(ctx, f, k.opts.Table, c.base.class)
 			if err != nil {
 				return err
@@ -389,10 +404,10 @@ func (k *Kernel) readBackChains(ctx context.Context, list []change, want bool) e
 }
 
 // jumpsOf returns the chain that each of the queries for changes must find.
-func jumpsOf(changes []change) []string {
+func (k *Kernel) jumpsOf(changes []change) []string {
 	var list []string
 	for _, c := range changes {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			if c.base.kind != kindChain && c.base.in(f) {
 				list = append(list, c.chain)
 			}
@@ -405,7 +420,7 @@ func jumpsOf(changes []change) []string {
 func (k *Kernel) queries(list []query, changes []change) []query {
 	for i := range changes {
 		c := &changes[i]
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			if c.base.kind == kindChain || !c.base.in(f) {
 				continue
 			}
@@ -421,7 +436,7 @@ func (k *Kernel) queries(list []query, changes []change) []query {
 
 func (k *Kernel) record(p plan, index uint64) {
 	count := func(c change, by int) {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			if s := k.sets[setID{f, c.base}]; s != nil && c.base.in(f) {
 				s.count += by
 			}
@@ -449,7 +464,7 @@ func (k *Kernel) record(p plan, index uint64) {
 }
 
 // Counters returns what of each element's packets was discarded on this node since it was added, the sum
-// over both tables. It asks for these elements only. Elements that the kernel does not hold are left
+// over all tables. What XDP dropped is not counted. It asks for these elements only. Elements that the kernel does not hold are left
 // out. What a chain discards is counted there, not for each element that is sent to it.
 func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[enforce.Element]enforce.Counter, error) {
 	k.mu.Lock()
@@ -489,6 +504,16 @@ func (k *Kernel) Counters(ctx context.Context, elements []enforce.Element) (map[
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
+	if dev := k.devices.kernel; dev != nil && dev.adopted {
+		more, err := dev.Counters(ctx, elements)
+		if err != nil {
+			return nil, err
+		}
+		for e, c := range more {
+			sum := counters[e]
+			counters[e] = enforce.Counter{Packets: sum.Packets + c.Packets, Bytes: sum.Bytes + c.Bytes}
+		}
+	}
 	return counters, nil
 }
 
@@ -500,7 +525,7 @@ func (k *Kernel) countSets(ctx context.Context, asked []change, counters map[enf
 	for _, c := range asked {
 		var sum enforce.Counter
 		found := false
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			if !c.base.in(f) {
 				continue
 			}
@@ -520,7 +545,8 @@ func (k *Kernel) countSets(ctx context.Context, asked []change, counters map[enf
 func (k *Kernel) countChains(ctx context.Context, chains []enforce.Element, counters map[enforce.Element]enforce.Counter) error {
 	for _, e := range chains {
 		var sum enforce.Counter
-		for _, f := range []family{bridge, inet} {
+		terms, _ := e.Treatment.Terms()
+		for _, f := range k.families.with(terms.Kind) {
 			s, err := k.wire.readChain(ctx, f, k.opts.Table, string(e.Treatment))
 			if err != nil {
 				return err

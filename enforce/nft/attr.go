@@ -15,6 +15,7 @@ const (
 	attrSetExpr       = 17 // NFTA_SET_EXPR
 	attrCounterBytes  = 1  // NFTA_COUNTER_BYTES
 	attrCounterPacket = 2  // NFTA_COUNTER_PACKETS
+	attrForwardDevice = 1  // NFTA_FWD_SREG_DEV
 	attrElemComment   = 0  // NFTNL_UDATA_SET_ELEM_COMMENT
 	attrSetByteOrder  = 0  // NFTNL_UDATA_SET_KEYBYTEORDER
 )

@@ -77,3 +77,17 @@ func BenchmarkCheck(b *testing.B) {
 	b.Run("rules", func(b *testing.B) { look(b, 0, time.Now().Add(time.Hour)) })
 	b.Run("elements", func(b *testing.B) { look(b, 0, time.Time{}) })
 }
+
+// BenchmarkPacket is the delivery of a frame of an innocent guest to another over a bridge, without our tables and with
+// them. Compare with each other.
+func BenchmarkPacket(b *testing.B) {
+	for _, name := range []string{"none", "tables"} {
+		b.Run(name, func(b *testing.B) {
+			host, from, _ := benchBridge(b)
+			if name == "tables" {
+				apply(b, adopted(b, host), 1, vmBlock(), nil)
+			}
+			sendFrames(b, from)
+		})
+	}
+}

@@ -24,6 +24,8 @@ const (
 type watch struct {
 	right uint32    // the generation at which the kernel was last found as it should be
 	rest  time.Time // no elements are asked for before
+	// met is what a change found, and put right, before a look did: the next look tells.
+	met []string
 }
 
 // Check looks whether another program changed our tables, if any program has changed any rules since the
@@ -32,6 +34,17 @@ type watch struct {
 // have their turn. It changes nothing; Heal repairs. Elements that another program added to more than
 // a thousand of ours are not found. While a change that failed waits to be repeated it finds nothing.
 func (k *Kernel) Check(ctx context.Context) (Difference, error) {
+	d, err := k.checkNode(ctx)
+	if err != nil {
+		return d, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	more, err := k.checkDevices(ctx)
+	return d.with(more), err
+}
+
+func (k *Kernel) checkNode(ctx context.Context) (Difference, error) {
 	d, list, generation, err := k.checkRules(ctx)
 	if err != nil || !d.None() || list == nil {
 		return d, err
@@ -58,6 +71,10 @@ func (k *Kernel) checkRules(ctx context.Context) (d Difference, list []enforce.E
 	if !k.adopted || k.want != nil {
 		return d, nil, 0, nil
 	}
+	if len(k.watch.met) > 0 {
+		d.Problems, k.watch.met = k.watch.met, nil
+		return d, nil, 0, nil
+	}
 	if _, err = k.connected(); err == nil {
 		generation, err = k.wire.generation(ctx)
 	}
@@ -76,7 +93,7 @@ func (k *Kernel) checkRules(ctx context.Context) (d Difference, list []enforce.E
 		k.watch.rest = time.Now().Add(sweepRest * time.Since(begin))
 		return d, nil, generation, err
 	}
-	r, err := k.wire.readParts(ctx, k.opts.Table, func(set string) bool { return set == markerSet })
+	r, err := k.wire.readParts(ctx, k.families, k.opts.Table, func(set string) bool { return set == markerSet })
 	if err != nil {
 		return d, nil, 0, fmt.Errorf("check the kernel: %w", k.failed(err))
 	}
@@ -89,9 +106,9 @@ func (k *Kernel) checkRules(ctx context.Context) (d Difference, list []enforce.E
 
 // compareRules compares everything but the elements of sets.
 func (k *Kernel) compareRules(r ruleset) Difference {
-	in := inspection{sets: k.sets, held: make(map[enforce.Element]struct{}), jumps: make(map[place]enforce.Treatment)}
-	in.inspectMarker(r[inet])
-	for _, f := range []family{bridge, inet} {
+	in := inspection{families: k.families, sets: k.sets, held: make(map[enforce.Element]struct{}), jumps: make(map[place]enforce.Treatment)}
+	in.inspectMarker(r[k.families.home()])
+	for _, f := range k.families {
 		if !r[f].exists || r[f].flags != 0 {
 			in.problem("table %s is missing or asleep", f)
 		}
@@ -142,7 +159,7 @@ func (k *Kernel) checkElements(ctx context.Context, list []enforce.Element, d *D
 	}
 	for _, c := range changes {
 		there := true
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			if c.base.in(f) {
 				there = there && answers[0].found && answers[0].chain == c.chain
 				answers = answers[1:]
@@ -167,10 +184,14 @@ func (k *Kernel) Heal(ctx context.Context) error {
 		k.want = maps.Clone(k.shadow)
 	}
 	index := k.index
-	if err := k.restore(ctx, index); err != nil {
+	if _, err := k.restore(ctx, index); err != nil {
 		k.index = max(k.index, index) // what was read of a marker that is gone says nothing
 		return fmt.Errorf("heal the kernel: %w", k.failed(err))
 	}
 	k.want = nil
+	k.devices.behind = k.devices.kernel != nil
+	if err := k.bringDevices(ctx); err != nil {
+		return fmt.Errorf("heal the kernel: %w", err)
+	}
 	return nil
 }

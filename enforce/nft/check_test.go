@@ -23,6 +23,7 @@ func TestCheckAndHeal(t *testing.T) {
 		{name: "a table deleted", script: `delete table inet palisade`},
 		{name: "a table asleep", script: `add table inet palisade { flags dormant; }`},
 		{name: "a rule deleted", script: `flush chain inet palisade prerouting`},
+		{name: "a rule of ARP deleted", script: `flush chain arp palisade output`},
 		{name: "a rule added", script: `insert rule bridge palisade prerouting accept`},
 		{name: "a chain with a policy", script: "add chain inet palisade output { type filter hook output priority -500; policy drop; }"},
 		{name: "the chain of a limit emptied", script: `flush chain inet palisade limit_in_b3_8000000bits`},

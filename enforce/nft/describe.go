@@ -23,7 +23,11 @@ func (k *Kernel) Describe(ctx context.Context, w io.Writer) error {
 	if _, err := k.connected(); err != nil {
 		return fmt.Errorf("describe the kernel: %w", err)
 	}
-	if err := k.wire.describe(ctx, w, k.opts.Table); err != nil {
+	families := k.families
+	if k.devices.kernel != nil {
+		families = append(slices.Clone(families), deviceTables()...)
+	}
+	if err := k.wire.describe(ctx, w, families, k.opts.Table); err != nil {
 		return fmt.Errorf("describe the kernel: %w", k.failed(err))
 	}
 	fmt.Fprintf(w, "%d elements at log index %d\n", len(k.shadow), k.index)
@@ -45,15 +49,19 @@ func (k *Lists) Describe(ctx context.Context, w io.Writer) error {
 	if err := k.connected(); err != nil {
 		return fmt.Errorf("describe the lists in the kernel: %w", err)
 	}
-	if err := k.wire.describe(ctx, w, k.opts.Table); err != nil {
+	families := k.families
+	if k.devices.inUse() {
+		families = append(slices.Clone(families), deviceTables()...)
+	}
+	if err := k.wire.describe(ctx, w, families, k.opts.Table); err != nil {
 		return fmt.Errorf("describe the lists in the kernel: %w", k.failed(err))
 	}
 	fmt.Fprintf(w, "log index %d\n", k.marker.index)
 	return nil
 }
 
-func (w *wire) describe(ctx context.Context, to io.Writer, table string) error {
-	for _, f := range []family{bridge, inet} {
+func (w *wire) describe(ctx context.Context, to io.Writer, families tables, table string) error {
+	for _, f := range families {
 		t, err := w.readBareTable(ctx, f, table)
 		if err != nil {
 			return err

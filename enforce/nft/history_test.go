@@ -21,17 +21,15 @@ func TestRandomHolds(t *testing.T) {
 		k := adopted(t, n, func(o *Options) { o.TapSize, o.MaskedSize, o.ExactSize, o.ChunkElements = 2, 2, 4, 5 })
 		store, compiler := fsm.NewStore(), enforce.NewCompiler()
 		feed := store.Watch(0)
-		local := enforce.Local{Node: "n1", PagePort: 8081, NICs: map[string][]fsm.NIC{}}
-		local.Bridges = map[string]fsm.MAC{"vnet1": {2, 1}, "eth0": {2, 2}}
+		local := enforce.Local{Node: "n1", PagePort: 8081}
+		local.Bridges = enforce.MapOf(map[string]fsm.MAC{"vnet1": {2, 1}, "eth0": {2, 2}})
 		for index := uint64(1); index <= 8; index++ {
 			var ops []fsm.Op
 			for range rapid.IntRange(1, 4).Draw(rt, "ops") {
 				ops = append(ops, drawHold(rt))
 			}
 			if vm := fmt.Sprint("vm", rapid.IntRange(1, 2).Draw(rt, "vm")); rapid.Bool().Draw(rt, "moves") {
-				nics := maps.Clone(local.NICs)
-				nics[vm] = []fsm.NIC{{MAC: fsm.MAC{2, 3, vm[2]}, Tap: rapid.SampledFrom([]string{"", "vnet1", "vnet2"}).Draw(rt, "tap"), Addresses: []netip.Addr{netip.MustParseAddr("10.7.0.2")}}}
-				local.NICs = nics
+				local.NICs = local.NICs.With(vm, []fsm.NIC{{MAC: fsm.MAC{2, 3, vm[2]}, Tap: rapid.SampledFrom([]string{"", "vnet1", "vnet2"}).Draw(rt, "tap"), Addresses: []netip.Addr{netip.MustParseAddr("10.7.0.2")}}})
 				ops = append(ops, fsm.DeclareVM{ID: vm, Owner: rapid.SampledFrom([]string{"a1", "a2"}).Draw(rt, "owner")})
 			}
 			data, err := fsm.MarshalCommand(fsm.Command{Time: time.Unix(int64(index), 0), Actor: "test", Op: fsm.Batch{Ops: ops}})

@@ -37,13 +37,12 @@ func newHolds(t *testing.T) *holds {
 	br0 := mac("52:54:00:00:07:01").MAC
 	h.local = enforce.Local{
 		Node: "n1", PagePort: pagePort,
-		Bridges: map[string]fsm.MAC{"vnet1": br0, "vnet2": br0},
-		NICs:    map[string][]fsm.NIC{},
+		Bridges: enforce.MapOf(map[string]fsm.MAC{"vnet1": br0, "vnet2": br0}),
 	}
 	ops := []fsm.Op{fsm.PutNode{Node: fsm.Node{ID: "n1", Addresses: []netip.Addr{b.host.v4, b.host.v6}, MACs: []fsm.MAC{br0}}}}
 	for i, e := range []*endpoint{b.blocked, b.innocent, b.routed} {
 		nics := []fsm.NIC{{MAC: mac(fmt.Sprintf("52:54:00:00:00:%02x", i+2)).MAC, Tap: []string{"vnet1", "vnet2", "rt0"}[i], Addresses: []netip.Addr{e.v4, e.v6}}}
-		h.local.NICs[e.name] = nics
+		h.local.NICs = h.local.NICs.With(e.name, nics)
 		ops = append(ops, fsm.DeclareVM{ID: e.name, Owner: "acct-" + e.name},
 			fsm.ObserveVM{ID: e.name, Name: e.name, Kind: "netns", Node: "n1", Phase: fsm.PhaseRunning, Epoch: 1, NICs: nics})
 	}

@@ -16,10 +16,11 @@ import (
 
 // inspection is what a ruleset holds for us, and what must be done so that it drops all of that.
 type inspection struct {
-	sets  map[setID]*liveSet // as they are after the repair
-	held  map[enforce.Element]struct{}
-	jumps map[place]enforce.Treatment
-	index uint64
+	families tables
+	sets     map[setID]*liveSet // as they are after the repair
+	held     map[enforce.Element]struct{}
+	jumps    map[place]enforce.Treatment
+	index    uint64
 	// markerLost says that there are elements but no index.
 	markerLost bool
 
@@ -74,18 +75,19 @@ type candidate struct {
 
 // inspect is pure. An element that only one of the tables holds counts as held: our own
 // transactions change both, so another program deleted the other half.
-func inspect(r ruleset, sizes func(base) uint32) inspection {
+func inspect(families tables, r ruleset, sizes func(base) uint32) inspection {
 	in := inspection{
-		sets:  make(map[setID]*liveSet),
-		held:  make(map[enforce.Element]struct{}),
-		jumps: make(map[place]enforce.Treatment),
-		load:  make(grouped),
+		families: families,
+		sets:     make(map[setID]*liveSet),
+		held:     make(map[enforce.Element]struct{}),
+		jumps:    make(map[place]enforce.Treatment),
+		load:     make(grouped),
 	}
-	in.inspectMarker(r[inet])
+	in.inspectMarker(r[families.home()])
 
 	candidates := make(map[setID]candidate)
 	newest := make(map[setID]int) // generation
-	for _, f := range []family{bridge, inet} {
+	for _, f := range in.families {
 		if t := r[f]; !t.exists {
 			in.problem("table %s is missing", f)
 			in.tables = append(in.tables, f)
@@ -109,7 +111,7 @@ func inspect(r ruleset, sizes func(base) uint32) inspection {
 		}
 	}
 	for b, keys := range present {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range in.families {
 			if b.in(f) {
 				id := setID{f, b}
 				c, found := candidates[id]
@@ -241,16 +243,17 @@ func (in *inspection) readElements(id setID, c candidate, present map[base]map[k
 // inspectTreatments looks at the chains of treatments. One that is in one table only is in force.
 func (in *inspection) inspectTreatments(r ruleset) {
 	held := make(map[enforce.Treatment]bool)
-	for _, f := range []family{bridge, inet} {
+	for _, f := range in.families {
 		for name := range r[f].chains {
-			if t, ok := enforce.Treatment(name).Terms(); ok && t.Chained() {
+			if t, ok := enforce.Treatment(name).Terms(); ok && t.Chained() && f.treats(t.Kind) {
 				held[enforce.Treatment(name)] = true
 			}
 		}
 	}
 	for _, t := range slices.Sorted(maps.Keys(held)) {
 		in.held[enforce.Element{Treatment: t}] = struct{}{}
-		for _, f := range []family{bridge, inet} {
+		terms, _ := t.Terms()
+		for _, f := range in.families.with(terms.Kind) {
 			c := r[f].chains[string(t)]
 			if c != nil && c.sort == "" && sameTreatment(f, t, c.rules) {
 				continue
@@ -274,10 +277,16 @@ func sameExprs(f family, want [][]expr.Any, got [][]byte) bool {
 }
 
 func (f family) bit() uint8 {
-	if f == bridge {
+	switch f {
+	case bridge:
 		return 1
+	case inet:
+		return 2
+	case arp:
+		return 8
+	default:
+		return 4
 	}
-	return 2
 }
 
 // settle decides what becomes of one set, which must hold the keys.
@@ -330,7 +339,7 @@ func (in *inspection) loadMissing(id setID, keys map[key]presence) {
 
 func (in *inspection) inspectChains(r ruleset) {
 	sets := listSets(in.sets)
-	for _, c := range chains() {
+	for _, c := range chains(in.families) {
 		s := r[c.family].chains[c.name]
 		switch {
 		case !c.needed(sets):

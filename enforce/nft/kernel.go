@@ -1,6 +1,7 @@
 // Package nft brings the kernel's nf_tables to the elements that package enforce computes, and reads
-// back that they are there. It owns two tables, `bridge palisade` and `inet palisade`, and touches
-// nothing else. Nothing in it removes a drop on error, at start or at exit.
+// back that they are there. It owns the tables `bridge palisade`, `arp palisade` and `inet palisade`, and while there are
+// devices that need it `netdev palisade`, and touches nothing else but XDP programs of its own. Nothing in it removes a
+// drop on error, at start or at exit.
 package nft
 
 import (
@@ -24,12 +25,14 @@ var (
 	ErrNotAdopted = errors.New("the kernel has not been adopted")
 	// ErrBackwards refuses a delta with an index below the one that the kernel stands for.
 	ErrBackwards = errors.New("the kernel stands for a later log index")
+
+	errNotKept = errors.New("this kernel does not keep what it is given (Linux 6.1 or later is needed)")
 )
 
 // Options of a Kernel. The zero value is useful.
 type Options struct {
 	Logger *slog.Logger // default: none
-	Table  string       // of both families; default "palisade"
+	Table  string       // of all families; default "palisade"
 	// NetNS is a file descriptor of the network namespace to work in; 0 is the caller's. It is used
 	// for every dial and must stay open until Close.
 	NetNS int
@@ -87,7 +90,8 @@ func (o Options) withDefaults() (Options, error) {
 // Kernel is the enforcing kernel of one network namespace. Its methods are safe for concurrent use;
 // each waits for the one before. Only one Kernel may work on a table.
 type Kernel struct {
-	opts Options
+	opts     Options
+	families tables
 
 	mu          sync.Mutex
 	wire        *wire // nil: dial first
@@ -99,8 +103,9 @@ type Kernel struct {
 	index       uint64                       // and the log index that it stands for
 	// want is nil unless a change has failed: then it is what the kernel must hold, and the shadow
 	// can't be trusted.
-	want  map[enforce.Element]struct{}
-	watch watch
+	want    map[enforce.Element]struct{}
+	watch   watch
+	devices devices
 }
 
 // Open connects to the kernel. It changes nothing; call Adopt before anything else.
@@ -109,7 +114,7 @@ func Open(o Options) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{opts: o, bufferBytes: o.BufferBytes}
+	k := &Kernel{opts: o, families: nodeTables(), bufferBytes: o.BufferBytes}
 	if _, err := k.connected(); err != nil {
 		return nil, err
 	}
@@ -121,7 +126,7 @@ func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.adopted = false
-	return k.hangUp()
+	return errors.Join(k.hangUp(), k.closeDevices())
 }
 
 func (k *Kernel) connected() (*wire, error) {
@@ -189,15 +194,15 @@ func (k *Kernel) Exists(ctx context.Context) (bool, error) {
 		if err != nil {
 			return err
 		}
-		exists, err = w.tableExists(ctx, k.opts.Table)
+		exists, err = w.tableExists(ctx, k.families, k.opts.Table)
 		return err
 	})
 	return exists, err
 }
 
 // tableExists says whether a table of that name is in one of the families.
-func (w *wire) tableExists(ctx context.Context, table string) (bool, error) {
-	for _, f := range []family{bridge, inet} {
+func (w *wire) tableExists(ctx context.Context, families tables, table string) (bool, error) {
+	for _, f := range families {
 		if _, found, err := w.ask(ctx, unix.NFT_MSG_GETTABLE, f, appendString(nil, unix.NFTA_TABLE_NAME, table)); err != nil || found {
 			return found, err
 		}
@@ -221,6 +226,11 @@ func (k *Kernel) Adopt(ctx context.Context) (Held, error) {
 	defer k.mu.Unlock()
 	var intact bool
 	err := k.twice(ctx, func() (err error) {
+		if k.families.home() != netdev {
+			if err := k.choose(ctx, arp); err != nil {
+				return err
+			}
+		}
 		intact, err = k.load(ctx)
 		return err
 	})
@@ -228,6 +238,13 @@ func (k *Kernel) Adopt(ctx context.Context) (Held, error) {
 		return Held{}, fmt.Errorf("adopt the kernel: %w", err)
 	}
 	k.adopted, k.want = true, nil
+	if k.families.home() != netdev {
+		same, err := k.adoptDevices(ctx)
+		if err != nil {
+			return Held{}, fmt.Errorf("adopt the kernel: %w", err)
+		}
+		intact = intact && same
+	}
 	return Held{Index: k.index, Elements: maps.Clone(k.shadow), Intact: intact}, nil
 }
 
@@ -245,7 +262,7 @@ func (k *Kernel) load(ctx context.Context) (intact bool, err error) {
 		}
 		intact = false
 		if attempt == 3 {
-			return false, fmt.Errorf("this kernel does not keep what it is given (Linux 6.1 or later is needed): %q", in.problems)
+			return false, fmt.Errorf("%w: %q", errNotKept, in.problems)
 		}
 		k.opts.Logger.InfoContext(ctx, "repairing nftables", "table", k.opts.Table, "found", in.problems)
 		if err := k.repair(ctx, in); err != nil {
@@ -259,11 +276,11 @@ func (k *Kernel) inspect(ctx context.Context) (inspection, error) {
 	if err != nil {
 		return inspection{}, err
 	}
-	r, err := w.read(ctx, k.opts.Table)
+	r, err := w.read(ctx, k.families, k.opts.Table)
 	if err != nil {
 		return inspection{}, err
 	}
-	return inspect(r, k.newSize), nil
+	return inspect(k.families, r, k.newSize), nil
 }
 
 func (k *Kernel) newSize(b base) uint32 {

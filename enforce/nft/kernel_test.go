@@ -183,6 +183,9 @@ func TestTampered(t *testing.T) {
 		index        uint64
 	}{
 		{name: "a rule deleted", script: `flush chain inet palisade prerouting`},
+		{name: "the table of ARP deleted", script: `delete table arp palisade`},
+		{name: "a rule of ARP deleted", script: `flush chain arp palisade input`},
+		{name: "a tap deleted for ARP", script: `flush set arp palisade taps`},
 		{name: "a rule added", script: `insert rule bridge palisade prerouting accept`},
 		{name: "a rule turned round", script: "flush chain inet palisade output\nadd rule inet palisade output ip daddr != @a4_32 drop"},
 		{name: "a chain deleted", script: "flush chain bridge palisade output\ndelete chain bridge palisade output"},

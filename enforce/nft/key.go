@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -13,20 +14,48 @@ import (
 	"github.com/palisade/palisade/fsm"
 )
 
-// family is the nf_tables family of one of our two tables.
+// family is the nf_tables family of one of our tables.
 type family uint8
 
 const (
 	bridge family = unix.NFPROTO_BRIDGE
+	arp    family = unix.NFPROTO_ARP
 	inet   family = unix.NFPROTO_INET
+	netdev family = unix.NFPROTO_NETDEV
 )
 
 func (f family) String() string {
-	if f == bridge {
+	switch f {
+	case bridge:
 		return "bridge"
+	case arp:
+		return "arp"
+	case netdev:
+		return "netdev"
+	default:
+		return "inet"
 	}
-	return "inet"
 }
+
+// tables are the families of tables that change in one transaction. The last has the marker.
+type tables []family
+
+func (t tables) home() family { return t[len(t)-1] }
+
+// with are those that treat what is of a kind.
+func (t tables) with(k fsm.Kind) tables {
+	return slices.DeleteFunc(slices.Clone(t), func(f family) bool { return !f.treats(k) })
+}
+
+// treats says whether packets of a family are treated differently because of a kind. ARP has no ports, and those who
+// are answered can be found.
+func (f family) treats(k fsm.Kind) bool { return f != arp || k == fsm.Drop || k == fsm.Limit }
+
+// nodeTables are those that every node has whose kernel has them, listTables those of lists, deviceTables what a node
+// with devices has beside them that pass none of these.
+func nodeTables() tables   { return tables{bridge, arp, inet} }
+func listTables() tables   { return tables{bridge, inet} }
+func deviceTables() tables { return tables{netdev} }
 
 // kind is what the elements of a set are. The order is that of the rules.
 type kind uint8
@@ -163,12 +192,19 @@ func (b base) masked() bool {
 }
 
 // in says whether the table of that family has a set for the base. Hardware addresses are matched
-// where frames have them, on bridges, and so are ports of bridges.
+// where frames have them, on bridges and devices, and so are ports of bridges. On devices nobody is
+// answered. ARP is known by taps alone.
 func (b base) in(f family) bool {
-	if f == bridge || b.class == "" {
-		return f == bridge || b.kind != kindMAC
-	}
 	t, _ := terms(b.class)
+	if f == arp {
+		return b.kind == kindTap && f.treats(t.Kind)
+	}
+	if f == bridge || b.class == "" {
+		return f != inet || b.kind != kindMAC
+	}
+	if f == netdev {
+		return t.Kind != enforce.Bridge && t.Kind != enforce.Page && t.Kind != enforce.Here
+	}
 	return b.kind != kindMAC && t.Kind != enforce.Bridge
 }
 

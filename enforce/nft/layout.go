@@ -36,7 +36,14 @@ type chain struct {
 	sort     string // of a base chain, "filter" or "nat"
 	hook     uint32
 	priority int32
+	device   string // of a base chain of family netdev
 	matches  []match
+	limits   []match // of family netdev: those of matches that limits count
+	// unless ends the chain for packets that it is not about; 0: it is about all.
+	unless test
+	depth  depth // of sources and destinations
+	// tagged is the chain for frames with more tags than the kernel takes off.
+	tagged string
 	// rules of the chain, given the sets of its table that exist.
 	list func(c chain, s setList) []rule
 	// needed says whether the chain exists, given all sets.
@@ -53,11 +60,15 @@ const (
 	destMAC
 	source
 	dest
+	// sentTap and gotTap are of devices that are on the guest's side, as it were: what leaves a macvtap was sent by
+	// its guest.
+	sentTap
+	gotTap
 )
 
 // direction is that of a packet whose field is in a set, seen from the target.
 func (m match) direction() fsm.Direction {
-	if m == inTap || m == sourceMAC || m == source {
+	if m == inTap || m == sourceMAC || m == source || m == sentTap {
 		return fsm.Out
 	}
 	return fsm.In
@@ -65,7 +76,7 @@ func (m match) direction() fsm.Direction {
 
 func (m match) looksFor(k kind) bool {
 	switch m {
-	case inTap, outTap:
+	case inTap, outTap, sentTap, gotTap:
 		return k == kindTap
 	case sourceMAC, destMAC:
 		return k == kindMAC
@@ -74,12 +85,27 @@ func (m match) looksFor(k kind) bool {
 	}
 }
 
-// chains returns every chain that our tables can have. Which packets meet which is in DESIGN.md. Bridge
-// hooks have the numbers of the inet hooks.
-func chains() []chain {
+// chains returns every chain that the tables of these families can have, but for those of single devices. Which
+// packets meet which is in DESIGN.md.
+func chains(families tables) []chain {
+	if slices.Contains(families, netdev) {
+		return deviceChains()
+	}
+	return slices.DeleteFunc(nodeChains(), func(c chain) bool { return !slices.Contains(families, c.family) })
+}
+
+// The hooks of family arp.
+const (
+	hookARPIn  = 0 // NF_ARP_IN
+	hookARPOut = 1 // NF_ARP_OUT
+)
+
+// nodeChains are those of nodeTables. Bridge hooks have the numbers of the inet hooks.
+func nodeChains() []chain {
 	hooked := []chain{
-		{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{inTap, sourceMAC, destMAC, source, dest}},
-		{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{destMAC, dest}},
+		{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{inTap, sourceMAC, destMAC, source, dest}, tagged: "tagged"},
+		{family: bridge, name: "input", hook: unix.NF_INET_LOCAL_IN, priority: priorityFirst, matches: []match{inTap, sourceMAC}, unless: notReserved},
+		{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{outTap, destMAC, dest}, tagged: "tagged_output"},
 		{family: bridge, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityFirst, matches: []match{outTap}},
 		{family: inet, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{inTap, source, dest}},
 		{family: inet, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
@@ -95,6 +121,10 @@ func chains() []chain {
 	rejects := func(s setList) bool { return s.has(fsm.Reject) }
 	pages := func(s setList) bool { return s.has(enforce.Page) }
 	return append(all,
+		chain{family: arp, name: "input", sort: "filter", hook: hookARPIn, priority: priorityFirst, matches: []match{inTap}, list: chain.links, needed: always},
+		chain{family: arp, name: "output", sort: "filter", hook: hookARPOut, priority: priorityFirst, matches: []match{outTap}, list: chain.links, needed: always},
+		chain{family: bridge, name: "tagged", hook: unix.NF_INET_PRE_ROUTING, matches: []match{source, dest}, depth: behindTag, list: chain.taggedRules, needed: always},
+		chain{family: bridge, name: "tagged_output", hook: unix.NF_INET_LOCAL_OUT, matches: []match{dest}, depth: pastTags, list: chain.taggedRules, needed: always},
 		chain{family: inet, name: "reject", list: chain.reject, needed: rejects},
 		chain{family: bridge, name: "refuse", list: chain.refuse, needed: rejects},
 		chain{family: bridge, name: "page", list: chain.page, needed: pages},
@@ -150,7 +180,7 @@ func (c chain) look(s setList, k fsm.Kind, do rule, matches ...match) []rule {
 				}
 			}
 			r := do
-			r.match, r.base, r.set = m, n.id.base, n.name
+			r.match, r.base, r.set, r.depth = m, n.id.base, n.name, c.depth
 			if n.terms.Kind == enforce.Bridge {
 				r.mac = n.terms.Bridge
 			}
@@ -165,7 +195,14 @@ func (c chain) look(s setList, k fsm.Kind, do rule, matches ...match) []rule {
 
 // treatments are the rules of a base chain: from the strictest to the mildest.
 func (c chain) treatments(s setList) []rule {
-	rules := c.look(s, fsm.Drop, rule{do: drop}, c.matches...)
+	var rules []rule
+	if c.unless != 0 {
+		rules = append(rules, rule{test: c.unless, do: accept})
+	}
+	rules = append(rules, c.look(s, fsm.Drop, rule{do: drop}, c.matches...)...)
+	if c.tagged != "" {
+		rules = append(rules, rule{test: isTagged, do: jump, chain: c.tagged}, rule{test: isServiceTagged, do: jump, chain: c.tagged})
+	}
 	rules = append(rules, c.look(s, fsm.Ports, rule{do: toChain}, c.matches...)...)
 	if s.answers() {
 		rules = append(rules, rule{do: jump, chain: c.name + "_answer"})
@@ -174,6 +211,8 @@ func (c chain) treatments(s setList) []rule {
 		// A limit counts a packet once. A link is met once; an address is looked for where the packet
 		// is met first: what has come through a bridge was counted there.
 		switch {
+		case r.match == outTap && c.family == bridge && c.hook == unix.NF_INET_LOCAL_OUT: // counted after this
+			continue
 		case r.base.kind == kindTap || r.base.kind == kindMAC:
 		case c.family == inet && c.hook == unix.NF_INET_PRE_ROUTING:
 			r.test = notFromBridge
@@ -184,6 +223,20 @@ func (c chain) treatments(s setList) []rule {
 		rules = append(rules, r)
 	}
 	return rules
+}
+
+// links are the rules of a base chain that knows packets by their tap alone, and answers nobody.
+func (c chain) links(s setList) []rule {
+	return append(c.look(s, fsm.Drop, rule{do: drop}, c.matches...), c.look(s, fsm.Limit, rule{do: toChain}, c.matches...)...)
+}
+
+// taggedRules are for addresses in frames whose tags the kernel has not all taken off. Nobody is answered there.
+func (c chain) taggedRules(s setList) []rule {
+	rules := c.look(s, fsm.Drop, rule{do: drop}, c.matches...)
+	rules = append(rules, c.look(s, fsm.Ports, rule{do: toChain}, c.matches...)...)
+	rules = append(rules, c.look(s, fsm.Reject, rule{do: drop}, c.matches...)...)
+	rules = append(rules, c.look(s, fsm.Redirect, rule{do: drop}, c.matches...)...)
+	return append(rules, c.look(s, fsm.Limit, rule{do: toChain}, c.matches...)...)
 }
 
 // answers are the rules of what the node answers, called by a base chain: rejects, then redirects.

@@ -36,7 +36,7 @@ func BenchmarkListPacket(b *testing.B) {
 				continue
 			}
 			b.Run(fmt.Sprintf("%d_%s", n, d), func(b *testing.B) {
-				host, from := benchBridge(b)
+				host, from, _ := benchBridge(b)
 				if n > 0 {
 					s := newListState(b)
 					s.put("feed", sparsePrefixes(n))
@@ -53,9 +53,9 @@ func BenchmarkListPacket(b *testing.B) {
 }
 
 // benchBridge is a bridge with two guests; the frames of sendFrames come from one and go to the other.
-func benchBridge(b *testing.B) (host, from netNS) {
+func benchBridge(b testing.TB) (host, from, to netNS) {
 	b.Helper()
-	host, from, to := newNetNS(b), newNetNS(b), newNetNS(b)
+	host, from, to = newNetNS(b), newNetNS(b), newNetNS(b)
 	host.runInput(fmt.Sprintf(`link add br0 type bridge mcast_snooping 0
 link set br0 up
 link add vnet1 type veth peer name eth0 address 52:54:00:00:00:02 netns %s
@@ -66,12 +66,12 @@ link set vnet2 master br0 up
 	from.run("ip", "link", "set", "eth0", "up")
 	to.run("ip", "link", "set", "eth0", "up")
 	to.run("ip", "addr", "add", "10.7.0.5/24", "dev", "eth0")
-	return host, from
+	return host, from, to
 }
 
 // BenchmarkListHit is a frame that a list drops, from one of 4,096 addresses, each counted by itself.
 func BenchmarkListHit(b *testing.B) {
-	host, from := benchBridge(b)
+	host, from, _ := benchBridge(b)
 	s := newListState(b)
 	var list []netip.Prefix
 	for i := range 100 {

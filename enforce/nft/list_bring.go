@@ -27,6 +27,9 @@ type ListChange struct {
 //
 // After an error the next call reads the kernel again. What it finds stays in force until all of the new
 // content is.
+//
+// If there are devices, they have the content after that too, and their chains; what the kernel refuses of that is
+// no error, but in Unenforced.
 func (k *Lists) Bring(ctx context.Context, c ListChange) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -40,7 +43,7 @@ func (k *Lists) Bring(ctx context.Context, c ListChange) error {
 	if err != nil {
 		return fmt.Errorf("bring lists of index %d: %w", c.Index, k.failed(err))
 	}
-	return nil
+	return k.bringDevices(ctx, c)
 }
 
 // listDelta is what changes of one set.
@@ -58,6 +61,9 @@ func (k *Lists) deltas(c ListChange) map[listBase]*listDelta {
 			deltas[b] = &listDelta{}
 		}
 		return deltas[b]
+	}
+	if k.have == c.Lists && len(k.stale) == 0 {
+		return deltas
 	}
 	for e, added := range enforce.ListChanges(k.have, c.Lists) {
 		b, key := keyOfList(e)
@@ -185,7 +191,9 @@ func (k *Lists) dropped(p listPlan) []setName {
 	}
 	var sets []setName
 	for _, name := range names {
-		sets = append(sets, setName{bridge, name}, setName{inet, name})
+		for _, f := range k.families {
+			sets = append(sets, setName{f, name})
+		}
 	}
 	return sets
 }
@@ -263,7 +271,7 @@ func (k *Lists) load(w *listWriter, deltas map[listBase]*listDelta, l *enforce.L
 // prepare creates tables, chains and the marker's set, with the rules for what is in force.
 func (k *Lists) prepare(ctx context.Context) error {
 	w := k.begin(ctx, k.live)
-	for _, f := range []family{bridge, inet} {
+	for _, f := range k.families {
 		w.addTable(f)
 	}
 	if len(k.discard)+len(k.badHits) > 0 {
@@ -275,14 +283,14 @@ func (k *Lists) prepare(ctx context.Context) error {
 	for _, s := range k.badHits {
 		w.deleteSet(s.family, s.name)
 	}
-	for _, c := range listChains() {
-		if c.hit {
+	for _, c := range listChains(k.families) {
+		if c.hasHits() {
 			w.addHitSet(c)
 		}
 		w.addListChain(c)
 	}
 	if k.badMark {
-		w.deleteSet(inet, markerSet)
+		w.deleteSet(k.families.home(), markerSet)
 	}
 	w.addMarkerSet()
 	rules := inForce(k.live, k.legacy)

@@ -44,10 +44,13 @@ func hitChain(m match, k kind) string { return "hit_" + lookName(m, k) }
 
 // hitRules count the address and drop the packet. In a set that is full there is no room, and the first rule ends.
 func (c listChain) hitRules() [][]expr.Any {
-	drop := &expr.Verdict{Kind: expr.VerdictDrop}
 	count := &expr.Dynset{SrcRegKey: unix.NFT_REG_1, SetName: hitSet(c.look, c.kind), Operation: unix.NFT_DYNSET_OP_UPDATE}
-	return [][]expr.Any{{c.address(), count, drop}, {drop}}
+	drop := dropIn(c.family)
+	return [][]expr.Any{append([]expr.Any{c.address(), count}, drop...), drop}
 }
+
+// hasHits says that the set of a look comes with this chain. Frames with tags are counted in the same sets.
+func (c listChain) hasHits() bool { return c.hit && c.depth == outer }
 
 const hitsFlags = unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
 
@@ -82,21 +85,25 @@ func (c listChain) isHitSet(s *setState) bool {
 func (k *Lists) Hits(ctx context.Context) ([]Hit, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.have == nil || !k.ready {
-		return nil, nil
+	var hits []Hit
+	if k.have != nil && k.ready {
+		var err error
+		if hits, err = k.hits(ctx); err != nil {
+			return nil, fmt.Errorf("read what lists dropped: %w", k.failed(err))
+		}
 	}
-	hits, err := k.hits(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read what lists dropped: %w", k.failed(err))
+	if k.devices == nil {
+		return hits, nil
 	}
-	return hits, nil
+	more, err := k.devices.tables.Hits(ctx)
+	return append(hits, more...), err
 }
 
 func (k *Lists) hits(ctx context.Context) ([]Hit, error) {
 	var hits []Hit
 	counted := make(map[hitKey][2]uint64, len(k.counted))
-	for _, c := range listChains() {
-		if !c.hit {
+	for _, c := range listChains(k.families) {
+		if !c.hasHits() {
 			continue
 		}
 		n := base{kind: c.kind}.keyLen()

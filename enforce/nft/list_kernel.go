@@ -17,12 +17,15 @@ import (
 
 // Lists keeps what lists drop in the kernel of one network namespace, in two tables of its own, so that a
 // million elements are in nobody's way: `bridge palisade_lists` and `inet palisade_lists`. They are created
-// when the first list is held and stay. Its methods are safe for concurrent use; each waits for the one
-// before. Nothing is removed on error, at start or at exit.
+// when the first list is held and stay. While there are devices that pass neither (SetDevices), `netdev palisade_lists`
+// is a third. Its methods are safe for concurrent use; each waits for the one
+// before, but SetDevices and Unenforced do not wait for a load. Nothing is removed on error, at start or at exit.
 //
 // It has no copy of the elements. What it knows of the kernel is which content it brought there.
 type Lists struct {
-	opts Options
+	opts     Options
+	families tables
+	devices  *listDevices // nil in what it has itself for devices
 
 	mu          sync.Mutex
 	wire        *wire // nil: dial first
@@ -64,18 +67,23 @@ func OpenLists(o Options) (*Lists, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Lists{opts: o, bufferBytes: o.BufferBytes}
+	k := newLists(o, listTables())
+	k.devices = newListDevices(o)
 	if err := k.connected(); err != nil {
 		return nil, err
 	}
 	return k, nil
 }
 
+func newLists(o Options, families tables) *Lists {
+	return &Lists{opts: o, families: families, bufferBytes: o.BufferBytes}
+}
+
 // Close ends the connection and leaves the kernel enforcing what it holds.
 func (k *Lists) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.hangUp()
+	return errors.Join(k.hangUp(), k.devices.close())
 }
 
 func (k *Lists) connected() error {
@@ -111,7 +119,7 @@ func (k *Lists) Exists(ctx context.Context) (bool, error) {
 	err := k.connected()
 	exists := false
 	if err == nil {
-		exists, err = k.wire.tableExists(ctx, k.opts.Table)
+		exists, err = k.wire.tableExists(ctx, k.families, k.opts.Table)
 	}
 	if err != nil {
 		return false, k.failed(err)
@@ -126,7 +134,12 @@ func (k *Lists) Index(ctx context.Context) (uint64, error) {
 	if err := k.known(ctx, nil); err != nil {
 		return 0, k.failed(err)
 	}
-	return k.marker.index, nil
+	on, err := k.onDevices(ctx)
+	if on == nil || err != nil {
+		return k.marker.index, err
+	}
+	index, err := on.Index(ctx)
+	return max(k.marker.index, index), err
 }
 
 // Release takes prefixes that cover one of these guards, or are it, out of sets whose content is not known
@@ -142,7 +155,11 @@ func (k *Lists) Release(ctx context.Context, guards []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("take guards out of the lists: %w", k.failed(err))
 	}
-	return nil
+	on, err := k.onDevices(ctx)
+	if on == nil || err != nil {
+		return err
+	}
+	return on.Release(ctx, guards)
 }
 
 func (k *Lists) release(ctx context.Context, guards []netip.Prefix) error {
@@ -157,11 +174,15 @@ func (k *Lists) release(ctx context.Context, guards []netip.Prefix) error {
 			e := enforce.ListElement{Direction: s.base.direction, Prefix: wide}
 			_, key := keyOfList(e)
 			n := s.base.base.keyLen()
-			answers, err := k.wire.get(ctx, k.opts.Table, []query{{bridge, s.name, key[:n]}, {inet, s.name, key[:n]}})
+			queries := make([]query, 0, len(k.families))
+			for _, f := range k.families {
+				queries = append(queries, query{f, s.name, key[:n]})
+			}
+			answers, err := k.wire.get(ctx, k.opts.Table, queries)
 			if err != nil {
 				return err
 			}
-			if !answers[0].found || !answers[1].found {
+			if slices.ContainsFunc(answers, func(a answer) bool { return !a.found }) {
 				continue
 			}
 			for p := range fsm.Carve(wide, []netip.Prefix{g}) {
@@ -190,7 +211,7 @@ func (k *Lists) release(ctx context.Context, guards []netip.Prefix) error {
 		return err
 	}
 	for _, a := range gone {
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			w.batch.add(unix.NFT_MSG_DELSETELEM, 0, f, "delete a guard", a)
 		}
 	}
@@ -232,7 +253,7 @@ func (k *Lists) known(ctx context.Context, want *enforce.Lists) error {
 	if err != nil {
 		return err
 	}
-	in, err := k.wire.readLists(ctx, k.opts.Table)
+	in, err := k.wire.readLists(ctx, k.families, k.opts.Table)
 	if err != nil {
 		return err
 	}
@@ -268,14 +289,13 @@ func (k *Lists) known(ctx context.Context, want *enforce.Lists) error {
 func (k *Lists) Check(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.have == nil || k.marker.index == 0 {
-		return nil
+	var err error
+	if k.have != nil && k.marker.index > 0 {
+		if err = k.check(ctx); err != nil {
+			err = k.failed(err)
+		}
 	}
-	err := k.check(ctx)
-	if err != nil {
-		err = k.failed(err)
-	}
-	return err
+	return errors.Join(err, k.devices.check(ctx))
 }
 
 func (k *Lists) check(ctx context.Context) error {
@@ -283,7 +303,7 @@ func (k *Lists) check(ctx context.Context) error {
 	if err != nil || generation == k.generation {
 		return err
 	}
-	in, err := k.wire.readLists(ctx, k.opts.Table)
+	in, err := k.wire.readLists(ctx, k.families, k.opts.Table)
 	if err != nil {
 		return err
 	}

@@ -75,30 +75,62 @@ type listChain struct {
 	look     match // of a chain that is called
 	kind     kind  // likewise: IPv4 or IPv6
 	hit      bool  // of a chain that a look calls: it counts and drops
+	depth    depth // of a bridge: where the address is
+	// tagged is the depth in frames with more tags than the kernel takes off, for which there is a chain.
+	tagged depth
 }
 
-// listChains are those of the main tables that look at addresses, for the same reasons, after the chains that
-// they call.
-func listChains() []listChain {
+// hooked says that the chain is a base chain. Those of family netdev are of single devices.
+func (c listChain) hooked() bool { return c.look == 0 && c.depth == outer && c.family != netdev }
+
+// listChains are those of the tables of these families, after the chains that they call: on bridges and in the node's
+// own stack those of the main tables that look at addresses, for the same reasons. On devices all addresses are looked
+// at on every way, and who sends does not matter: what comes out of a switch in a program is judged where it leaves.
+func listChains(families tables) []listChain {
 	var all []listChain
-	for _, f := range []family{bridge, inet} {
+	for _, f := range families {
 		for _, m := range []match{source, dest} {
 			for _, k := range []kind{kind4, kind6} {
-				all = append(all,
-					listChain{family: f, name: hitChain(m, k), look: m, kind: k, hit: true},
-					listChain{family: f, name: lookName(m, k), look: m, kind: k},
-				)
+				for _, d := range []depth{outer, behindTag, pastTags} {
+					if d != outer && f == inet || d == pastTags && m == source && f == bridge {
+						continue
+					}
+					all = append(all,
+						listChain{family: f, name: hitChain(m, k) + d.suffix(), look: m, kind: k, depth: d, hit: true},
+						listChain{family: f, name: lookName(m, k) + d.suffix(), look: m, kind: k, depth: d},
+					)
+				}
 			}
 		}
 	}
+	both := []match{source, dest}
+	if slices.Contains(families, netdev) {
+		return append(all,
+			listChain{family: netdev, name: "tagged", matches: both, depth: behindTag},
+			listChain{family: netdev, name: "tagged_output", matches: both, depth: pastTags},
+			listChain{family: netdev, name: listIngress, matches: both, tagged: behindTag}, // the kernel has taken one tag off
+			listChain{family: netdev, name: listEgress, matches: both, tagged: pastTags},
+		)
+	}
 	return append(all,
-		listChain{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{source, dest}},
-		listChain{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
-		listChain{family: inet, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: []match{source, dest}},
+		listChain{family: bridge, name: "tagged", matches: both, depth: behindTag},
+		listChain{family: bridge, name: "tagged_output", matches: []match{dest}, depth: pastTags},
+		listChain{family: bridge, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: both, tagged: behindTag},
+		listChain{family: bridge, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}, tagged: pastTags},
+		listChain{family: inet, name: "prerouting", hook: unix.NF_INET_PRE_ROUTING, priority: priorityFirst, matches: both},
 		listChain{family: inet, name: "output", hook: unix.NF_INET_LOCAL_OUT, priority: priorityFirst, matches: []match{dest}},
-		listChain{family: inet, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityAfterNAT, matches: []match{source, dest}},
+		listChain{family: inet, name: "postrouting", hook: unix.NF_INET_POST_ROUTING, priority: priorityAfterNAT, matches: both},
 	)
 }
+
+// The chains that those of devices call.
+const (
+	listIngress = "ingress"
+	listEgress  = "egress"
+)
+
+// suffix tells the chains of a depth from those of the others.
+func (d depth) suffix() string { return [...]string{"", "_tagged", "_tagged_output"}[d] }
 
 func lookName(m match, k kind) string {
 	name := "source_4"
@@ -135,8 +167,13 @@ func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 		for _, m := range c.matches {
 			for _, k := range []kind{kind4, kind6} {
 				if slices.ContainsFunc(sets, func(s listSet) bool { return s.base.base.kind == k && s.base.looks(m) }) {
-					put(append(isProtocol(c.family, k), &expr.Verdict{Kind: expr.VerdictJump, Chain: lookName(m, k)})...)
+					put(append(c.depth.isProtocol(c.family, k), &expr.Verdict{Kind: expr.VerdictJump, Chain: lookName(m, k) + c.depth.suffix()})...)
 				}
+			}
+		}
+		if c.tagged != outer && len(rules) > 0 {
+			for _, t := range []test{isTagged, isServiceTagged} {
+				put(append(t.exprs(c.family), &expr.Verdict{Kind: expr.VerdictJump, Chain: "tagged" + strings.TrimPrefix(c.tagged.suffix(), "_tagged")})...)
 			}
 		}
 		return rules, err
@@ -158,7 +195,7 @@ func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 	}
 	// Nearly every packet is in none of the sets: one rule loads its address once, shortens it from length to
 	// length, and sends it back. What comes past that rule is counted and dropped.
-	found := &expr.Verdict{Kind: expr.VerdictGoto, Chain: hitChain(c.look, c.kind)}
+	found := &expr.Verdict{Kind: expr.VerdictGoto, Chain: hitChain(c.look, c.kind) + c.depth.suffix()}
 	last := mine[max(0, len(mine)-setsInRule):]
 	for _, s := range mine[:len(mine)-len(last)] {
 		put(slices.Concat([]expr.Any{c.address()}, s.find(false), []expr.Any{found})...)
@@ -173,17 +210,7 @@ func (c listChain) rules(sets []listSet) (rules [][]byte, err error) {
 }
 
 // address loads what the chain looks up.
-func (c listChain) address() expr.Any {
-	n := uint32(base{kind: c.kind}.keyLen())
-	offset := uint32(12) // of the IPv4 source
-	if c.kind == kind6 {
-		offset = 8
-	}
-	if c.look == dest {
-		offset += n
-	}
-	return load(expr.PayloadBaseNetworkHeader, offset, n)
-}
+func (c listChain) address() expr.Any { return c.depth.address(c.look, c.kind) }
 
 // find shortens the address that was loaded to the length of the set and looks for it; with absent, the rule
 // goes on if it is not there.

@@ -140,7 +140,7 @@ func inKernelLoosely(t interface{ Fatal(args ...any) }, n netNS) (listMarker, ma
 		t.Fatal(err)
 	}
 	defer func() { _ = w.close() }()
-	in, err := w.readLists(context.Background(), "palisade_lists")
+	in, err := w.readLists(context.Background(), listTables(), "palisade_lists")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,10 +36,10 @@ type listFindings struct {
 }
 
 // readLists looks at the tables of lists.
-func (w *wire) readLists(ctx context.Context, table string) (listFindings, error) {
+func (w *wire) readLists(ctx context.Context, families tables, table string) (listFindings, error) {
 	in := listFindings{sound: true, ruled: true, sizes: make(map[string]uint32), newest: make(map[listBase]int)}
 	r := make(ruleset)
-	for _, f := range []family{bridge, inet} {
+	for _, f := range families {
 		t, err := w.readBareTable(ctx, f, table)
 		if err != nil {
 			return in, fmt.Errorf("read table %s %s: %w", f, table, err)
@@ -50,17 +51,17 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 	if !in.exists {
 		return in, nil
 	}
-	for _, c := range listChains() {
+	for _, c := range listChains(families) {
 		switch s := r[c.family].chains[c.name]; {
 		case s == nil:
 			in.sound = false
-		case s.hook != c.hook || s.prio != c.priority || (s.sort != "") != (c.look == 0) || c.look == 0 && s.policy != policyAccept:
+		case s.hook != c.hook || s.prio != c.priority || (s.sort != "") != c.hooked() || c.hooked() && s.policy != policyAccept:
 			in.sound = false
 			in.discard = append(in.discard, c)
 		}
 	}
-	for _, c := range listChains() {
-		if !c.hit {
+	for _, c := range listChains(families) {
+		if !c.hasHits() {
 			continue
 		}
 		name := hitSet(c.look, c.kind)
@@ -71,18 +72,18 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 			}
 		}
 	}
-	in.findSets(r)
-	switch s := r[inet].sets[markerSet]; {
+	in.findSets(families, r)
+	switch s := r[families.home()].sets[markerSet]; {
 	case s == nil:
 		in.sound = false
 	case s.keyType != markerType() || s.flags != 0:
 		in.sound, in.badMarker = false, true
 	default:
-		if err := w.readListMarker(ctx, table, &in); err != nil {
+		if err := w.readListMarker(ctx, families.home(), table, &in); err != nil {
 			return in, err
 		}
 	}
-	for _, c := range listChains() {
+	for _, c := range listChains(families) {
 		want, err := c.rules(in.used)
 		if err != nil {
 			return in, err
@@ -93,10 +94,10 @@ func (w *wire) readLists(ctx context.Context, table string) (listFindings, error
 	return in, nil
 }
 
-// findSets sorts the sets out: those that rules of both tables can look into, and the rest.
-func (in *listFindings) findSets(r ruleset) {
+// findSets sorts the sets out: those that rules of all tables can look into, and the rest.
+func (in *listFindings) findSets(families tables, r ruleset) {
 	used := make(map[setName]bool)
-	for _, c := range listChains() {
+	for _, c := range listChains(families) {
 		if s := r[c.family].chains[c.name]; s != nil {
 			for _, rule := range s.rules {
 				for name := range lookupSets(rule) {
@@ -106,7 +107,7 @@ func (in *listFindings) findSets(r ruleset) {
 		}
 	}
 	names := make(map[string]bool)
-	for _, f := range []family{bridge, inet} {
+	for _, f := range families {
 		for name := range r[f].sets {
 			names[name] = true
 		}
@@ -118,18 +119,20 @@ func (in *listFindings) findSets(r ruleset) {
 		}
 		in.newest[b] = max(in.newest[b], generation)
 		var sets []*setState
-		for _, f := range []family{bridge, inet} {
+		looked := false
+		for _, f := range families {
 			s := r[f].sets[name]
+			looked = looked || used[setName{f, name}]
 			if s != nil && s.flags == 0 && s.keyType == b.base.keyType() && s.keyLen == uint32(b.base.keyLen()) {
 				sets = append(sets, s)
 			}
 		}
-		if len(sets) == 2 && (used[setName{bridge, name}] || used[setName{inet, name}]) {
+		if len(sets) == len(families) && looked {
 			in.used = append(in.used, listSet{b, name})
-			in.sizes[name] = min(sets[0].size, sets[1].size)
+			in.sizes[name] = slices.MinFunc(sets, func(a, b *setState) int { return cmp.Compare(a.size, b.size) }).size
 			continue
 		}
-		for _, f := range []family{bridge, inet} {
+		for _, f := range families {
 			if r[f].sets[name] != nil {
 				in.sound = false
 				in.junk = append(in.junk, setName{f, name})
@@ -139,9 +142,9 @@ func (in *listFindings) findSets(r ruleset) {
 	sortSets(in.used)
 }
 
-func (w *wire) readListMarker(ctx context.Context, table string, in *listFindings) error {
+func (w *wire) readListMarker(ctx context.Context, home family, table string, in *listFindings) error {
 	request := appendElementList(nil, table, markerSet)
-	return w.dump(ctx, unix.NFT_MSG_GETSETELEM, inet, request, func(message []byte) {
+	return w.dump(ctx, unix.NFT_MSG_GETSETELEM, home, request, func(message []byte) {
 		for typ, list := range attrs(message) {
 			if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				continue
@@ -173,7 +176,7 @@ func (k *Lists) spots(ctx context.Context, l *enforce.Lists, sets map[listBase]*
 		if s == nil {
 			return false, nil
 		}
-		for _, f := range []family{bridge, inet} {
+		for _, f := range k.families {
 			queries = append(queries, query{f, s.name, key[:b.base.keyLen()]})
 		}
 	}

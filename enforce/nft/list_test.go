@@ -105,7 +105,7 @@ func inKernel(t interface{ Fatal(args ...any) }, n netNS) map[family]map[enforce
 		t.Fatal(err)
 	}
 	defer func() { _ = w.close() }()
-	in, err := w.readLists(context.Background(), "palisade_lists")
+	in, err := w.readLists(context.Background(), listTables(), "palisade_lists")
 	if err != nil || !in.ruled || in.exists && !in.sound {
 		t.Fatal(fmt.Sprintf("the tables are not sound: %+v, %v", in, err))
 	}

@@ -32,7 +32,7 @@ type listWriter struct {
 
 func (k *Lists) begin(ctx context.Context, sets map[listBase]*liveSet) *listWriter {
 	return &listWriter{
-		k: k, ctx: ctx, writer: writer{table: k.opts.Table}, room: k.opts.ChunkElements, sets: sets,
+		k: k, ctx: ctx, writer: writer{families: k.families, table: k.opts.Table}, room: k.opts.ChunkElements, sets: sets,
 		sent: markerSetID, add: make(map[listBase][]key), remove: make(map[listBase][]key),
 	}
 }
@@ -52,12 +52,12 @@ func (w *listWriter) flush() {
 	if w.err == nil {
 		w.err = w.sample()
 	}
-	w.writer = writer{table: w.table}
+	w.writer = writer{families: w.families, table: w.table}
 	w.sent = markerSetID
 	w.room, w.queries, w.present = w.k.opts.ChunkElements, w.queries[:0], w.present[:0]
 }
 
-// elements puts the keys into the batch, in both tables: the attributes are the same.
+// elements puts the keys into the batch, in all tables: the attributes are the same.
 func (w *listWriter) elements(of map[listBase][]key, typ uint16, flags netlink.HeaderFlags, verb string, present bool) {
 	for b, all := range of {
 		set, n := w.sets[b].name, b.base.keyLen()
@@ -68,7 +68,7 @@ func (w *listWriter) elements(of map[listBase][]key, typ uint16, flags netlink.H
 				a = appendElement(a, list[i][:n], element{})
 			}
 			a = closeNest(a, nest)
-			for _, f := range []family{bridge, inet} {
+			for _, f := range w.families {
 				w.batch.add(typ, flags, f, fmt.Sprintf("%s set %s %s %s", verb, f, w.table, set), a)
 				first, last := list[0], list[len(list)-1]
 				w.queries = append(w.queries, query{f, set, first[:n]}, query{f, set, last[:n]})
@@ -96,10 +96,10 @@ func (w *listWriter) sample() error {
 // 10 ms for 150,000 elements where the memory was not used before.
 func (s *liveSet) cost() int { return int(s.size / 40) }
 
-// addListSet creates a set in both tables, without counters: they would be half of its memory. A large one fills a
+// addListSet creates a set in all tables, without counters: they would be half of its memory. A large one fills a
 // transaction, so that who has something urgent waits for one of them at most.
 func (w *listWriter) addListSet(b listBase, s *liveSet) {
-	for _, f := range []family{bridge, inet} {
+	for _, f := range w.families {
 		w.sent++
 		a := appendString(nil, unix.NFTA_SET_TABLE, w.table)
 		a = appendString(a, unix.NFTA_SET_NAME, s.name)
@@ -124,7 +124,7 @@ func (w *listWriter) spend(elements int) {
 func (w *listWriter) addListChain(c listChain) {
 	a := appendString(nil, unix.NFTA_CHAIN_TABLE, w.table)
 	a = appendString(a, unix.NFTA_CHAIN_NAME, c.name)
-	if c.look == 0 {
+	if c.hooked() {
 		var hook int
 		a, hook = openNest(a, unix.NFTA_CHAIN_HOOK)
 		a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
@@ -136,10 +136,10 @@ func (w *listWriter) addListChain(c listChain) {
 	w.batch.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, c.family, fmt.Sprintf("add chain %s %s %s", c.family, w.table, c.name), a)
 }
 
-// flushRules removes the rules of both tables, in the transaction that brings them back, so that what they refer to can
+// flushRules removes the rules of all tables, in the transaction that brings them back, so that what they refer to can
 // be created anew.
 func (w *listWriter) flushRules() {
-	for _, f := range []family{bridge, inet} {
+	for _, f := range w.families {
 		w.batch.add(unix.NFT_MSG_DELRULE, 0, f, fmt.Sprintf("flush table %s %s", f, w.table), appendString(nil, unix.NFTA_RULE_TABLE, w.table))
 	}
 }
@@ -152,7 +152,7 @@ func (w *listWriter) dropListChain(c listChain) {
 
 // replaceListRules makes the rules of all chains look into these sets.
 func (w *listWriter) replaceListRules(sets []listSet) error {
-	for _, c := range listChains() {
+	for _, c := range listChains(w.families) {
 		rules, err := c.rules(sets)
 		if err != nil {
 			return err
@@ -170,8 +170,8 @@ func (w *listWriter) replaceListRules(sets []listSet) error {
 
 func (w *listWriter) setListMarker(m listMarker) {
 	flush := appendElementList(nil, w.table, markerSet)
-	w.batch.add(unix.NFT_MSG_DELSETELEM, 0, inet, "flush the marker", flush)
-	w.addElements(inet, markerSet, 8, []element{{key: markerKey(m.index), comment: m.comment()}})
+	w.batch.add(unix.NFT_MSG_DELSETELEM, 0, w.families.home(), "flush the marker", flush)
+	w.addElements(w.families.home(), markerSet, 8, []element{{key: markerKey(m.index), comment: m.comment()}})
 }
 
 // counts returns how many elements each set has for a content.

@@ -40,6 +40,53 @@ func (k *Kernel) Missing(ctx context.Context) (map[fsm.Kind]error, error) {
 	return missing, nil
 }
 
+// choose leaves the tables of an optional family out if this kernel lacks it, and says so. Then what only that family
+// sees passes: of arp, that between this node and a guest without a bridge. All else is dropped as before.
+func (k *Kernel) choose(ctx context.Context, optional family) error {
+	found, err := k.supports(ctx, optional)
+	if err != nil {
+		return err
+	}
+	k.families = nodeTables()
+	if !found {
+		k.families = slices.DeleteFunc(k.families, func(f family) bool { return f == arp })
+		k.opts.Logger.WarnContext(ctx, "this kernel has no nf_tables for ARP (CONFIG_NF_TABLES_ARP): held guests without a bridge and this node can exchange ARP")
+	}
+	return nil
+}
+
+// supports says whether the kernel has tables of a family. If it has ours there is nothing to try; else it asks with a
+// transaction that the kernel refuses in any case.
+func (k *Kernel) supports(ctx context.Context, f family) (bool, error) {
+	w, err := k.connected()
+	if err != nil {
+		return false, err
+	}
+	if there, err := w.tableExists(ctx, tables{f}, k.opts.Table); err != nil || there {
+		return there, err
+	}
+	// Refusals beyond the first may be on their way afterwards.
+	trial, err := dial(k.opts.NetNS, k.opts.BufferBytes, k.opts.Timeout)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = trial.close() }()
+	b := &writer{table: k.opts.Table + "_probe"}
+	b.addTable(f)
+	b.deleteSet(f, "none")
+	err = trial.commit(ctx, &b.batch)
+	refused := (*refusedError)(nil)
+	switch {
+	case err == nil:
+		return false, errors.New("the kernel took a transaction that it had to refuse")
+	case errors.As(err, &refused) && refused.message == 1:
+		return true, nil
+	case errors.As(err, &refused) && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)):
+		return false, nil
+	}
+	return false, fmt.Errorf("ask the kernel for tables of family %s: %w", f, err)
+}
+
 // need is a rule that a kind is made of, and the chain that it is in.
 type need struct {
 	chain chain
@@ -78,7 +125,7 @@ func needs(k fsm.Kind) (list []need) {
 
 // try asks whether the kernel would take rules; a refusedError says that it would not.
 func (w *wire) try(ctx context.Context, table string, rules []need) error {
-	b := &writer{table: table}
+	b := &writer{table: table, families: listTables()}
 	var chains []string
 	for _, f := range []family{bridge, inet} {
 		b.addTable(f)

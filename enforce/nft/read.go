@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ruleset is what the kernel holds of our two tables.
+// ruleset is what the kernel holds of our tables.
 type ruleset map[family]*tableState
 
 type tableState struct {
@@ -18,11 +18,12 @@ type tableState struct {
 }
 
 type chainState struct {
-	sort   string // "filter" or "nat", "" if it is no base chain
-	hook   uint32
-	prio   int32
-	policy uint32
-	rules  [][]byte // as parseRule gives them
+	sort    string // "filter" or "nat", "" if it is no base chain
+	hook    uint32
+	prio    int32
+	policy  uint32
+	devices []string // of a base chain of family netdev
+	rules   [][]byte // as parseRule gives them
 	// counter is the sum of those in the rules: packets, bytes.
 	counter [2]uint64
 }
@@ -41,19 +42,19 @@ const readAttempts = 4
 // read returns what the kernel holds. It reads again if any program committed a transaction
 // meanwhile; on a host where that happens all the time it settles for the last reading, which can
 // only be wrong if the other program changed our own tables.
-func (w *wire) read(ctx context.Context, table string) (ruleset, error) {
-	return w.readParts(ctx, table, func(string) bool { return true })
+func (w *wire) read(ctx context.Context, families tables, table string) (ruleset, error) {
+	return w.readParts(ctx, families, table, func(string) bool { return true })
 }
 
 // readParts is read, without the elements of the sets that are not wanted.
-func (w *wire) readParts(ctx context.Context, table string, elements func(set string) bool) (ruleset, error) {
+func (w *wire) readParts(ctx context.Context, families tables, table string, elements func(set string) bool) (ruleset, error) {
 	before, err := w.generation(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for attempt := 1; ; attempt++ {
 		r := make(ruleset)
-		for _, f := range []family{bridge, inet} {
+		for _, f := range families {
 			if r[f], err = w.readTable(ctx, f, table, elements); err != nil {
 				return nil, fmt.Errorf("read table %s %s: %w", f, table, err)
 			}
@@ -132,6 +133,8 @@ func (w *wire) readChains(ctx context.Context, f family, table string, t *tableS
 						c.hook = attrUint32(v)
 					case unix.NFTA_HOOK_PRIORITY:
 						c.prio = int32(attrUint32(v))
+					case unix.NFTA_HOOK_DEV:
+						c.devices = []string{attrText(v)}
 					}
 				}
 			}

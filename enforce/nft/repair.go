@@ -11,7 +11,7 @@ import (
 	"github.com/palisade/palisade/enforce"
 )
 
-func (k *Kernel) writer() *writer { return &writer{table: k.opts.Table} }
+func (k *Kernel) writer() *writer { return &writer{table: k.opts.Table, families: k.families} }
 
 // repair carries out an inspection: first everything that adds, then, in one transaction, the rules
 // and the removal of what is not needed once they stand.
@@ -21,7 +21,7 @@ func (k *Kernel) repair(ctx context.Context, in inspection) error {
 		b.addTable(f)
 	}
 	if in.dropMarker {
-		b.deleteSet(inet, markerSet)
+		b.deleteSet(b.families.home(), markerSet)
 	}
 	if in.createMarker {
 		b.addMarkerSet()
@@ -160,7 +160,7 @@ func (b *writer) switchRules(from, to map[setID]*liveSet) error {
 	}
 	before, after := listSets(from), listSets(to)
 	var fixes []chainFix
-	for _, c := range chains() {
+	for _, c := range chains(b.families) {
 		switch was, is := c.needed(before), c.needed(after); {
 		case was && !is:
 			fixes = append(fixes, chainFix{chain: c, remove: true})
@@ -184,6 +184,16 @@ func (d Difference) None() bool {
 	return len(d.Missing)+len(d.Unexpected)+len(d.Problems) == 0 && d.Index == d.WantIndex
 }
 
+// with adds what differs on devices, and must not.
+func (d Difference) with(o Difference) Difference {
+	if o.Index != o.WantIndex {
+		o.Problems = append(o.Problems, fmt.Sprintf("the table of devices stands for log index %d, want %d", o.Index, o.WantIndex))
+	}
+	d.Missing, d.Unexpected = append(d.Missing, o.Missing...), append(d.Unexpected, o.Unexpected...)
+	d.Problems = append(d.Problems, o.Problems...)
+	return d
+}
+
 // Verify reads everything back and compares it with what Apply confirmed. It changes nothing; Adopt,
 // Apply and Heal repair. It takes about 2 us for each element.
 func (k *Kernel) Verify(ctx context.Context) (Difference, error) {
@@ -192,7 +202,16 @@ func (k *Kernel) Verify(ctx context.Context) (Difference, error) {
 	if !k.adopted {
 		return Difference{}, ErrNotAdopted
 	}
-	return k.verify(ctx)
+	d, err := k.verify(ctx)
+	dev := k.devices.kernel
+	if err != nil || dev == nil || !dev.adopted || k.devices.refused != nil { // of a refusal Unenforced tells
+		return d, err
+	}
+	more, err := dev.Verify(ctx)
+	if err == nil {
+		more.Problems, err = k.checkHooks(ctx, more.Problems)
+	}
+	return d.with(more), err
 }
 
 func (k *Kernel) verify(ctx context.Context) (Difference, error) {

@@ -17,6 +17,7 @@ import (
 type rule struct {
 	test  test  // 0: any packet
 	match match // 0: nothing is looked up
+	depth depth // of source and dest
 	base  base
 	set   string
 	do    action
@@ -45,6 +46,22 @@ const (
 	fromHTTP
 	isHandedUp
 	notFromBridge
+	isTagged        // behind the tags that the kernel takes off is another one
+	isServiceTagged // likewise, of 802.1ad
+	notReserved     // not to an address that bridges do not pass on
+)
+
+// depth says where a frame has its IP header.
+type depth uint8
+
+const (
+	// outer is right behind the Ethernet header and one VLAN tag, which the kernel takes off.
+	outer depth = iota
+	// behindTag is behind one more tag, which is where the kernel looks for a network header.
+	behindTag
+	// pastTags is the network header, as of a frame that a packet socket sends: the kernel knows where that is, and takes
+	// the first tag for the protocol.
+	pastTags
 )
 
 type action uint8
@@ -75,6 +92,9 @@ func (r rule) exprs(f family) []expr.Any {
 	test := r.test.exprs(f)
 	if r.test == toHTTPAt {
 		test = append(test, load(expr.PayloadBaseLLHeader, 0, 6), compare(expr.CmpOpEq, r.mac[:]...))
+	}
+	if r.do == drop {
+		return slices.Concat(test, r.lookup(f), dropIn(f))
 	}
 	return slices.Concat(test, r.lookup(f), r.act())
 }
@@ -115,6 +135,16 @@ func (t test) exprs(f family) []expr.Any {
 		return metaIs(expr.MetaKeyMARK, binary.NativeEndian.AppendUint32(nil, markReject)...)
 	case notFromBridge:
 		return kindIs(metaIIFKind, expr.CmpOpNeq)
+	case isTagged:
+		return metaIs(expr.MetaKeyPROTOCOL, 0x81, 0x00)
+	case isServiceTagged:
+		return metaIs(expr.MetaKeyPROTOCOL, 0x88, 0xa8)
+	case notReserved: // 01:80:c2:00:00:00 to 0f
+		return []expr.Any{
+			load(expr.PayloadBaseLLHeader, 0, 6),
+			&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 6, Mask: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xf0}, Xor: make([]byte, 6)},
+			compare(expr.CmpOpNeq, 0x01, 0x80, 0xc2, 0, 0, 0),
+		}
 	default:
 		return nil
 	}
@@ -142,25 +172,17 @@ func (r rule) lookup(f family) []expr.Any {
 	switch r.match {
 	case 0:
 		return nil
-	case inTap:
+	case inTap, gotTap:
 		list = append(list, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1})
-	case outTap:
+	case outTap, sentTap:
 		list = append(list, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG_1})
 	case sourceMAC:
 		list = append(list, load(expr.PayloadBaseLLHeader, 6, 6))
 	case destMAC:
 		list = append(list, load(expr.PayloadBaseLLHeader, 0, 6))
 	case source, dest:
-		list = append(list, isProtocol(f, r.base.kind)...)
 		n := uint32(r.base.keyLen())
-		offset := uint32(12) // of the IPv4 source
-		if r.base.kind == kind6 {
-			offset = 8
-		}
-		if r.match == dest {
-			offset += n
-		}
-		list = append(list, load(expr.PayloadBaseNetworkHeader, offset, n))
+		list = append(r.depth.isProtocol(f, r.base.kind), r.depth.address(r.match, r.base.kind))
 		if r.base.masked() {
 			list = append(list, &expr.Bitwise{
 				SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: n,
@@ -177,8 +199,6 @@ func (r rule) lookup(f family) []expr.Any {
 
 func (r rule) act() []expr.Any {
 	switch r.do {
-	case drop:
-		return verdict(expr.VerdictDrop, "")
 	case accept:
 		return verdict(expr.VerdictAccept, "")
 	case leave:
@@ -216,6 +236,32 @@ func (r rule) act() []expr.Any {
 // natSpecified is NF_NAT_RANGE_PROTO_SPECIFIED.
 const natSpecified = 2
 
+// dropIn drops a packet. To a packet socket a drop on the way out is an error, and Open vSwitch then gives up all that it
+// has not sent yet of a burst, whoever sent it. So on devices a packet is forwarded to an interface that there can't be:
+// the kernel frees it, and tells the sender that all is well.
+func dropIn(f family) []expr.Any {
+	if f != netdev {
+		return verdict(expr.VerdictDrop, "")
+	}
+	return []expr.Any{&expr.Immediate{Register: unix.NFT_REG_1, Data: []byte{0, 0, 0, 0}}, forward{}}
+}
+
+// forward sends a packet out of the interface that register 1 says: `fwd to`, which the expr package lacks. Nothing but
+// marshalRule and parseRule may be called with it.
+type forward struct{ expr.Any }
+
+func (forward) encode() []byte {
+	b := appendString(nil, unix.NFTA_EXPR_NAME, "fwd")
+	b, nest := openNest(b, unix.NFTA_EXPR_DATA)
+	return closeNest(appendUint32(b, attrForwardDevice, unix.NFT_REG_1), nest)
+}
+
+// isForward says whether the kernel describes what forward is.
+func isForward(data []byte) bool {
+	register, _ := findAttr(data, attrForwardDevice)
+	return len(register) == 4 && attrUint32(register) == unix.NFT_REG_1
+}
+
 func verdict(k expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: k, Chain: chain}}
 }
@@ -240,12 +286,12 @@ func portIs(offset uint32, v uint16) []expr.Any {
 	return []expr.Any{load(expr.PayloadBaseTransportHeader, offset, 2), compare(expr.CmpOpEq, byte(v>>8), byte(v))}
 }
 
-// isProtocol matches IPv4 or IPv6. On a bridge the protocol is that inside of one VLAN tag.
+// isProtocol matches IPv4 or IPv6. On a bridge, and on a device's ingress, the protocol is that inside of one VLAN tag.
 func isProtocol(f family, k kind) []expr.Any {
 	switch {
-	case f == bridge && k == kind4:
+	case f != inet && k == kind4:
 		return metaIs(expr.MetaKeyPROTOCOL, 0x08, 0x00)
-	case f == bridge:
+	case f != inet:
 		return metaIs(expr.MetaKeyPROTOCOL, 0x86, 0xdd)
 	case k == kind6:
 		return metaIs(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6)
@@ -254,10 +300,50 @@ func isProtocol(f family, k kind) []expr.Any {
 	}
 }
 
+// isProtocol matches IPv4 or IPv6 at a depth.
+func (d depth) isProtocol(f family, k kind) []expr.Any {
+	protocol, version := []byte{0x08, 0x00}, byte(0x40)
+	if k == kind6 {
+		protocol, version = []byte{0x86, 0xdd}, 0x60
+	}
+	switch d {
+	case behindTag:
+		return []expr.Any{load(expr.PayloadBaseNetworkHeader, 2, 2), compare(expr.CmpOpEq, protocol...)}
+	case pastTags:
+		return []expr.Any{
+			load(expr.PayloadBaseNetworkHeader, 0, 1),
+			&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{0xf0}, Xor: []byte{0}},
+			compare(expr.CmpOpEq, version),
+		}
+	default:
+		return isProtocol(f, k)
+	}
+}
+
+// address loads a packet's source or destination.
+func (d depth) address(m match, k kind) expr.Any {
+	n := uint32(base{kind: k}.keyLen())
+	offset := uint32(12) // of the IPv4 source
+	if k == kind6 {
+		offset = 8
+	}
+	if m == dest {
+		offset += n
+	}
+	if d == behindTag {
+		offset += 4
+	}
+	return load(expr.PayloadBaseNetworkHeader, offset, n)
+}
+
 // marshalRule encodes the expressions of a rule as the content of NFTA_RULE_EXPRESSIONS.
 func marshalRule(f family, list []expr.Any) ([]byte, error) {
 	var b []byte
 	for _, e := range list {
+		if f, ok := e.(forward); ok {
+			b = appendAttr(b, unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, f.encode())
+			continue
+		}
 		one, err := expr.Marshal(byte(f), e)
 		if err != nil {
 			return nil, fmt.Errorf("encode %T: %w", e, err)
@@ -282,6 +368,13 @@ func parseRule(f family, b []byte) (again []byte, counter [2]uint64) {
 			case unix.NFTA_EXPR_DATA:
 				data = v
 			}
+		}
+		if name == "fwd" {
+			if !isForward(data) {
+				return nil, counter
+			}
+			list = append(list, forward{})
+			continue
 		}
 		e := exprNamed(name)
 		if _, ok := e.(*expr.Verdict); ok && !isVerdict(f, data) {

@@ -301,8 +301,8 @@ func TestElsewhere(t *testing.T) {
 	h := newHolds(t)
 	h.brNetfilter(0)
 	target := targets(h.blocked)["address"]
-	away := h.local.NICs[h.blocked.name]
-	delete(h.local.NICs, h.blocked.name)
+	here := h.local.NICs
+	h.local.NICs = here.Without(h.blocked.name)
 	defer serveText(h.blocked, 80, "served there")()
 	held := h.commit(blocks(target, fsm.AddBlock{Kind: fsm.Redirect})...)
 	// The bridge has the other node behind the port: a request is answered by whoever is there.
@@ -315,7 +315,7 @@ func TestElsewhere(t *testing.T) {
 	}
 	h.brNetfilter(0)
 	h.checkCut("a guest elsewhere", towards(h.blocked, fsm.Both))
-	h.local.NICs[h.blocked.name] = away // it has arrived
+	h.local.NICs = here // it has arrived
 	h.commit(fsm.DeclareVM{ID: "tick"})
 	if got, err := get(t.Context(), h.innocent, h.blocked, false); err == nil {
 		t.Errorf("a guest that is here answers %q", got)
@@ -355,11 +355,11 @@ func TestGuardedVM(t *testing.T) {
 		h.commit(fsm.DeleteGuard{VM: h.innocent.name})
 	}
 	h.commit(fsm.PutGuard{VM: h.innocent.name})
-	h.local.NICs["thief"] = h.local.NICs[h.innocent.name]
+	h.local.NICs = h.local.NICs.With("thief", h.local.NICs.Get(h.innocent.name))
 	thief := h.commit(fsm.DeclareVM{ID: "thief"}, fsm.AddBlock{Target: fsm.Target{VM: "thief"}})
 	h.checkCut("a thief of its name held", func(*flow) bool { return false })
 	h.lift(thief)
-	delete(h.local.NICs, "thief")
+	h.local.NICs = h.local.NICs.Without("thief")
 	h.commit(fsm.DeleteGuard{VM: h.innocent.name})
 	held := h.commit(fsm.AddBlock{Target: fsm.Target{Account: "acct-" + h.blocked.name}})
 	h.checkCut("not guarded any more", func(f *flow) bool {

@@ -22,7 +22,7 @@ const (
 
 // treatmentRules are the rules of the chain of a treatment.
 func treatmentRules(f family, t enforce.Terms) [][]expr.Any {
-	discard := append([]expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop, "")...)
+	discard := append([]expr.Any{&expr.Counter{}}, dropIn(f)...)
 	if t.Kind == fsm.Limit {
 		return [][]expr.Any{append([]expr.Any{limit(t.Rate)}, discard...)}
 	}

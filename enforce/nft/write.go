@@ -14,8 +14,9 @@ import (
 // writer puts changes of our tables into a batch.
 type writer struct {
 	batch
-	table string
-	names int // of sets created in this batch
+	table    string
+	families tables
+	names    int // of sets created in this batch
 }
 
 func (b *writer) addTable(f family) {
@@ -32,6 +33,9 @@ func (b *writer) addChain(c chain) {
 		a, hook = openNest(a, unix.NFTA_CHAIN_HOOK)
 		a = appendUint32(a, unix.NFTA_HOOK_HOOKNUM, c.hook)
 		a = appendUint32(a, unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+		if c.device != "" {
+			a = appendString(a, unix.NFTA_HOOK_DEV, c.device)
+		}
 		a = closeNest(a, hook)
 		a = appendUint32(a, unix.NFTA_CHAIN_POLICY, policyAccept)
 		a = appendString(a, unix.NFTA_CHAIN_TYPE, c.sort)
@@ -77,9 +81,10 @@ func (b *writer) ruleHeader(chain string) []byte {
 	return appendString(appendString(nil, unix.NFTA_RULE_TABLE, b.table), unix.NFTA_RULE_CHAIN, chain)
 }
 
-// addTreatment creates the chain of a treatment in both tables.
+// addTreatment creates the chain of a treatment in all tables that have one.
 func (b *writer) addTreatment(t enforce.Treatment) error {
-	for _, f := range []family{bridge, inet} {
+	terms, _ := t.Terms()
+	for _, f := range b.families.with(terms.Kind) {
 		b.addChain(chain{family: f, name: string(t)})
 		if err := b.setTreatment(f, t); err != nil {
 			return err
@@ -156,7 +161,7 @@ func (b *writer) addSet(id setID, name string, size uint32) {
 
 func (b *writer) addMarkerSet() {
 	a := b.setHeader(markerSet, markerType(), 8, 0)
-	b.add(unix.NFT_MSG_NEWSET, netlink.Create, inet, fmt.Sprintf("add set %s %s %s", inet, b.table, markerSet), a)
+	b.add(unix.NFT_MSG_NEWSET, netlink.Create, b.families.home(), fmt.Sprintf("add set %s %s %s", b.families.home(), b.table, markerSet), a)
 }
 
 func (b *writer) setHeader(name string, keyType uint32, keyLen int, flags uint32) []byte {
@@ -201,9 +206,9 @@ func (b *writer) elements(typ uint16, flags netlink.HeaderFlags, verb string, f 
 // setMarker makes index the only element of the marker set.
 func (b *writer) setMarker(index uint64) {
 	flush := appendElementList(nil, b.table, markerSet)
-	b.add(unix.NFT_MSG_DELSETELEM, 0, inet, "flush the index marker", flush)
+	b.add(unix.NFT_MSG_DELSETELEM, 0, b.families.home(), "flush the index marker", flush)
 	e := element{key: markerKey(index), comment: fmt.Sprintf("log index %d", index)}
-	b.addElements(inet, markerSet, 8, []element{e})
+	b.addElements(b.families.home(), markerSet, 8, []element{e})
 }
 
 // markerKey is the index as the marker holds it: high half, low half, each as a mark.
