@@ -25,7 +25,9 @@ type VM struct {
 	// Phase is running, incoming or stopped; a VM that is gone is absent from the Report. Running
 	// includes a VM whose guest is paused, also by the last moments of a migration away from here.
 	Phase fsm.Phase
-	NICs  []fsm.NIC // in the hypervisor's order; Tap is empty until the interface exists
+	// NICs are in the hypervisor's order. Tap is empty until the interface exists, unless it can be no
+	// other VM's: where names are made of the VM's own id, the tap of a stopped one is bound to it as well.
+	NICs []fsm.NIC
 }
 
 // Here says that the VM runs here or is in flight to here.
@@ -43,6 +45,9 @@ type Report struct {
 	// driver has just started or found its hypervisor again. A VM that is about to leave is not in it,
 	// but it is once its migration has failed and it runs on.
 	Arrived []string
+	// Found says that the driver has just found its hypervisor again, and all is listed anew: nothing that was
+	// begun before is under way any more without being in it.
+	Found bool
 }
 
 // Driver watches one hypervisor.
@@ -93,10 +98,7 @@ func Arrivals(prev, next []VM) []string {
 // Equal says whether two sorted lists say the same.
 func Equal(a, b []VM) bool {
 	return slices.EqualFunc(a, b, func(a, b VM) bool {
-		return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && a.Phase == b.Phase &&
-			slices.EqualFunc(a.NICs, b.NICs, func(a, b fsm.NIC) bool {
-				return a.MAC == b.MAC && a.Tap == b.Tap && slices.Equal(a.Addresses, b.Addresses)
-			})
+		return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && a.Phase == b.Phase && fsm.SameNICs(a.NICs, b.NICs)
 	})
 }
 

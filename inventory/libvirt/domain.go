@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -90,7 +91,7 @@ func read(text string, p fsm.Phase) (inventory.VM, []string, error) {
 			odd = append(odd, fmt.Sprintf("interface %d: %v", i, err))
 			continue
 		}
-		nic := fsm.NIC{MAC: mac}
+		nic := fsm.NIC{MAC: mac, Network: network(in)}
 		// The tap named in the XML of a stopped domain does not exist, and its name may by now be that
 		// of another VM.
 		if in.Target != nil && vm.Here() {
@@ -113,6 +114,43 @@ func read(text string, p fsm.Phase) (inventory.VM, []string, error) {
 		vm.NICs = append(vm.NICs, nic)
 	}
 	return vm, odd, nil
+}
+
+// network is the kind of network of an interface that has none on the host, which the kernel would tell of; else "".
+func network(in libvirtxml.DomainInterface) string {
+	switch s := in.Source; {
+	case s == nil:
+		return ""
+	case s.Hostdev != nil:
+		return fsm.NetworkHostdev
+	case s.VHostUser != nil:
+		return fsm.NetworkVhostUser
+	case s.VDPA != nil:
+		return fsm.NetworkVDPA
+	case s.User != nil:
+		return fsm.NetworkUser
+	case s.Server != nil, s.Client != nil, s.MCast != nil, s.UDP != nil:
+		return fsm.NetworkUnknown // QEMU passes frames on by sockets of its own
+	default:
+		return ""
+	}
+}
+
+// Announced reads the domain XML of a guest that is about to come. Names of interfaces that the hypervisor makes up are left
+// out: here it will make up others, and these are other guests'.
+func Announced(text string) (inventory.VM, error) {
+	vm, _, err := read(text, fsm.PhaseIncoming)
+	if err == nil && vm.ID == "" {
+		err = errors.New("domain XML: there is no UUID in it")
+	}
+	for i := range vm.NICs {
+		for _, made := range []string{"vnet", "vif", "macvtap", "macvlan"} {
+			if strings.HasPrefix(vm.NICs[i].Tap, made) {
+				vm.NICs[i].Tap = ""
+			}
+		}
+	}
+	return vm, err
 }
 
 // stated are the addresses that an administrator gave the interface: as its IP, or as the parameters

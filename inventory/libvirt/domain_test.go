@@ -133,3 +133,23 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestNetworks: what has no interface on the host is told from what has.
+func TestNetworks(t *testing.T) {
+	xml := `<domain type='kvm'><name>a</name><uuid>0000aaaa-0000-0000-0000-000000000001</uuid><devices>`
+	want := map[string]string{
+		`<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><target dev='vnet1'/></interface>`:                                      "",
+		`<interface type='direct'><mac address='52:54:00:00:00:02'/><source dev='eth0' mode='passthrough'/><target dev='macvtap0'/></interface>`:                  "",
+		`<interface type='user'><mac address='52:54:00:00:00:03'/></interface>`:                                                                                   fsm.NetworkUser,
+		`<interface type='vhostuser'><mac address='52:54:00:00:00:04'/><source type='unix' path='/s' mode='client'/></interface>`:                                 fsm.NetworkVhostUser,
+		`<interface type='hostdev'><mac address='52:54:00:00:00:05'/><source><address type='pci' domain='0' bus='0' slot='7' function='0'/></source></interface>`: fsm.NetworkHostdev,
+		`<interface type='mcast'><mac address='52:54:00:00:00:06'/><source address='230.0.0.1' port='5558'/></interface>`:                                         fsm.NetworkUnknown,
+		`<interface type='vdpa'><mac address='52:54:00:00:00:07'/><source dev='/dev/vhost-vdpa-0'/></interface>`:                                                  fsm.NetworkVDPA,
+	}
+	for nic, network := range want {
+		vm, odd, err := read(xml+nic+`</devices></domain>`, fsm.PhaseRunning)
+		if err != nil || len(odd) > 0 || len(vm.NICs) != 1 || vm.NICs[0].Network != network {
+			t.Errorf("%s: %+v, %v, %v; want network %q", nic, vm.NICs, odd, err, network)
+		}
+	}
+}

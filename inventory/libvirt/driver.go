@@ -137,6 +137,7 @@ func (d *Driver) session(ctx context.Context, report func(inventory.Report)) (li
 	defer alive.Stop()
 	retry := newRetries()
 	defer retry.stop()
+	var looked time.Time // for newcomers
 	for {
 		select {
 		case <-ctx.Done():
@@ -146,7 +147,11 @@ func (d *Driver) session(ctx context.Context, report func(inventory.Report)) (li
 		case ref := <-c.events:
 			err = d.refresh(c, c.drain(ref))
 		case <-links.changed:
-			err = d.newcomers(c)
+			// A thousand guests that start together make several thousand hints, and each look lists them all.
+			if time.Since(looked) >= retryAfter {
+				err = d.newcomers(c)
+				looked = time.Now()
+			}
 			retry.begin()
 		case <-retry.next():
 			err = d.newcomers(c)
@@ -185,11 +190,12 @@ func (d *Driver) publish(report func(inventory.Report), fresh bool) {
 	}
 	slices.Sort(news)
 	arrived := slices.DeleteFunc(slices.Compact(news), func(id string) bool { return d.known[id].leaving })
-	if d.begun && len(arrived) == 0 && inventory.Equal(d.reported, vms) {
+	found := fresh && d.begun
+	if d.begun && !found && len(arrived) == 0 && inventory.Equal(d.reported, vms) {
 		return
 	}
 	d.reported, d.begun = vms, true
-	report(inventory.Report{VMs: vms, Arrived: arrived})
+	report(inventory.Report{VMs: vms, Arrived: arrived, Found: found})
 }
 
 // list looks at every domain, and trusts nothing that was known before.

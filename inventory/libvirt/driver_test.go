@@ -308,3 +308,24 @@ func TestRetriesAreSpent(t *testing.T) {
 		t.Error("never gives up")
 	}
 }
+
+// TestManyHintsListSeldom: a thousand guests that start together make thousands of hints; libvirt is asked
+// for its list at most every retryAfter, and what has started is known all the same.
+func TestManyHintsListSeldom(t *testing.T) {
+	f := newFake(t)
+	f.set(a, running())
+	bd := start(t, f, nil)
+	bd.next("a running", "+a")
+	before, began := bd.lists(), time.Now()
+	for range 2_000 {
+		bd.link <- struct{}{}
+	}
+	starting := receiving()
+	starting.reason = int32(golibvirt.DomainPausedStartingUp)
+	bd.set(b, starting)
+	bd.link <- struct{}{}
+	bd.next("a running", "b incoming", "+b")
+	if n, most := bd.lists()-before, int(time.Since(began)/retryAfter)+2; n > most {
+		t.Errorf("listed %d times in %v, want at most %d", n, time.Since(began), most)
+	}
+}

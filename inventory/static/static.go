@@ -243,7 +243,7 @@ func (d *Driver) look(name string) bool {
 	}
 	if err == nil {
 		var vm inventory.VM
-		if vm, err = parse(data); err == nil {
+		if vm, err = inventory.Parse(data); err == nil {
 			d.files[name] = file{stamp: st, vm: vm, doubled: before.doubled}
 			return true
 		}
