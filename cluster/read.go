@@ -119,7 +119,7 @@ func (c *Cluster) Ask(ctx context.Context, nodeID string, q fsm.Query) (fsm.Repo
 	if nodeID == c.id {
 		return c.answer(ctx, q)
 	}
-	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain), Sources: q.Sources, Drops: encodeDropsQuery(q.Drops)})
+	resp, err := c.rpc.ask(ctx, nodeID, &peerpb.AskRequest{WaitIndex: q.WaitIndex, Blocks: q.Blocks, AuditFrom: q.AuditFrom, Explain: encodePacket(q.Explain), Sources: q.Sources, Drops: encodeDropsQuery(q.Drops), SourceGuard: q.SourceGuard})
 	if err != nil {
 		return fsm.Report{}, err
 	}
@@ -130,7 +130,7 @@ func (c *Cluster) onAsk(ctx context.Context, _ string, req *peerpb.AskRequest) (
 	if len(req.GetBlocks()) > fsm.MaxQueryBlocks || len(req.GetDrops().GetBlocks()) > fsm.MaxQueryBlocks {
 		return nil, errors.New("too many blocks")
 	}
-	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain()), Sources: req.GetSources(), Drops: decodeDropsQuery(req.GetDrops())})
+	rep, err := c.answer(ctx, fsm.Query{WaitIndex: req.GetWaitIndex(), Blocks: req.GetBlocks(), AuditFrom: req.GetAuditFrom(), Explain: decodePacket(req.GetExplain()), Sources: req.GetSources(), Drops: decodeDropsQuery(req.GetDrops()), SourceGuard: req.GetSourceGuard()})
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,8 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 	out := &peerpb.AskResponse{
 		Node: r.Node, AtUnixNano: encodeTime(r.At), Applied: r.Applied, Enforced: r.Enforced, EnforcedBlocks: r.EnforcedBlocks,
 		Hash: r.Hash, Version: r.Version, Problem: r.Problem, Warning: r.Warning, Audit: r.Audit, Explained: encodeExplanation(r.Explained),
-		Drops: encodeDrops(r.Drops),
+		Drops:       encodeDrops(r.Drops),
+		SourceGuard: encodeSourceReport(r.SourceGuard),
 	}
 	for _, q := range r.Problems {
 		out.Problems = append(out.Problems, &peerpb.Problem{Code: q.Code, Severity: string(q.Severity), SinceUnixNano: encodeTime(q.Since), Text: q.Text})
@@ -154,7 +155,7 @@ func encodeReport(r fsm.Report) *peerpb.AskResponse {
 	}
 	for id, b := range r.Blocks {
 		out.Blocks[id] = &peerpb.BlockReport{
-			Enforced: b.Enforced, Index: b.Index, AtUnixNano: encodeTime(b.At), Packets: b.Packets, Bytes: b.Bytes,
+			Enforced: b.Enforced, Index: b.Index, AtUnixNano: encodeTime(b.At), Packets: b.Packets, Bytes: b.Bytes, Open: b.Open,
 		}
 	}
 	if r.Sources != nil {
@@ -170,7 +171,8 @@ func decodeReport(p *peerpb.AskResponse) fsm.Report {
 	r := fsm.Report{
 		Node: p.GetNode(), At: decodeTime(p.GetAtUnixNano()), Applied: p.GetApplied(), Enforced: p.GetEnforced(), EnforcedBlocks: p.GetEnforcedBlocks(),
 		Hash: p.GetHash(), Version: p.GetVersion(), Problem: p.GetProblem(), Warning: p.GetWarning(), Audit: p.GetAudit(), Explained: decodeExplanation(p.GetExplained()),
-		Drops: decodeDrops(p.GetDrops()),
+		Drops:       decodeDrops(p.GetDrops()),
+		SourceGuard: decodeSourceReport(p.GetSourceGuard()),
 	}
 	for _, q := range p.GetProblems() {
 		r.Problems = append(r.Problems, fsm.Problem{Code: q.GetCode(), Severity: fsm.Severity(q.GetSeverity()), Since: decodeTime(q.GetSinceUnixNano()), Text: q.GetText()})
@@ -182,7 +184,7 @@ func decodeReport(p *peerpb.AskResponse) fsm.Report {
 	for id, b := range p.GetBlocks() {
 		r.Blocks[id] = fsm.BlockReport{
 			Enforced: b.GetEnforced(), Index: b.GetIndex(), At: decodeTime(b.GetAtUnixNano()),
-			Packets: b.GetPackets(), Bytes: b.GetBytes(),
+			Packets: b.GetPackets(), Bytes: b.GetBytes(), Open: b.GetOpen(),
 		}
 	}
 	if len(p.GetSources()) > 0 {

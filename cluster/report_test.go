@@ -15,7 +15,7 @@ import (
 func TestReportsSurviveTheWire(t *testing.T) {
 	want := fsm.Report{
 		Node: "n1", At: time.Unix(1_700_000_000, 5), Applied: 7, Enforced: 5, EnforcedBlocks: 6, Hash: "ab", Version: "v1", Problem: "p", Warning: "w",
-		Blocks: map[string]fsm.BlockReport{"b1": {Enforced: true, Index: 6, At: time.Unix(1_700_000_001, 0), Packets: 3, Bytes: 400}},
+		Blocks: map[string]fsm.BlockReport{"b1": {Enforced: true, Index: 6, At: time.Unix(1_700_000_001, 0), Packets: 3, Bytes: 400, Open: "no"}},
 		Explained: &fsm.Explanation{Verdict: fsm.VerdictLimit, Why: "w", Guards: []string{"g"}, Holds: []fsm.ExplainedHold{{
 			Block: "b1", Kind: fsm.Limit, Direction: fsm.In, By: "x", Treats: true, Started: true, Since: time.Unix(1_700_000_002, 0), Packets: 1, Bytes: 2,
 		}}},

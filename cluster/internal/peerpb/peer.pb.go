@@ -1801,7 +1801,8 @@ type AskRequest struct {
 	AuditFrom     uint64                 `protobuf:"varint,3,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`
 	Explain       *Packet                `protobuf:"bytes,4,opt,name=explain,proto3" json:"explain,omitempty"` // absent if nothing is to be explained
 	Sources       bool                   `protobuf:"varint,5,opt,name=sources,proto3" json:"sources,omitempty"`
-	Drops         *DropsQuery            `protobuf:"bytes,30,opt,name=drops,proto3" json:"drops,omitempty"` // absent if it is not asked for
+	Drops         *DropsQuery            `protobuf:"bytes,30,opt,name=drops,proto3" json:"drops,omitempty"`                                // absent if it is not asked for
+	SourceGuard   string                 `protobuf:"bytes,41,opt,name=source_guard,json=sourceGuard,proto3" json:"source_guard,omitempty"` // VM id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1878,6 +1879,89 @@ func (x *AskRequest) GetDrops() *DropsQuery {
 	return nil
 }
 
+func (x *AskRequest) GetSourceGuard() string {
+	if x != nil {
+		return x.SourceGuard
+	}
+	return ""
+}
+
+type SourceReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Macs          bool                   `protobuf:"varint,1,opt,name=macs,proto3" json:"macs,omitempty"`
+	Addresses     bool                   `protobuf:"varint,2,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Packets       uint64                 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceReport) Reset() {
+	*x = SourceReport{}
+	mi := &file_peer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceReport) ProtoMessage() {}
+
+func (x *SourceReport) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceReport.ProtoReflect.Descriptor instead.
+func (*SourceReport) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SourceReport) GetMacs() bool {
+	if x != nil {
+		return x.Macs
+	}
+	return false
+}
+
+func (x *SourceReport) GetAddresses() bool {
+	if x != nil {
+		return x.Addresses
+	}
+	return false
+}
+
+func (x *SourceReport) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *SourceReport) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *SourceReport) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type DropsQuery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blocks        []string               `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`
@@ -1888,7 +1972,7 @@ type DropsQuery struct {
 
 func (x *DropsQuery) Reset() {
 	*x = DropsQuery{}
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1984,7 @@ func (x *DropsQuery) String() string {
 func (*DropsQuery) ProtoMessage() {}
 
 func (x *DropsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[29]
+	mi := &file_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +1997,7 @@ func (x *DropsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropsQuery.ProtoReflect.Descriptor instead.
 func (*DropsQuery) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DropsQuery) GetBlocks() []string {
@@ -1942,7 +2026,7 @@ type Drops struct {
 
 func (x *Drops) Reset() {
 	*x = Drops{}
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2038,7 @@ func (x *Drops) String() string {
 func (*Drops) ProtoMessage() {}
 
 func (x *Drops) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[30]
+	mi := &file_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2051,7 @@ func (x *Drops) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drops.ProtoReflect.Descriptor instead.
 func (*Drops) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Drops) GetStepNano() int64 {
@@ -2010,7 +2094,7 @@ type DropSeries struct {
 
 func (x *DropSeries) Reset() {
 	*x = DropSeries{}
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2106,7 @@ func (x *DropSeries) String() string {
 func (*DropSeries) ProtoMessage() {}
 
 func (x *DropSeries) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[31]
+	mi := &file_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2119,7 @@ func (x *DropSeries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSeries.ProtoReflect.Descriptor instead.
 func (*DropSeries) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{31}
+	return file_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DropSeries) GetReason() string {
@@ -2079,7 +2163,7 @@ type Packet struct {
 
 func (x *Packet) Reset() {
 	*x = Packet{}
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2175,7 @@ func (x *Packet) String() string {
 func (*Packet) ProtoMessage() {}
 
 func (x *Packet) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[32]
+	mi := &file_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2188,7 @@ func (x *Packet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Packet.ProtoReflect.Descriptor instead.
 func (*Packet) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{32}
+	return file_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Packet) GetSrc() []byte {
@@ -2160,13 +2244,14 @@ type AskResponse struct {
 	Problems        []*Problem               `protobuf:"bytes,20,rep,name=problems,proto3" json:"problems,omitempty"`
 	ClockOffsetNano *int64                   `protobuf:"varint,21,opt,name=clock_offset_nano,json=clockOffsetNano,proto3,oneof" json:"clock_offset_nano,omitempty"`
 	Drops           *Drops                   `protobuf:"bytes,30,opt,name=drops,proto3" json:"drops,omitempty"`
+	SourceGuard     *SourceReport            `protobuf:"bytes,41,opt,name=source_guard,json=sourceGuard,proto3" json:"source_guard,omitempty"` // absent if the VM is not bound there
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2263,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[33]
+	mi := &file_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2276,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{33}
+	return file_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AskResponse) GetNode() string {
@@ -2306,6 +2391,13 @@ func (x *AskResponse) GetDrops() *Drops {
 	return nil
 }
 
+func (x *AskResponse) GetSourceGuard() *SourceReport {
+	if x != nil {
+		return x.SourceGuard
+	}
+	return nil
+}
+
 type Problem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -2318,7 +2410,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2422,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[34]
+	mi := &file_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2435,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{34}
+	return file_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Problem) GetCode() string {
@@ -2384,7 +2476,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2488,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[35]
+	mi := &file_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2501,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{35}
+	return file_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SourceStatus) GetCheckedAtUnixNano() int64 {
@@ -2438,7 +2530,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2542,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[36]
+	mi := &file_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2555,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{36}
+	return file_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Explanation) GetVerdict() string {
@@ -2511,7 +2603,7 @@ type ExplainedHold struct {
 
 func (x *ExplainedHold) Reset() {
 	*x = ExplainedHold{}
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2615,7 @@ func (x *ExplainedHold) String() string {
 func (*ExplainedHold) ProtoMessage() {}
 
 func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[37]
+	mi := &file_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2628,7 @@ func (x *ExplainedHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedHold.ProtoReflect.Descriptor instead.
 func (*ExplainedHold) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{37}
+	return file_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainedHold) GetBlock() string {
@@ -2609,13 +2701,14 @@ type BlockReport struct {
 	AtUnixNano    int64                  `protobuf:"varint,3,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"` // 0 for no time
 	Packets       uint64                 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Open          string                 `protobuf:"bytes,6,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BlockReport) Reset() {
 	*x = BlockReport{}
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2720,7 @@ func (x *BlockReport) String() string {
 func (*BlockReport) ProtoMessage() {}
 
 func (x *BlockReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[38]
+	mi := &file_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2733,7 @@ func (x *BlockReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReport.ProtoReflect.Descriptor instead.
 func (*BlockReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{38}
+	return file_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BlockReport) GetEnforced() bool {
@@ -2678,6 +2771,13 @@ func (x *BlockReport) GetBytes() uint64 {
 	return 0
 }
 
+func (x *BlockReport) GetOpen() string {
+	if x != nil {
+		return x.Open
+	}
+	return ""
+}
+
 // FollowUp is what a follower says on its stream: first where it stands, then how much room it has.
 type FollowUp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2692,7 +2792,7 @@ type FollowUp struct {
 
 func (x *FollowUp) Reset() {
 	*x = FollowUp{}
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2804,7 @@ func (x *FollowUp) String() string {
 func (*FollowUp) ProtoMessage() {}
 
 func (x *FollowUp) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[39]
+	mi := &file_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2817,7 @@ func (x *FollowUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowUp.ProtoReflect.Descriptor instead.
 func (*FollowUp) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{39}
+	return file_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FollowUp) GetNode() string {
@@ -2765,7 +2865,7 @@ type FollowDown struct {
 
 func (x *FollowDown) Reset() {
 	*x = FollowDown{}
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +2877,7 @@ func (x *FollowDown) String() string {
 func (*FollowDown) ProtoMessage() {}
 
 func (x *FollowDown) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[40]
+	mi := &file_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +2890,7 @@ func (x *FollowDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowDown.ProtoReflect.Descriptor instead.
 func (*FollowDown) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{40}
+	return file_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FollowDown) GetWhat() isFollowDown_What {
@@ -2889,7 +2989,7 @@ type FollowRefused struct {
 
 func (x *FollowRefused) Reset() {
 	*x = FollowRefused{}
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3001,7 @@ func (x *FollowRefused) String() string {
 func (*FollowRefused) ProtoMessage() {}
 
 func (x *FollowRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[41]
+	mi := &file_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3014,7 @@ func (x *FollowRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRefused.ProtoReflect.Descriptor instead.
 func (*FollowRefused) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{41}
+	return file_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FollowRefused) GetWhy() string {
@@ -2950,7 +3050,7 @@ type FollowBeat struct {
 
 func (x *FollowBeat) Reset() {
 	*x = FollowBeat{}
-	mi := &file_peer_proto_msgTypes[42]
+	mi := &file_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3062,7 @@ func (x *FollowBeat) String() string {
 func (*FollowBeat) ProtoMessage() {}
 
 func (x *FollowBeat) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[42]
+	mi := &file_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3075,7 @@ func (x *FollowBeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowBeat.ProtoReflect.Descriptor instead.
 func (*FollowBeat) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{42}
+	return file_peer_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FollowBeat) GetLeader() string {
@@ -3036,7 +3136,7 @@ type FollowEntries struct {
 
 func (x *FollowEntries) Reset() {
 	*x = FollowEntries{}
-	mi := &file_peer_proto_msgTypes[43]
+	mi := &file_peer_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3148,7 @@ func (x *FollowEntries) String() string {
 func (*FollowEntries) ProtoMessage() {}
 
 func (x *FollowEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[43]
+	mi := &file_peer_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3161,7 @@ func (x *FollowEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntries.ProtoReflect.Descriptor instead.
 func (*FollowEntries) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{43}
+	return file_peer_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FollowEntries) GetEntries() []*FollowEntry {
@@ -3085,7 +3185,7 @@ type FollowEntry struct {
 
 func (x *FollowEntry) Reset() {
 	*x = FollowEntry{}
-	mi := &file_peer_proto_msgTypes[44]
+	mi := &file_peer_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3197,7 @@ func (x *FollowEntry) String() string {
 func (*FollowEntry) ProtoMessage() {}
 
 func (x *FollowEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[44]
+	mi := &file_peer_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3210,7 @@ func (x *FollowEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowEntry.ProtoReflect.Descriptor instead.
 func (*FollowEntry) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{44}
+	return file_peer_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FollowEntry) GetIndex() uint64 {
@@ -3168,7 +3268,7 @@ type FollowSnapshot struct {
 
 func (x *FollowSnapshot) Reset() {
 	*x = FollowSnapshot{}
-	mi := &file_peer_proto_msgTypes[45]
+	mi := &file_peer_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3280,7 @@ func (x *FollowSnapshot) String() string {
 func (*FollowSnapshot) ProtoMessage() {}
 
 func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[45]
+	mi := &file_peer_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3293,7 @@ func (x *FollowSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowSnapshot.ProtoReflect.Descriptor instead.
 func (*FollowSnapshot) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{45}
+	return file_peer_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FollowSnapshot) GetIndex() uint64 {
@@ -3246,7 +3346,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_peer_proto_msgTypes[46]
+	mi := &file_peer_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3258,7 +3358,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[46]
+	mi := &file_peer_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3271,7 +3371,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{46}
+	return file_peer_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Sighting) GetVm() string {
@@ -3327,7 +3427,7 @@ type NodeMeta struct {
 
 func (x *NodeMeta) Reset() {
 	*x = NodeMeta{}
-	mi := &file_peer_proto_msgTypes[47]
+	mi := &file_peer_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3339,7 +3439,7 @@ func (x *NodeMeta) String() string {
 func (*NodeMeta) ProtoMessage() {}
 
 func (x *NodeMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[47]
+	mi := &file_peer_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3352,7 +3452,7 @@ func (x *NodeMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMeta.ProtoReflect.Descriptor instead.
 func (*NodeMeta) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{47}
+	return file_peer_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *NodeMeta) GetId() string {
@@ -3510,7 +3610,7 @@ const file_peer_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\tR\x04from\"[\n" +
 	"\x0eRotateResponse\x123\n" +
 	"\arefusal\x18\x01 \x01(\v2\x19.palisade.peer.v1.RefusalR\arefusal\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xe4\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x87\x02\n" +
 	"\n" +
 	"AskRequest\x12\x1d\n" +
 	"\n" +
@@ -3520,7 +3620,14 @@ const file_peer_proto_rawDesc = "" +
 	"audit_from\x18\x03 \x01(\x04R\tauditFrom\x122\n" +
 	"\aexplain\x18\x04 \x01(\v2\x18.palisade.peer.v1.PacketR\aexplain\x12\x18\n" +
 	"\asources\x18\x05 \x01(\bR\asources\x122\n" +
-	"\x05drops\x18\x1e \x01(\v2\x1c.palisade.peer.v1.DropsQueryR\x05drops\"<\n" +
+	"\x05drops\x18\x1e \x01(\v2\x1c.palisade.peer.v1.DropsQueryR\x05drops\x12!\n" +
+	"\fsource_guard\x18) \x01(\tR\vsourceGuard\"\x82\x01\n" +
+	"\fSourceReport\x12\x12\n" +
+	"\x04macs\x18\x01 \x01(\bR\x04macs\x12\x1c\n" +
+	"\taddresses\x18\x02 \x01(\bR\taddresses\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x18\n" +
+	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"<\n" +
 	"\n" +
 	"DropsQuery\x12\x16\n" +
 	"\x06blocks\x18\x01 \x03(\tR\x06blocks\x12\x16\n" +
@@ -3541,7 +3648,7 @@ const file_peer_proto_rawDesc = "" +
 	"\x03dst\x18\x02 \x01(\fR\x03dst\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x19\n" +
 	"\bsrc_port\x18\x04 \x01(\rR\asrcPort\x12\x19\n" +
-	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\xc3\x06\n" +
+	"\bdst_port\x18\x05 \x01(\rR\adstPort\"\x86\a\n" +
 	"\vAskResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\fat_unix_nano\x18\x02 \x01(\x03R\n" +
@@ -3560,7 +3667,8 @@ const file_peer_proto_rawDesc = "" +
 	"\asources\x18\r \x03(\v2*.palisade.peer.v1.AskResponse.SourcesEntryR\asources\x125\n" +
 	"\bproblems\x18\x14 \x03(\v2\x19.palisade.peer.v1.ProblemR\bproblems\x12/\n" +
 	"\x11clock_offset_nano\x18\x15 \x01(\x03H\x00R\x0fclockOffsetNano\x88\x01\x01\x12-\n" +
-	"\x05drops\x18\x1e \x01(\v2\x17.palisade.peer.v1.DropsR\x05drops\x1aX\n" +
+	"\x05drops\x18\x1e \x01(\v2\x17.palisade.peer.v1.DropsR\x05drops\x12A\n" +
+	"\fsource_guard\x18) \x01(\v2\x1e.palisade.peer.v1.SourceReportR\vsourceGuard\x1aX\n" +
 	"\vBlocksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
 	"\x05value\x18\x02 \x01(\v2\x1d.palisade.peer.v1.BlockReportR\x05value:\x028\x01\x1aZ\n" +
@@ -3590,14 +3698,15 @@ const file_peer_proto_rawDesc = "" +
 	"\astarted\x18\x06 \x01(\bR\astarted\x12&\n" +
 	"\x0fsince_unix_nano\x18\a \x01(\x03R\rsinceUnixNano\x12\x18\n" +
 	"\apackets\x18\b \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\t \x01(\x04R\x05bytes\"\x91\x01\n" +
+	"\x05bytes\x18\t \x01(\x04R\x05bytes\"\xa5\x01\n" +
 	"\vBlockReport\x12\x1a\n" +
 	"\benforced\x18\x01 \x01(\bR\benforced\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12 \n" +
 	"\fat_unix_nano\x18\x03 \x01(\x03R\n" +
 	"atUnixNano\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\\\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04open\x18\x06 \x01(\tR\x04open\"\\\n" +
 	"\bFollowUp\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -3663,7 +3772,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_peer_proto_goTypes = []any{
 	(Outcome_Kind)(0),         // 0: palisade.peer.v1.Outcome.Kind
 	(*HelloRequest)(nil),      // 1: palisade.peer.v1.HelloRequest
@@ -3695,27 +3804,28 @@ var file_peer_proto_goTypes = []any{
 	(*RotateRequest)(nil),     // 27: palisade.peer.v1.RotateRequest
 	(*RotateResponse)(nil),    // 28: palisade.peer.v1.RotateResponse
 	(*AskRequest)(nil),        // 29: palisade.peer.v1.AskRequest
-	(*DropsQuery)(nil),        // 30: palisade.peer.v1.DropsQuery
-	(*Drops)(nil),             // 31: palisade.peer.v1.Drops
-	(*DropSeries)(nil),        // 32: palisade.peer.v1.DropSeries
-	(*Packet)(nil),            // 33: palisade.peer.v1.Packet
-	(*AskResponse)(nil),       // 34: palisade.peer.v1.AskResponse
-	(*Problem)(nil),           // 35: palisade.peer.v1.Problem
-	(*SourceStatus)(nil),      // 36: palisade.peer.v1.SourceStatus
-	(*Explanation)(nil),       // 37: palisade.peer.v1.Explanation
-	(*ExplainedHold)(nil),     // 38: palisade.peer.v1.ExplainedHold
-	(*BlockReport)(nil),       // 39: palisade.peer.v1.BlockReport
-	(*FollowUp)(nil),          // 40: palisade.peer.v1.FollowUp
-	(*FollowDown)(nil),        // 41: palisade.peer.v1.FollowDown
-	(*FollowRefused)(nil),     // 42: palisade.peer.v1.FollowRefused
-	(*FollowBeat)(nil),        // 43: palisade.peer.v1.FollowBeat
-	(*FollowEntries)(nil),     // 44: palisade.peer.v1.FollowEntries
-	(*FollowEntry)(nil),       // 45: palisade.peer.v1.FollowEntry
-	(*FollowSnapshot)(nil),    // 46: palisade.peer.v1.FollowSnapshot
-	(*Sighting)(nil),          // 47: palisade.peer.v1.Sighting
-	(*NodeMeta)(nil),          // 48: palisade.peer.v1.NodeMeta
-	nil,                       // 49: palisade.peer.v1.AskResponse.BlocksEntry
-	nil,                       // 50: palisade.peer.v1.AskResponse.SourcesEntry
+	(*SourceReport)(nil),      // 30: palisade.peer.v1.SourceReport
+	(*DropsQuery)(nil),        // 31: palisade.peer.v1.DropsQuery
+	(*Drops)(nil),             // 32: palisade.peer.v1.Drops
+	(*DropSeries)(nil),        // 33: palisade.peer.v1.DropSeries
+	(*Packet)(nil),            // 34: palisade.peer.v1.Packet
+	(*AskResponse)(nil),       // 35: palisade.peer.v1.AskResponse
+	(*Problem)(nil),           // 36: palisade.peer.v1.Problem
+	(*SourceStatus)(nil),      // 37: palisade.peer.v1.SourceStatus
+	(*Explanation)(nil),       // 38: palisade.peer.v1.Explanation
+	(*ExplainedHold)(nil),     // 39: palisade.peer.v1.ExplainedHold
+	(*BlockReport)(nil),       // 40: palisade.peer.v1.BlockReport
+	(*FollowUp)(nil),          // 41: palisade.peer.v1.FollowUp
+	(*FollowDown)(nil),        // 42: palisade.peer.v1.FollowDown
+	(*FollowRefused)(nil),     // 43: palisade.peer.v1.FollowRefused
+	(*FollowBeat)(nil),        // 44: palisade.peer.v1.FollowBeat
+	(*FollowEntries)(nil),     // 45: palisade.peer.v1.FollowEntries
+	(*FollowEntry)(nil),       // 46: palisade.peer.v1.FollowEntry
+	(*FollowSnapshot)(nil),    // 47: palisade.peer.v1.FollowSnapshot
+	(*Sighting)(nil),          // 48: palisade.peer.v1.Sighting
+	(*NodeMeta)(nil),          // 49: palisade.peer.v1.NodeMeta
+	nil,                       // 50: palisade.peer.v1.AskResponse.BlocksEntry
+	nil,                       // 51: palisade.peer.v1.AskResponse.SourcesEntry
 }
 var file_peer_proto_depIdxs = []int32{
 	2,  // 0: palisade.peer.v1.HelloRequest.membership:type_name -> palisade.peer.v1.Membership
@@ -3731,27 +3841,28 @@ var file_peer_proto_depIdxs = []int32{
 	14, // 10: palisade.peer.v1.RenewResponse.refusal:type_name -> palisade.peer.v1.Refusal
 	17, // 11: palisade.peer.v1.SecretsResponse.keys:type_name -> palisade.peer.v1.Keys
 	14, // 12: palisade.peer.v1.RotateResponse.refusal:type_name -> palisade.peer.v1.Refusal
-	33, // 13: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
-	30, // 14: palisade.peer.v1.AskRequest.drops:type_name -> palisade.peer.v1.DropsQuery
-	32, // 15: palisade.peer.v1.Drops.series:type_name -> palisade.peer.v1.DropSeries
-	49, // 16: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
-	37, // 17: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
-	50, // 18: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
-	35, // 19: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
-	31, // 20: palisade.peer.v1.AskResponse.drops:type_name -> palisade.peer.v1.Drops
-	38, // 21: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
-	42, // 22: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
-	43, // 23: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
-	44, // 24: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
-	46, // 25: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
-	45, // 26: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
-	39, // 27: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
-	36, // 28: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	34, // 13: palisade.peer.v1.AskRequest.explain:type_name -> palisade.peer.v1.Packet
+	31, // 14: palisade.peer.v1.AskRequest.drops:type_name -> palisade.peer.v1.DropsQuery
+	33, // 15: palisade.peer.v1.Drops.series:type_name -> palisade.peer.v1.DropSeries
+	50, // 16: palisade.peer.v1.AskResponse.blocks:type_name -> palisade.peer.v1.AskResponse.BlocksEntry
+	38, // 17: palisade.peer.v1.AskResponse.explained:type_name -> palisade.peer.v1.Explanation
+	51, // 18: palisade.peer.v1.AskResponse.sources:type_name -> palisade.peer.v1.AskResponse.SourcesEntry
+	36, // 19: palisade.peer.v1.AskResponse.problems:type_name -> palisade.peer.v1.Problem
+	32, // 20: palisade.peer.v1.AskResponse.drops:type_name -> palisade.peer.v1.Drops
+	30, // 21: palisade.peer.v1.AskResponse.source_guard:type_name -> palisade.peer.v1.SourceReport
+	39, // 22: palisade.peer.v1.Explanation.holds:type_name -> palisade.peer.v1.ExplainedHold
+	43, // 23: palisade.peer.v1.FollowDown.refused:type_name -> palisade.peer.v1.FollowRefused
+	44, // 24: palisade.peer.v1.FollowDown.beat:type_name -> palisade.peer.v1.FollowBeat
+	45, // 25: palisade.peer.v1.FollowDown.entries:type_name -> palisade.peer.v1.FollowEntries
+	47, // 26: palisade.peer.v1.FollowDown.snapshot:type_name -> palisade.peer.v1.FollowSnapshot
+	46, // 27: palisade.peer.v1.FollowEntries.entries:type_name -> palisade.peer.v1.FollowEntry
+	40, // 28: palisade.peer.v1.AskResponse.BlocksEntry.value:type_name -> palisade.peer.v1.BlockReport
+	37, // 29: palisade.peer.v1.AskResponse.SourcesEntry.value:type_name -> palisade.peer.v1.SourceStatus
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -3759,8 +3870,8 @@ func file_peer_proto_init() {
 	if File_peer_proto != nil {
 		return
 	}
-	file_peer_proto_msgTypes[33].OneofWrappers = []any{}
-	file_peer_proto_msgTypes[40].OneofWrappers = []any{
+	file_peer_proto_msgTypes[34].OneofWrappers = []any{}
+	file_peer_proto_msgTypes[41].OneofWrappers = []any{
 		(*FollowDown_Refused)(nil),
 		(*FollowDown_Beat)(nil),
 		(*FollowDown_Entries)(nil),
@@ -3773,7 +3884,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
