@@ -19,13 +19,11 @@ import (
 
 	"github.com/palisade/palisade/cluster"
 	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/canary"
 	"github.com/palisade/palisade/enforce/nft"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/httpapi"
 	"github.com/palisade/palisade/internal/logs"
-	"github.com/palisade/palisade/inventory"
-	"github.com/palisade/palisade/inventory/libvirt"
-	"github.com/palisade/palisade/inventory/static"
 	"github.com/palisade/palisade/web"
 )
 
@@ -55,7 +53,13 @@ type rooms struct {
 	enforcer  *enforcer
 	lists     *listEnforcer
 	listTable *nft.Lists
+	sources   *sourceEnforcer
+	bindings  *nft.Sources
 	loader    *listLoader
+	links     *linkMonitor // subscribe in wire: it runs with the enforcer
+	bridges   *bridges
+	binder    *tapBinder
+	devices   *devices
 	announcer *announcer
 	observer  *observer // nil without an inventory
 	registrar *registrar
@@ -65,6 +69,8 @@ type rooms struct {
 	auditor   *auditor
 	pager     *pager
 	saver     *bootSaver
+	incidents *incidents
+	canary    *canaryLoop
 	watchdog  *watchdog
 	agreement *agreement
 	sightings *sightings
@@ -133,14 +139,14 @@ func (a *Agent) live(ctx context.Context, id *cluster.Identity, manager *service
 	if err != nil {
 		return err
 	}
-	defer func() { _, _ = r.kernel.Close(), r.listTable.Close() }() // the connections alone: what the kernel holds stays
+	defer func() { _, _, _ = r.kernel.Close(), r.listTable.Close(), r.bindings.Close() }() // the connections alone: what the kernel holds stays
 
 	// Each group ends before the one started before it.
 	groups := [][]part{
 		{{"boot ruleset", r.saver.Run}},
-		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"bridges", (&bridges{a.log.With("room", "bridges"), r.enforcer.setBridges}).Run}},
+		{{"memory", tuneMemory}, {"enforcer", func(ctx context.Context) error { return r.enforcer.Run(ctx, held) }}, {"lists", r.lists.Run}, {"source guard", r.sources.Run}, {"links", r.links.Run}, {"bridges", r.bridges.Run}, {"taps", r.binder.Run}, {"devices", r.devices.Run}},
 		{{"cluster", r.cluster.Run}},
-		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"drops", r.enforcer.series.Run}, {"watchdog", r.watchdog.Run}, {"agreement", r.agreement.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
+		{{"catch-up", func(ctx context.Context) error { return a.catchUp(ctx, r) }}, {"registrar", r.registrar.Run}, {"certificates", r.renewer.Run}, {"announcer", r.announcer.Run}, {"audit", r.auditor.Run}, {"page", r.pager.Run}, {"drops", r.enforcer.series.Run}, {"watchdog", r.watchdog.Run}, {"agreement", r.agreement.Run}, {"incidents", r.incidents.Run}, {"canary", r.canary.Run}, {"scheduler", r.scheduler.Run}, {"list sources", r.loader.Run}},
 		{{"api", func(ctx context.Context) error { return r.api.Serve(ctx, r.tcp, r.socket) }}},
 	}
 	if r.observer != nil {
@@ -238,8 +244,17 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 		return r, held, fmt.Errorf("open nftables for lists: %w", err)
 	}
 	r.lists = newListEnforcer(a.log.With("room", "lists"), reg, r.store, savedLists{r.listTable, r.saver}, r.caughtUp)
-	r.enforcer.lists = r.lists
+	if r.bindings, err = nft.OpenSources(nft.Options{Logger: a.log.With("room", "sources")}); err != nil {
+		return r, held, fmt.Errorf("open nftables for sources: %w", err)
+	}
+	r.sources = newSourceEnforcer(a.log.With("room", "sources"), reg, r.store, r.bindings, r.caughtUp)
+	r.enforcer.lists, r.enforcer.sources = r.lists, r.sources
 	r.enforcer.clock = r.fleetTime
+	r.links = newLinkMonitor(a.log.With("room", "links"))
+	r.bridges = newBridges(r.links, r.enforcer.setBridges)
+	r.binder = newTapBinder(r.store, r.links, r.enforcer.SetLocal)
+	r.devices = newDevices(a.log.With("room", "devices"), r.links, r.kernel, r.lists)
+	r.enforcer.loose = r.kernel.Unenforced
 	r.announcer = newAnnouncer(a.log.With("room", "announcer"), a.cfg.Node.ID, r.store.View, r.enforcer)
 	r.enforcer.freed = r.announcer.Freed
 	r.auditor = &auditor{
@@ -253,7 +268,12 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	if r.cluster, err = a.newCluster(r, id, held.Index, reg, fatal); err != nil {
 		return r, held, err
 	}
-	driver, err := a.newDriver()
+	r.incidents = newIncidents(a.log.With("room", "incidents"), a.cfg.Node.ID, r.cluster.Propose)
+	r.incidents.drifted(r.enforcer.drift)
+	r.incidents.drifted(r.lists.drift)
+	r.incidents.drifted(r.sources.drift)
+	a.wireCanary(r, reg)
+	driver, err := a.cfg.Inventory.newDriver(a.log.With("room", "inventory"), r.links.hints)
 	if err != nil {
 		return r, held, err
 	}
@@ -261,6 +281,7 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	if driver != nil {
 		r.observer = newObserver(a.log.With("room", "inventory"), a.cfg.Node.ID, r, driver)
 		taps = r.observer.taps
+		r.devices.changed = r.observer.relabel
 	}
 	r.registrar = &registrar{
 		log: a.log.With("room", "registrar"), cfg: a.cfg, version: a.version,
@@ -294,10 +315,22 @@ func (a *Agent) wire(ctx context.Context, id *cluster.Identity, fatal func(error
 	r.api, err = httpapi.New(httpapi.Options{
 		Backend: r, DebugBundle: bundle.Write, Audit: r.auditor, Backups: &backups{
 			node: a.cfg.Node.ID, version: a.version, store: r.store, members: r.Members, sealKey: id.SealKey, now: time.Now,
-		}, UI: web.Handler(), OIDC: provider, Registry: reg,
+		}, UI: web.Handler(), OIDC: provider, Registry: reg, LibvirtHook: a.libvirtHook(r.observer),
 		Logger: a.log.With("room", "api"), Version: a.version,
 	})
 	return r, held, err
+}
+
+func (a *Agent) wireCanary(r *rooms, reg prometheus.Registerer) {
+	log := a.log.With("room", "canary")
+	var b bird
+	if a.cfg.Canary.Mode == canaryOn {
+		b = canary.New(canary.Options{Logger: log})
+		r.enforcer.canary = canary.Elements()
+	}
+	r.canary = newCanaryLoop(log, reg, b)
+	r.canary.tell = r.incidents.Tell
+	r.canary.ready = func() bool { enforced, _ := r.enforcer.Standing(); return enforced > 0 }
 }
 
 func (r *rooms) release() {
@@ -313,6 +346,9 @@ func (r *rooms) release() {
 	}
 	if r.listTable != nil {
 		_ = r.listTable.Close()
+	}
+	if r.bindings != nil {
+		_ = r.bindings.Close()
 	}
 }
 
@@ -336,19 +372,6 @@ func (a *Agent) newCluster(r *rooms, id *cluster.Identity, known uint64, reg pro
 		OnSighting: func(s fsm.Sighting) { r.sightings.put(r.store.View(), s) },
 		Fatal:      fatal, Logger: a.log.With("room", "cluster"), Registry: reg,
 	})
-}
-
-// newDriver returns nil when the node has no inventory.
-func (a *Agent) newDriver() (inventory.Driver, error) {
-	log := a.log.With("room", "inventory")
-	switch a.cfg.Inventory.Driver {
-	case "static":
-		return static.New(static.Options{Dir: a.cfg.Inventory.Static.Dir, Logger: log})
-	case "libvirt":
-		return libvirt.New(libvirt.Options{Socket: a.cfg.Inventory.Libvirt.Socket, Logger: log})
-	default:
-		return nil, nil //nolint:nilnil // no driver is a valid choice, and no error
-	}
 }
 
 // catchUp closes r.caughtUp once this node's state is at least as new as everything that was committed

@@ -60,10 +60,7 @@ func (a *announcer) Freed(macs []fsm.MAC) {
 	a.mu.Lock()
 	a.freed = append(a.freed, macs...)
 	a.mu.Unlock()
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	signal(a.wake)
 }
 
 // Run announces until ctx ends.
@@ -119,7 +116,7 @@ func (a *announcer) rounds(ctx context.Context, macs map[fsm.MAC]struct{}) {
 func (e *enforcer) Guests(macs map[fsm.MAC]struct{}, f func(vm string, nic fsm.NIC)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for vm, nics := range e.local.NICs {
+	for vm, nics := range e.local.NICs.All() {
 		for _, n := range nics {
 			if _, ok := macs[n.MAC]; ok && n.Tap != "" {
 				f(vm, n)

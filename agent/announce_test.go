@@ -54,7 +54,9 @@ func newSpeech(t *testing.T) (s *speech, block *fsm.Block) {
 	})
 	close(s.caughtUp)
 	s.observe("n1", fsm.PhaseRunning, 1)
-	s.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = map[string][]fsm.NIC{"vm1": {{MAC: guestMAC, Tap: "tap1"}}} })
+	s.enforcer.SetLocal(func(l *enforce.Local) {
+		l.NICs = enforce.MapOf(map[string][]fsm.NIC{"vm1": {{MAC: guestMAC, Tap: "tap1"}}})
+	})
 	block = s.hold()
 	synctest.Wait()
 	s.began = time.Now()
@@ -119,10 +121,12 @@ func TestALiftedGuestIsAnnounced(t *testing.T) {
 			s.observe("n2", fsm.PhaseRunning, 2)
 		}, nil},
 		"whose interface is seen late": {func(s *speech, b *fsm.Block) {
-			s.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = nil })
+			s.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = enforce.Map[[]fsm.NIC]{} })
 			s.lift(b)
 			time.Sleep(200 * time.Millisecond)
-			s.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = map[string][]fsm.NIC{"vm1": {{MAC: guestMAC, Tap: "tap7"}}} })
+			s.enforcer.SetLocal(func(l *enforce.Local) {
+				l.NICs = enforce.MapOf(map[string][]fsm.NIC{"vm1": {{MAC: guestMAC, Tap: "tap7"}}})
+			})
 		}, []string{"tap7 500ms", "tap7 2s"}},
 		"but not with the address of a node": {func(s *speech, _ *fsm.Block) {
 			s.apply(fsm.PutNode{Node: fsm.Node{ID: "n2", Name: "n2", MACs: []fsm.MAC{guestMAC}}})

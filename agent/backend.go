@@ -59,6 +59,9 @@ func (a *Agent) answer(ctx context.Context, r *rooms, q fsm.Query) (fsm.Report, 
 	if q.Drops != nil {
 		rep.Drops = r.enforcer.series.Answer(*q.Drops)
 	}
+	if q.SourceGuard != "" {
+		rep.SourceGuard = r.sources.Report(q.SourceGuard)
+	}
 	if q.Explain != nil {
 		rep.Explained = a.explain(ctx, r, view, *q.Explain)
 	}
@@ -81,6 +84,9 @@ func (r *rooms) standing(ctx context.Context, log *slog.Logger, q fsm.Query) (*f
 	rep.Enforced = min(rep.EnforcedBlocks, lists)
 	if problem != "" && rep.Problem == "" {
 		rep.Problem = "lists: " + problem
+	}
+	if _, problem := r.sources.Standing(); problem != "" && rep.Problem == "" {
+		rep.Problem = "source guard: " + problem
 	}
 	if err := r.store.Halted(); err != nil {
 		rep.Problem = err.Error()

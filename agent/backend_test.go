@@ -13,7 +13,7 @@ import (
 // lists, those of other blocks do not.
 func TestAReportCoversLists(t *testing.T) {
 	b := newListBench(t, 0)
-	r := &rooms{store: b.store, enforcer: b.enforcer, lists: b.lists}
+	r := &rooms{store: b.store, enforcer: b.enforcer, lists: b.lists, sources: newSourceBed(&fakeSourceKernel{}).enforcer}
 	close(b.caughtUp)
 	gate := make(chan struct{})
 	b.bench.run()

@@ -114,13 +114,6 @@ func (s *bootSaver) brought(c nft.ListChange) {
 	signal(s.wakeful)
 }
 
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // Run writes until ctx ends, and then what is left.
 func (s *bootSaver) Run(ctx context.Context) error {
 	select {

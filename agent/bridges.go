@@ -2,113 +2,81 @@ package agent
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/canary"
 	"github.com/palisade/palisade/fsm"
 )
 
-// bridges tells the enforcer which ports this node's bridges have, as the kernel reports it, so that the
-// node can answer in the name of a guest. Without it such a guest is cut off, but nobody is answered.
+// bridges tells the enforcer which ports this node's bridges have, so that the node can answer in the
+// name of a guest. Without it such a guest is cut off, but nobody is answered.
 type bridges struct {
-	log *slog.Logger
-	set func(map[string]fsm.MAC)
+	links *linkMonitor
+	set   func(map[string]fsm.MAC)
+	news  chan struct{}
 }
 
-const (
-	// gatherLinks is how long news of interfaces is gathered: a guest that starts makes several.
-	gatherLinks = 20 * time.Millisecond
-	// relistLinks is when interfaces are listed without news, in case that news was lost.
-	relistLinks = 30 * time.Second
-)
+// gatherLinks is how long news of interfaces is gathered: a guest that starts makes several.
+const gatherLinks = 20 * time.Millisecond
 
-// Run watches until ctx ends.
+func newBridges(links *linkMonitor, set func(map[string]fsm.MAC)) *bridges {
+	b := &bridges{links: links, set: set, news: make(chan struct{}, 1)}
+	links.Subscribe(func(changes []linkChange) {
+		for _, c := range changes {
+			if c.Before.MasterKind == "bridge" || c.Now.MasterKind == "bridge" || c.Now.Kind == "bridge" {
+				signal(b.news)
+				return
+			}
+		}
+	})
+	return b
+}
+
+// Run follows the interfaces until ctx ends.
 func (b *bridges) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-b.links.Listed():
+	}
 	var known map[string]fsm.MAC
 	for {
-		if err := b.watch(ctx, &known); err != nil && ctx.Err() == nil {
-			b.log.Warn("can't watch this node's bridges; trying again", "err", err)
+		if ports := bridgePorts(b.links.All()); known == nil || !maps.Equal(ports, known) {
+			known = ports
+			b.set(ports)
 		}
-		if !sleep(ctx, time.Second) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.news:
+		}
+		if !sleep(ctx, gatherLinks) {
 			return nil
 		}
 	}
 }
 
-// watch lists the ports, and again with every news, until the subscription or ctx ends.
-func (b *bridges) watch(ctx context.Context, known *map[string]fsm.MAC) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	news := make(chan netlink.LinkUpdate, 64)
-	failed := make(chan error, 1)
-	err := netlink.LinkSubscribeWithOptions(news, ctx.Done(), netlink.LinkSubscribeOptions{ErrorCallback: func(err error) {
-		select {
-		case failed <- err:
-		default:
-		}
-	}})
-	if err != nil {
-		return err
-	}
-	defer drain(news) // the subscription closes it, and must not wait for a reader
-	defer cancel()
-	relist := time.NewTimer(0)
-	defer relist.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-failed:
-			return err
-		case _, ok := <-news:
-			if !ok {
-				return nil
-			}
-			relist.Reset(gatherLinks)
-		case <-relist.C:
-			ports, err := bridgePorts()
-			if err != nil {
-				return err
-			}
-			if *known == nil || !maps.Equal(ports, *known) {
-				*known = ports
-				b.set(ports)
-			}
-			relist.Reset(relistLinks)
-		}
-	}
-}
-
-func drain(news <-chan netlink.LinkUpdate) {
-	for range news {
-	}
-}
-
 // bridgePorts returns the ports of all bridges, with the hardware address of their bridge.
-func bridgePorts() (map[string]fsm.MAC, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, err
-	}
+func bridgePorts(links []link) map[string]fsm.MAC {
 	macs := make(map[int]fsm.MAC)
 	for _, l := range links {
-		if hw := l.Attrs().HardwareAddr; l.Type() == "bridge" && len(hw) == len(fsm.MAC{}) {
-			macs[l.Attrs().Index] = fsm.MAC(hw)
+		if l.Kind == "bridge" && l.MAC != (fsm.MAC{}) {
+			macs[l.Index] = l.MAC
 		}
 	}
 	ports := make(map[string]fsm.MAC)
 	for _, l := range links {
-		if mac, ok := macs[l.Attrs().MasterIndex]; ok {
-			ports[l.Attrs().Name] = mac
+		if mac, ok := macs[l.Master]; ok && !canary.Ours(l.Name) {
+			ports[l.Name] = mac
 		}
 	}
-	return ports, nil
+	return ports
 }
 
 func (e *enforcer) setBridges(ports map[string]fsm.MAC) {
-	e.SetLocal(func(l *enforce.Local) { l.Bridges = ports })
+	e.SetLocal(func(l *enforce.Local) {
+		l.Bridges = l.Bridges.Replace(ports, func(a, b fsm.MAC) bool { return a == b })
+	})
 }

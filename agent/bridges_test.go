@@ -31,10 +31,12 @@ func TestPortsOfBridgesAreKnown(t *testing.T) {
 	in("link set tap0 master br0")
 
 	seen := make(chan map[string]fsm.MAC, 16)
-	b := &bridges{log: slog.New(slog.DiscardHandler), set: func(ports map[string]fsm.MAC) { seen <- ports }}
+	links := newLinkMonitor(slog.New(slog.DiscardHandler))
+	b := newBridges(links, func(ports map[string]fsm.MAC) { seen <- ports })
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- within(ns, func() error { return b.Run(ctx) }) }()
+	done := make(chan error, 2)
+	go func() { done <- within(ns, func() error { return links.Run(ctx) }) }()
+	go func() { done <- b.Run(ctx) }()
 	want := func(ports map[string]fsm.MAC) {
 		t.Helper()
 		late := time.After(10 * time.Second)
@@ -61,7 +63,9 @@ func TestPortsOfBridgesAreKnown(t *testing.T) {
 	in("link del tap0")
 	want(map[string]fsm.MAC{})
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }

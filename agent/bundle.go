@@ -222,6 +222,6 @@ func (b *bundler) kernel(ctx context.Context, w io.Writer) error {
 	}
 	return writeJSON(w, map[string]any{
 		"enforced": enforced, "problem": problem, "lists_enforced": lists, "lists_problem": listProblem,
-		"lacks": b.rooms.enforcer.Local().Missing, "differs": differs(d), "drift": b.rooms.enforcer.drift.told(), "lists_drift": b.rooms.lists.drift.told(),
+		"lacks": b.rooms.enforcer.Local().Missing, "differs": differs(d), "drift": b.rooms.enforcer.drift.told(), "lists_drift": b.rooms.lists.drift.told(), "sources_drift": b.rooms.sources.drift.told(),
 	})
 }

@@ -31,6 +31,8 @@ const (
 	// certificateLeft is the part of a certificate's life, the last fifth, in which it should not be in use any
 	// more: it is renewed at two thirds.
 	certificateLeft = 5
+	// networkPatience is longer than an interface that comes or goes takes.
+	networkPatience = 3 * time.Second
 	silentPatience  = 5 * time.Second // a peer that restarts is back by then
 )
 
@@ -45,7 +47,10 @@ type vitals struct {
 	blocks  func() (uint64, string)         // log index of the kernel, and why it is behind
 	lists   func() (uint64, string)         // likewise, of lists
 	drifts  []*drift                        // of all tables
+	passing func() string                   // what passes that is blocked
+	blind   func() string                   // why that is not known
 	missing func() []fsm.Kind               // kinds of blocks that the kernel lacks
+	open    func() string                   // which guests, or interfaces, can't be enforced
 	audit   func() string                   // why it is not written
 	page    func() string                   // why it is not served
 	life    func() (signed, ends time.Time) // of its certificate; zero if it has none
@@ -127,8 +132,11 @@ func (v *vitals) checks(l *lags) []check {
 		{"state_differs", fsm.Critical, 0, "Its rules may be wrong. Stop its agent, move data_dir/raft away and start it: it takes the state from the others. Keep what you moved for a bug report.", func(time.Time) string { return v.differs() }},
 		{"kernel_behind", fsm.Critical, 0, "What was changed since is not in force on this node. The agent tries again; see its log.", func(now time.Time) string { return v.kernelBehind(now, l) }},
 		{"lists_behind", fsm.Critical, 0, "Lists that changed are not in force on this node as they are now. The agent tries again; see its log.", func(now time.Time) string { return v.listsBehind(now, l) }},
-		{"kernel_drift", fsm.Critical, 0, "Find out what flushes nftables (a firewall service, a script) and keep it from tables named palisade: what was blocked may have passed for a second.", v.kernelDrift},
+		{"kernel_drift", fsm.Critical, 0, "Find out what flushes nftables (a firewall service, a script) and keep it from tables named palisade: what was blocked may have passed for a tenth of a second.", v.kernelDrift},
+		{"canary_passes", fsm.Critical, 0, "Something on this node takes packets past the rules (an XDP or tc program, a flowtable, a netdev chain that forwards), or the rules do not work. Look at tc filter, ip link and nft list ruleset, and stop guests by other means meanwhile.", func(time.Time) string { return v.passing() }},
+		{"canary_failing", fsm.Warning, 0, "What is blocked may well be dropped: it is only not proven by packets. See the agent's log; a firewall that drops all frames of bridges, or an interface named palcanary or palcan0 of another program are usual reasons.", func(time.Time) string { return v.blind() }},
 		{"kernel_lacks", fsm.Warning, 0, "Such blocks drop everything on this node. Install a kernel that has what is missing, or do not use these kinds.", v.kernelLacks},
+		{"network_unenforceable", fsm.Warning, networkPatience, "What is blocked there is not in force on this node, see palisade vm show. Connect the guest by a bridge, macvtap or Open vSwitch; for an interface, see the log.", func(time.Time) string { return v.open() }},
 		{"store_slow", fsm.Warning, 0, "At 5 s the process ends itself. Look at the disk of data_dir.", v.storeSlow},
 		{"clock_offset", fsm.Warning, 10 * time.Second, "Set the clock by NTP (chronyc tracking, timedatectl). While cut off, this node would start agreed blocks at the wrong time.", v.clockOffset},
 		{"gossip_late", fsm.Warning, gossipPatience, "It is slow to see who is alive, and may be taken for dead. Look at its CPU and at loss on the gossip port.", v.gossipLate},

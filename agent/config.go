@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/palisade/palisade/audit"
 	"github.com/palisade/palisade/fsm"
+	"github.com/palisade/palisade/internal/hook"
 	"github.com/palisade/palisade/pki"
 )
 
@@ -32,6 +31,7 @@ type Config struct {
 	Audit     AuditConfig     `toml:"audit"`
 	Redirect  RedirectConfig  `toml:"redirect"`
 	Lists     ListsConfig     `toml:"lists"`
+	Canary    CanaryConfig    `toml:"canary"`
 	Log       LogConfig       `toml:"log"`
 }
 
@@ -121,15 +121,14 @@ type APIConfig struct {
 	OIDC      OIDCConfig `toml:"oidc"`
 }
 
-// InventoryConfig says how this node learns which VMs it runs.
-type InventoryConfig struct {
-	Driver string `toml:"driver"` // "static", "libvirt" or "none"
-	Static struct {
-		Dir string `toml:"dir"`
-	} `toml:"static"`
-	Libvirt struct {
-		Socket string `toml:"socket"`
-	} `toml:"libvirt"`
+// LibvirtConfig says how this node asks libvirt, and how libvirt's hook asks this node.
+type LibvirtConfig struct {
+	Socket string `toml:"socket"`
+	// HookTimeout is how long a migration to here may be held up until the hook decides without an answer. Default 2 s.
+	HookTimeout duration `toml:"hook_timeout"`
+	// HookStrict refuses migrations to here while the agent does not run, or can't tell whether it knows all that is
+	// blocked. Without it they are let in: the kernel holds what was known last.
+	HookStrict bool `toml:"hook_strict"`
 }
 
 // RedirectConfig says where this node serves the page of redirected targets.
@@ -138,6 +137,15 @@ type RedirectConfig struct {
 	// visitors of redirected targets.
 	Port uint16 `toml:"port"`
 }
+
+// CanaryConfig is about the packets that prove that what is blocked is dropped. They need a bridge with two ports of their
+// own, and 127.112.97.107 and .108 on the loopback.
+type CanaryConfig struct {
+	// Mode is "on" (default), or "off": it makes no interface, sends nothing, proves nothing.
+	Mode string `toml:"mode"`
+}
+
+const canaryOn, canaryOff = "on", "off"
 
 // ListsConfig says what lists may be loaded from.
 type ListsConfig struct {
@@ -166,22 +174,15 @@ type LogConfig struct {
 	Format string `toml:"format"` // "text" (default) or "json"
 }
 
-const maxConfigBytes = 1 << 20
-
 // LoadConfig reads and checks a config file. The error names the file, the key and what would be
 // right.
 func LoadConfig(path string) (Config, error) {
-	f, err := os.Open(path)
+	b, err := hook.ReadConfig(path)
+	if errors.Is(err, hook.ErrTooLarge) {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
 	if err != nil {
 		return Config{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err != nil {
-		return Config{}, err
-	}
-	if len(b) > maxConfigBytes {
-		return Config{}, fmt.Errorf("%s: larger than %d bytes", path, maxConfigBytes)
 	}
 	cfg, err := parseConfig(b)
 	if err != nil {
@@ -225,17 +226,12 @@ func (c *Config) setDefaults() {
 		c.Cluster.CertificateLifetime.Duration = pki.LeafLifetime
 	}
 	if c.API.Socket == "" {
-		c.API.Socket = "/run/palisade/palisade.sock"
+		c.API.Socket = hook.DefaultSocket
 	}
 	if c.Lists.Dir == "" {
 		c.Lists.Dir = "/var/lib/palisade/lists"
 	}
-	if c.Inventory.Driver == "" {
-		c.Inventory.Driver = "none"
-	}
-	if c.Inventory.Libvirt.Socket == "" {
-		c.Inventory.Libvirt.Socket = "/run/libvirt/libvirt-sock"
-	}
+	c.Inventory.setDefaults()
 	if c.Redirect.Port == 0 {
 		c.Redirect.Port = 8079
 	}
@@ -244,6 +240,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Audit.MaxBytes == 0 {
 		c.Audit.MaxBytes = audit.DefaultMaxBytes
+	}
+	if c.Canary.Mode == "" {
+		c.Canary.Mode = canaryOn
 	}
 	if c.Log.Level == "" {
 		c.Log.Level = "info"
@@ -279,6 +278,9 @@ func (c *Config) validate() error {
 	}
 	c.API.validate(bad)
 	c.Inventory.validate(bad)
+	if c.Canary.Mode != canaryOn && c.Canary.Mode != canaryOff {
+		bad("canary.mode", "%q is neither %s nor %s", c.Canary.Mode, canaryOn, canaryOff)
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level", "%q is none of debug, info, warn, error", c.Log.Level)
 	}
@@ -327,16 +329,4 @@ func (a *APIConfig) validate(bad func(key, format string, args ...any)) {
 		}
 	}
 	a.OIDC.validate(bad)
-}
-
-func (i *InventoryConfig) validate(bad func(key, format string, args ...any)) {
-	switch i.Driver {
-	case "libvirt", "none":
-	case "static":
-		if i.Static.Dir == "" {
-			bad("inventory.static.dir", "is missing; name the directory with one JSON file per VM")
-		}
-	default:
-		bad("inventory.driver", "%q is none of static, libvirt, none", i.Driver)
-	}
 }

@@ -48,9 +48,11 @@ func TestConfigErrorsNameTheKeyAndTheCure(t *testing.T) {
 		"short lifetime":     {`gossip =`, "certificate_lifetime = \"1s\"\ngossip =", "cluster.certificate_lifetime: is 1s"},
 		"no lifetime":        {`gossip =`, "certificate_lifetime = \"90d\"\ngossip =", "unknown unit"},
 		"old peers":          {`gossip =`, "key_file = \"/tmp/key\"\ngossip =", "unknown keys: \"cluster.key_file\""},
-		"driver":             {`driver = "none"`, `driver = "xen"`, "none of static, libvirt, none"},
+		"driver":             {`driver = "none"`, `driver = "xen"`, "inventory.driver: \"xen\" is none of libvirt"},
 		"guard is no prefix": {`"192.0.2.0/24"`, `"192.0.2"`, "line 5"},
 		"guard host bits":    {`"192.0.2.0/24"`, `"192.0.2.1/24"`, "192.0.2.0/24"},
+		"a list of drivers":  {`driver = "none"`, `driver = ["libvirt", "xen"]`, "inventory.driver: \"xen\" is none of libvirt"},
+		"driver's section":   {`driver = "none"`, "driver = [\"openvz\"]\n[inventory.openvz]\ncommand = [\"vzlist\"]", "inventory.openvz: openvz inventory: command: \"vzlist\" is not an absolute path"},
 		"static without dir": {`driver = "none"`, `driver = "static"`, "inventory.static.dir"},
 	}
 	for name, tt := range tests {

@@ -12,6 +12,10 @@ import (
 	"github.com/palisade/palisade/enforce/nft"
 )
 
+// lookInterval is how often the kernel is asked whether any program has changed any rules: some 8 us a question. What was changed is
+// found after a twentieth of a second on average, and undone some milliseconds later.
+const lookInterval = 100 * time.Millisecond
+
 // driftTold is how long it is told that another program changed our tables, after that was undone: who
 // did it will do it again, and what was blocked passed meanwhile.
 const driftTold = 10 * time.Minute
@@ -19,8 +23,15 @@ const driftTold = 10 * time.Minute
 // drift is what other programs did to tables of ours, and whether it is undone. It is safe for concurrent use.
 type drift struct {
 	found, healed prometheus.Counter
+	took          prometheus.Histogram // seconds from finding to undoing
+	tables        string               // "blocks" or "lists"
+	// undoneAfter is told, when all is undone, what was found and how long undoing took; must not block; may be nil.
+	undoneAfter func(tables, what string, took time.Duration)
+	// stuckWith is told the first time that what was found can't be undone; must not block; may be nil.
+	stuckWith func(tables, what string, err error)
 
 	mu      sync.Mutex
+	begun   time.Time // of what is not undone yet
 	what    string
 	last    time.Time // when it was found last; zero if never
 	times   int       // found in a row, with less than driftTold in between
@@ -33,10 +44,15 @@ func newDrift(reg prometheus.Registerer, tables string) *drift {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "palisade_kernel_drift_" + name + "_total", Help: help, ConstLabels: prometheus.Labels{"tables": tables}})
 	}
 	d := &drift{
-		found:  counter("found", "Times that another program was found to have changed our tables, of blocks or of lists."),
+		tables: tables,
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "palisade_kernel_drift_heal_seconds", Help: "Time from finding such a change, at most 0.1 s after it was made, to its being undone.",
+			ConstLabels: prometheus.Labels{"tables": tables}, Buckets: prometheus.ExponentialBuckets(1e-3, 2, 16),
+		}),
+		found:  counter("found", "Times that another program was found to have changed our tables, of blocks, of lists or of the source guard."),
 		healed: counter("healed", "Times that such a change was undone."),
 	}
-	reg.MustRegister(d.found, d.healed)
+	reg.MustRegister(d.found, d.healed, d.took)
 	return d
 }
 
@@ -51,25 +67,40 @@ func (d *drift) saw(what string) {
 	d.times++
 	if !d.pending {
 		d.found.Inc()
+		d.begun = d.last
 	}
 	d.pending = true
 }
 
-// stuck notes that what was found could not be undone.
+// stuck notes that what was found, if anything was, could not be undone.
 func (d *drift) stuck(err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	if !d.pending {
+		d.mu.Unlock()
+		return
+	}
+	first, what := d.failure == nil, d.what
 	d.failure = err
+	d.mu.Unlock()
+	if first && d.stuckWith != nil {
+		d.stuckWith(d.tables, what, err)
+	}
 }
 
 // undone notes that the tables are as they should be.
 func (d *drift) undone() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.pending {
-		d.healed.Inc()
-	}
+	was, what, took := d.pending, d.what, time.Since(d.begun)
 	d.pending, d.failure = false, nil
+	d.mu.Unlock()
+	if !was {
+		return
+	}
+	d.healed.Inc()
+	d.took.Observe(took.Seconds())
+	if d.undoneAfter != nil {
+		d.undoneAfter(d.tables, what, took)
+	}
 }
 
 // unsolved says what is different in the kernel now, "" if nothing is.

@@ -41,25 +41,32 @@ type enforcer struct {
 	log      *slog.Logger
 	store    *fsm.Store
 	kernel   kernel
-	caughtUp <-chan struct{} // closed once the state was as new as the leader's
-	localCh  chan struct{}   // signals that local changed
-	alive    chan struct{}   // taken by the loop, see Alive
-	freed    func([]fsm.MAC) // told what has left the kernel; must not block; may be nil
-	lists    *listEnforcer   // told what local is; may be nil
+	caughtUp <-chan struct{}         // closed once the state was as new as the leader's
+	localCh  chan struct{}           // signals that local changed
+	alive    chan struct{}           // taken by the loop, see Alive
+	freed    func([]fsm.MAC)         // told what has left the kernel; must not block; may be nil
+	lists    *listEnforcer           // told what local is; may be nil
+	loose    func() map[string]error // interfaces of guests that can't be enforced
+	sources  *sourceEnforcer         // likewise
 	metrics  enforcerMetrics
 	drift    *drift
 	drops    *drops
 	series   *dropSeries
-	clock    func() time.Time // the fleet's, to which stamps are compared
-	interval time.Duration    // of looks at the kernel
+	clock    func() time.Time  // the fleet's, to which stamps are compared
+	interval time.Duration     // of looks at the kernel
+	canary   []enforce.Element // always in the kernel, whatever is blocked
 
 	standing // its mu guards all below
 	compiler *enforce.Compiler
 	local    enforce.Local
+	told     localTold
 	startAt  time.Time // when the kernel first matched the state
 	since    map[string]receipt
 	final    map[string]enforce.Counter // of lifted blocks: what they dropped until then
 }
+
+// localTold counts what SetLocal was told: it takes effect with the loop's next turn.
+type localTold struct{ told, compiled, enforced uint64 }
 
 // receipt says when this process first saw a block in force in its kernel.
 type receipt struct {
@@ -109,7 +116,7 @@ func newEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, 
 				Buckets: []float64{.001, .002, .003, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 60, 600},
 			}),
 		},
-		drift: newDrift(reg, "blocks"), clock: time.Now, interval: time.Second,
+		drift: newDrift(reg, "blocks"), loose: func() map[string]error { return nil }, clock: time.Now, interval: lookInterval,
 	}
 	e.drops = newDrops(store.View, e)
 	e.series = newDropSeries(e.drops)
@@ -142,15 +149,16 @@ func (e *enforcer) Alive(ctx context.Context) error {
 func (e *enforcer) SetLocal(update func(*enforce.Local)) {
 	e.mu.Lock()
 	update(&e.local)
+	e.told.told++
 	local := e.local
 	e.mu.Unlock()
 	if e.lists != nil {
 		e.lists.SetLocal(local)
 	}
-	select {
-	case e.localCh <- struct{}{}:
-	default:
+	if e.sources != nil {
+		e.sources.SetLocal(local)
 	}
+	signal(e.localCh)
 }
 
 // batch is one step of the change feed.
@@ -189,6 +197,7 @@ type pending struct {
 	floor    uint64   // the log index that the kernel stood for when it was adopted
 	over     heldOver // of the leftovers, until the epoch is settled
 	caughtUp bool
+	told     uint64      // what of localTold is in what is pushed
 	stamps   []time.Time // of the entries that came after catching up, since the last receipt
 }
 
@@ -201,6 +210,9 @@ func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) e
 	)
 	defer retry.Stop()
 	<-retry.C
+	for _, el := range e.canary {
+		p.want[el] = true
+	}
 	for {
 		fresh := time.Time{}
 		select {
@@ -246,6 +258,7 @@ func (e *enforcer) loop(ctx context.Context, feed <-chan batch, held nft.Held) e
 func (e *enforcer) compile(ctx context.Context, b batch) enforce.Delta {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.told.compiled = e.told.told
 	lifts := 0
 	for _, ev := range b.events {
 		switch ev.Type {
@@ -316,7 +329,9 @@ func (e *enforcer) sum(ctx context.Context, els []enforce.Element) (enforce.Coun
 
 func (e *enforcer) merge(want map[enforce.Element]bool, d enforce.Delta) {
 	for _, el := range d.Remove {
-		want[el] = false
+		if !slices.Contains(e.canary, el) {
+			want[el] = false
+		}
 	}
 	for _, el := range d.Add {
 		want[el] = true
@@ -328,11 +343,17 @@ func (e *enforcer) merge(want map[enforce.Element]bool, d enforce.Delta) {
 func (e *enforcer) compare(p *pending) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for el := range e.compiler.Elements() {
+	needed := func(el enforce.Element) {
 		if _, held := p.leftover[el]; held {
 			delete(p.want, el)
 			delete(p.leftover, el)
 		}
+	}
+	for el := range e.compiler.Elements() {
+		needed(el)
+	}
+	for _, el := range e.canary {
+		needed(el)
 	}
 	rest := slices.Collect(maps.Keys(p.leftover))
 	if _, keep := unsettled(p.view, p.floor); keep {
@@ -371,6 +392,7 @@ func (e *enforcer) push(ctx context.Context, p *pending) error {
 	behind := p.view.Index() < p.floor
 	e.mu.Lock()
 	guards := e.local.Guards
+	p.told = e.told.compiled
 	e.mu.Unlock()
 	d := enforce.Delta{Index: max(p.view.Index(), p.floor)}
 	if over {
@@ -468,6 +490,10 @@ func (e *enforcer) record(p *pending, problem string) {
 	}
 	e.problem = problem
 	e.metrics.elements.Set(float64(e.compiler.Len()))
+	if e.told.enforced < p.told {
+		e.told.enforced = p.told
+		e.advance()
+	}
 	e.reach(p.view.Index(), e.metrics.enforced)
 }
 
@@ -485,7 +511,13 @@ func (e *enforcer) Receipt(ctx context.Context, b *fsm.Block) (fsm.BlockReport, 
 		r.Index, r.At = known.index, known.at
 	}
 	els, c := e.compiler.ElementsOf(b.ID), e.final[b.ID]
+	local := e.local
 	e.mu.Unlock()
+	if len(els) > 0 {
+		if r.Open = openNICs(e.store.View(), b, local.NICs.All(), e.loose()); r.Open != "" {
+			r.Enforced = false
+		}
+	}
 	var err error
 	if len(els) > 0 {
 		c, err = e.sum(ctx, els)

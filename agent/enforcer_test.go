@@ -62,9 +62,13 @@ func (k *fakeKernel) Apply(_ context.Context, d enforce.Delta) error {
 }
 
 func (k *fakeKernel) Counters(_ context.Context, els []enforce.Element) (map[enforce.Element]enforce.Counter, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	out := map[enforce.Element]enforce.Counter{}
 	for _, el := range els {
-		out[el] = enforce.Counter{Packets: 1, Bytes: 100}
+		if _, ok := k.held[el]; ok {
+			out[el] = enforce.Counter{Packets: 1, Bytes: 100}
+		}
 	}
 	return out, nil
 }
@@ -209,7 +213,7 @@ func TestAStateOlderThanTheKernelChangesNothing(t *testing.T) {
 	b := newBench(t, 5, "203.0.113.5/32")
 	old := b.block("198.51.100.1/32")
 	b.run()
-	b.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = nil }) // makes the loop turn once more
+	b.enforcer.SetLocal(func(l *enforce.Local) { l.NICs = enforce.Map[[]fsm.NIC]{} }) // makes the loop turn once more
 	b.apply(fsm.DeclareVM{ID: "vm1"})
 	b.eventually("the loop has turned", func() bool { return len(b.enforcer.localCh) == 0 })
 	if b.kernel.attempts() != 0 {
@@ -290,7 +294,7 @@ func TestALocalGuestsTapIsBoundAtOnce(t *testing.T) {
 	close(b.caughtUp)
 	b.waitEnforced(b.index)
 	b.enforcer.SetLocal(func(l *enforce.Local) {
-		l.NICs = map[string][]fsm.NIC{"vm1": {{Tap: "tap1", MAC: fsm.MAC{2, 0, 0, 0, 0, 1}}}}
+		l.NICs = enforce.MapOf(map[string][]fsm.NIC{"vm1": {{Tap: "tap1", MAC: fsm.MAC{2, 0, 0, 0, 0, 1}}}})
 	})
 	b.eventually("tap and MAC are in the kernel without any commit", func() bool {
 		b.kernel.mu.Lock()

@@ -2,12 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"runtime"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,26 +23,26 @@ type listKernel interface {
 	Release(ctx context.Context, guards []netip.Prefix) error
 	Check(ctx context.Context) error
 	Hits(ctx context.Context) ([]nft.Hit, error)
+	Due() bool
+	deviceKernel
 }
 
 var _ listKernel = (*nft.Lists)(nil)
 
-// listEnforcer keeps what lists drop in this node's kernel equal to the state. It is a loop of its own, so
-// that a list that takes seconds to load holds up no block; its rules are those of the enforcer. Blocks on
-// lists get their receipts from here.
+// listEnforcer keeps what lists drop in this node's kernel equal to the state. Its rules are those of the
+// enforcer. Blocks on lists get their receipts from here.
 type listEnforcer struct {
-	log      *slog.Logger
-	store    *fsm.Store
-	kernel   listKernel
-	caughtUp <-chan struct{} // closed once the state was as new as the leader's
-	localCh  chan struct{}   // signals that local changed
-	metrics  listMetrics
-	interval time.Duration // of looks at the kernel
-	drift    *drift
+	keeper
+	log     *slog.Logger
+	kernel  listKernel
+	metrics listMetrics
+	drift   *drift
 
 	standing // its mu guards all below; the log index is that whose lists are in the kernel
 	local    *enforce.Local
 	startAt  time.Time // when the kernel first matched the state
+	holds    bool      // the kernel has lists
+	told     bool      // the kernel knows which devices there are
 	since    map[string]receipt
 	dropped  map[string]enforce.Counter // by block
 }
@@ -70,8 +68,8 @@ func newListMetrics(reg prometheus.Registerer) listMetrics {
 
 func newListEnforcer(log *slog.Logger, reg prometheus.Registerer, store *fsm.Store, k listKernel, caughtUp <-chan struct{}) *listEnforcer {
 	return &listEnforcer{
-		log: log, store: store, kernel: k, caughtUp: caughtUp, metrics: newListMetrics(reg), interval: time.Second, drift: newDrift(reg, "lists"),
-		localCh: make(chan struct{}, 1), standing: newStanding(), since: map[string]receipt{}, dropped: map[string]enforce.Counter{},
+		keeper: newKeeper(store, caughtUp), log: log, kernel: k, metrics: newListMetrics(reg), drift: newDrift(reg, "lists"),
+		standing: newStanding(), since: map[string]receipt{}, dropped: map[string]enforce.Counter{},
 	}
 }
 
@@ -82,13 +80,29 @@ func (e *listEnforcer) SetLocal(l enforce.Local) {
 		return
 	}
 	e.mu.Lock()
+	same := e.local != nil && !e.local.TouchesLists(e.store.View(), l)
 	e.local = &l
 	e.mu.Unlock()
-	select {
-	case e.localCh <- struct{}{}:
-	default:
+	if same {
+		return // to compile a million prefixes for each guest that comes would keep a core busy
 	}
+	signal(e.localCh)
 }
+
+// SetDevices tells the kernel which interfaces pass packets to neither a bridge nor this node's own stack. It does not
+// wait for the loop, which loads the lists for the first of them.
+func (e *listEnforcer) SetDevices(ctx context.Context, list []nft.Device) error {
+	if err := e.kernel.SetDevices(ctx, list); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.told = true
+	return nil
+}
+
+// Unenforced is that of the kernel.
+func (e *listEnforcer) Unenforced() map[string]error { return e.kernel.Unenforced() }
 
 // listWork is what the loop still owes the kernel and the receipts.
 type listWork struct {
@@ -119,67 +133,20 @@ func (e *listEnforcer) Run(ctx context.Context) error {
 	if err := yieldToOthers(); err != nil {
 		e.log.Warn("lists are loaded with the priority of everything else", "err", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	feed := make(chan batch)
-	var wg sync.WaitGroup
-	wg.Go(func() { follow(ctx, e.store, feed) })
-	defer wg.Wait()
-	defer cancel()
-
 	w := listWork{dirty: true}
-	caughtUp := e.caughtUp
-	retry := time.NewTimer(0)
-	defer retry.Stop()
-	<-retry.C
-	look := time.NewTicker(e.interval)
-	defer look.Stop()
-	wait := retryKernelMin
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case b := <-feed:
-			w.take(b)
-		case <-e.localCh:
-			w.lists, w.dirty = nil, true
-		case <-caughtUp:
-			caughtUp, w.caughtUp, w.dirty = nil, true, true
-		case <-look.C:
-			e.look(ctx, &w)
-			e.count(ctx, &w)
-		case <-retry.C:
-		}
-		if err := e.step(ctx, &w); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			e.fail(err)
+	e.keep(ctx, turns{
+		took:     w.take,
+		local:    func() { w.lists, w.dirty = nil, true },
+		caughtUp: func() { w.caughtUp, w.dirty = true, true },
+		look:     func(ctx context.Context) { e.look(ctx, &w) },
+		count:    func(ctx context.Context) { e.count(ctx, &w) },
+		step:     func(ctx context.Context) error { return e.step(ctx, &w) },
+		failed: func(err error) {
 			w.dirty = true
-			retry.Reset(wait)
-			wait = min(2*wait, retryKernelMax)
-			continue
-		}
-		wait = retryKernelMin
-	}
-}
-
-// follow turns the blocking watcher into a channel. It never runs ahead.
-func follow(ctx context.Context, store *fsm.Store, feed chan<- batch) {
-	view := store.View()
-	w := store.Watch(view.Index())
-	b := batch{view: view, reset: true}
-	for {
-		select {
-		case feed <- b:
-		case <-ctx.Done():
-			return
-		}
-		v, events, err := w.Next(ctx)
-		if err != nil && !errors.Is(err, fsm.ErrCompacted) {
-			return
-		}
-		b = batch{view: v, events: events, reset: err != nil}
-	}
+			e.fail(err)
+		},
+	})
+	return nil
 }
 
 // take notes whether the step of the feed can change what lists drop.
@@ -264,9 +231,13 @@ func (e *listEnforcer) step(ctx context.Context, w *listWork) error {
 	return nil
 }
 
-// look finds out whether another program has changed the tables.
+// look finds out whether another program has changed the tables, or devices came or went.
 func (e *listEnforcer) look(ctx context.Context, w *listWork) {
 	if w.dirty {
+		return
+	}
+	if e.kernel.Due() {
+		w.dirty = true
 		return
 	}
 	if err := e.kernel.Check(ctx); err != nil && ctx.Err() == nil {
@@ -323,7 +294,7 @@ func (e *listEnforcer) record(w *listWork, problem string) {
 	if problem != "" && problem != e.problem {
 		e.log.Warn(problem)
 	}
-	e.problem = problem
+	e.problem, e.holds = problem, w.brought != nil && !w.brought.Empty()
 	e.reach(index, e.metrics.enforced)
 }
 
@@ -331,6 +302,7 @@ func (e *listEnforcer) fail(err error) {
 	e.metrics.failures.Inc()
 	e.log.Error("lists in the kernel are behind the state; trying again", "err", err)
 	e.behind(err.Error())
+	e.drift.stuck(err)
 }
 
 // Dropped is what a block on a list has dropped since the agent started.
@@ -353,7 +325,22 @@ func (e *listEnforcer) Receipt(v *fsm.View, b *fsm.Block) fsm.BlockReport {
 	if known, ok := e.since[b.ID]; ok {
 		r.At = known.at
 	}
+	if b.State == fsm.BlockActive && e.local != nil {
+		if r.Open = unlisted(e.local.NICs.All(), e.told, e.kernel.Unenforced()); r.Open != "" {
+			r.Enforced = false
+		}
+	}
 	return r
+}
+
+// open says for which guests here the lists that are held do not hold, or "".
+func (e *listEnforcer) open() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.holds || e.local == nil {
+		return ""
+	}
+	return unlisted(e.local.NICs.All(), e.told, e.kernel.Unenforced())
 }
 
 // holdsLists says whether one of the blocks is on a list.

@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +31,31 @@ type fakeListKernel struct {
 	gate     chan struct{} // if not nil, Bring waits until it is closed
 	hits     []nft.Hit     // the next answer of Hits
 	called   func()        // by Bring, if not nil
+	devices  []nft.Device
+	due      bool
+	loose    map[string]error
+}
+
+// SetDevices makes a Bring due, like the first device does.
+func (k *fakeListKernel) SetDevices(_ context.Context, list []nft.Device) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fail == nil {
+		k.devices, k.due = list, true
+	}
+	return k.fail
+}
+
+func (k *fakeListKernel) Due() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.due
+}
+
+func (k *fakeListKernel) Unenforced() map[string]error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.loose
 }
 
 func (k *fakeListKernel) Hits(context.Context) ([]nft.Hit, error) {
@@ -55,7 +82,7 @@ func (k *fakeListKernel) Bring(_ context.Context, c nft.ListChange) error {
 	defer k.mu.Unlock()
 	if k.fail == nil {
 		k.brought = append(k.brought, c)
-		k.tampered = nil
+		k.tampered, k.due = nil, false
 	}
 	return k.fail
 }
@@ -101,7 +128,7 @@ func newListBench(t *testing.T, kernelIndex uint64) *listBench {
 	t.Helper()
 	b := &listBench{bench: newBench(t, 0), kernel: &fakeListKernel{index: kernelIndex}}
 	b.lists = newListEnforcer(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), b.store, b.kernel, b.caughtUp)
-	b.lists.interval = 5 * time.Millisecond
+	b.lists.interval, b.lists.counting = 5*time.Millisecond, 5*time.Millisecond
 	return b
 }
 
@@ -202,6 +229,69 @@ func TestAListHoldIsConfirmedWhenItsContentIsInTheKernel(t *testing.T) {
 	}
 }
 
+// TestListsAreNotConfirmedForGuestsThatTheyDoNotHold: those on a network that can't be enforced, and those on devices that the
+// kernel was not told of yet, or does not enforce lists on.
+func TestListsAreNotConfirmedForGuestsThatTheyDoNotHold(t *testing.T) {
+	b := newListBench(t, 0)
+	here := func(networks ...string) {
+		var nics []fsm.NIC
+		for i, network := range networks {
+			nics = append(nics, fsm.NIC{MAC: fsm.MAC{2, byte(i)}, Tap: fmt.Sprint("tap", i), Network: network})
+		}
+		l := enforce.Local{Guards: []netip.Prefix{}}
+		l.NICs = l.NICs.With("v1", nics).With("v2", []fsm.NIC{{MAC: fsm.MAC{4}, Network: fsm.NetworkBridge}})
+		b.lists.SetLocal(l)
+	}
+	here(fsm.NetworkMacvtap)
+	b.run()
+	close(b.caughtUp)
+	b.enforced(b.index)
+	if why := b.lists.open(); why != "" {
+		t.Errorf("no list is held, and yet: %s", why)
+	}
+	b.put("feed", "198.51.100.0/24")
+	hold := b.hold("feed")
+	b.enforced(b.index)
+	type guests struct {
+		networks []string
+		why      string
+	}
+	confirms := func(list ...guests) {
+		t.Helper()
+		for _, c := range list {
+			here(c.networks...)
+			r := b.lists.Receipt(b.store.View(), hold)
+			if r.Enforced != (c.why == "") || r.Open != c.why || b.lists.open() != c.why {
+				t.Errorf("guest on %q: receipt %+v, problem %q", c.networks, r, b.lists.open())
+			}
+		}
+	}
+	always := []guests{
+		{[]string{fsm.NetworkHostdev}, "VM v1: lists do not hold on its network (hostdev)"},
+		{[]string{"", fsm.NetworkBridge, fsm.NetworkRouted}, ""},
+	}
+	confirms(append(always, []guests{
+		{[]string{fsm.NetworkMacvtap}, "VM v1: lists do not hold on its network (macvtap)"},
+		{[]string{fsm.NetworkBridge, fsm.NetworkOpenVSwitch}, "VM v1: lists do not hold on its network (openvswitch)"},
+		{[]string{fsm.NetworkUserspace}, "VM v1: lists do not hold on its network (openvswitch-userspace)"},
+	}...)...)
+	before := len(b.kernel.calls())
+	if err := b.lists.SetDevices(t.Context(), []nft.Device{{Name: "tap0", Index: 7, Path: nft.Macvtap}}); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, func() bool { return len(b.kernel.calls()) > before })
+	confirms(append(always, guests{[]string{fsm.NetworkMacvtap}, ""}, guests{[]string{fsm.NetworkBridge, fsm.NetworkOpenVSwitch}, ""}, guests{[]string{fsm.NetworkUserspace}, ""})...)
+	b.kernel.set(func() { b.kernel.loose = map[string]error{"tap0": errors.New("refused")} })
+	confirms(guests{[]string{fsm.NetworkMacvtap}, "VM v1: interface tap0: refused"})
+	b.kernel.set(func() { b.kernel.loose = map[string]error{"up0": errors.New("refused")} })
+	confirms(guests{[]string{fsm.NetworkUserspace}, "interface up0: refused"}) // the switch's way out
+	lifted := b.apply(fsm.LiftBlock{ID: hold.ID}).Block
+	b.enforced(b.index)
+	if r := b.lists.Receipt(b.store.View(), lifted); !r.Enforced || r.Open != "" || b.lists.open() != "" {
+		t.Errorf("lifted: receipt %+v, problem %q", r, b.lists.open())
+	}
+}
+
 func TestListsOnlyGrowBeforeCatchingUp(t *testing.T) {
 	b := newListBench(t, 6)
 	b.put("feed", "198.51.100.0/24") // 3 entries
@@ -274,6 +364,11 @@ func TestListsAreTriedAgainAndRepaired(t *testing.T) {
 	}
 	b.kernel.set(func() { b.kernel.tampered = errors.New("flushed") })
 	b.eventually("the lists are brought back", func() bool { return len(b.kernel.calls()) > n })
+
+	b.kernel.set(func() { b.kernel.tampered, b.kernel.fail = errors.New("flushed"), errors.New("no memory") })
+	b.eventually("that they can't be brought back is told", func() bool { return strings.Contains(b.lists.drift.unsolved(), "can't be brought back: no memory") })
+	b.kernel.set(func() { b.kernel.fail = nil })
+	b.eventually("they are, in the end", func() bool { return b.lists.drift.unsolved() == "" })
 }
 
 // TestWhatListsDropIsCounted for each block that names the address, in its direction, also what was dropped just
@@ -281,7 +376,7 @@ func TestListsAreTriedAgainAndRepaired(t *testing.T) {
 func TestWhatListsDropIsCounted(t *testing.T) {
 	b := newListBench(t, 0)
 	close(b.caughtUp)
-	b.lists.interval = time.Hour
+	b.lists.interval, b.lists.counting = time.Hour, time.Hour
 	b.run()
 	b.guard()
 	b.put("one", "192.0.2.0/24")

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/inventory"
@@ -15,9 +17,9 @@ import (
 
 // newQuietObserver returns an observer of node n1 whose report is set by hand.
 func newQuietObserver(b *bench, vms []inventory.VM, arrived ...string) *observer {
-	o := &observer{log: slog.New(slog.DiscardHandler), node: "n1", store: b.store, claims: map[string]bool{}, known: true}
+	o := &observer{log: slog.New(slog.DiscardHandler), node: "n1", store: b.store, claims: map[string]bool{}, known: true, networks: func() map[string]string { return nil }}
 	inventory.Sort(vms)
-	o.report = inventory.Report{VMs: vms, Arrived: arrived}
+	o.report, o.vms = inventory.Report{VMs: vms, Arrived: arrived}, vms
 	for _, id := range arrived {
 		o.claims[id] = true
 	}
@@ -106,7 +108,7 @@ func TestWhatANodeClaims(t *testing.T) {
 			b := newBench(t, 0)
 			tt.history(b)
 			var got []claim
-			for _, op := range newQuietObserver(b, tt.vms, tt.arrived...).decide(b.store.View()) {
+			for _, op := range newQuietObserver(b, tt.vms, tt.arrived...).decide(b.store.View(), time.Now()) {
 				obs, ok := op.(fsm.ObserveVM)
 				if !ok || obs.ID != "vm1" || obs.Node != "n1" {
 					t.Fatalf("unexpected op %#v", op)
@@ -128,12 +130,12 @@ func TestWhatIsProposedIsThenShown(t *testing.T) {
 	odd.Name = "bad\x00name\n"
 	odd.NICs = []fsm.NIC{{MAC: fsm.MAC{4, 9}, Tap: "b"}, {MAC: fsm.MAC{2, 9}, Tap: "a"}}
 	o := newQuietObserver(b, []inventory.VM{odd}, "vm1")
-	ops := o.decide(b.store.View())
+	ops := o.decide(b.store.View(), time.Now())
 	if len(ops) != 1 {
 		t.Fatalf("proposes %v", ops)
 	}
 	b.apply(ops[0])
-	if again := o.decide(b.store.View()); len(again) != 0 {
+	if again := o.decide(b.store.View(), time.Now()); len(again) != 0 {
 		got, _ := b.store.View().VM("vm1")
 		t.Errorf("proposes again %+v; the view has %+v", again, got)
 	}
@@ -182,4 +184,56 @@ func TestARefusedVMDoesNotHideTheOthers(t *testing.T) {
 	if n := b.store.View().CountVMs(); n != observeBatch {
 		t.Errorf("%d VMs are known, want all %d but the refused one", n, observeBatch)
 	}
+}
+
+// TestOnlyWhatChangedIsCompared: after all was compared once, a report or an event leads to the VMs that
+// it names, and misses none.
+func TestOnlyWhatChangedIsCompared(t *testing.T) {
+	synctest.Test(t, testOnlyWhatChangedIsCompared)
+}
+
+func testOnlyWhatChangedIsCompared(t *testing.T) {
+	b := newBench(t, 0)
+	o := newQuietObserver(b, []inventory.VM{vm("vm1", fsm.PhaseRunning), vm("vm2", fsm.PhaseRunning), vm("vm3", fsm.PhaseRunning)})
+	o.binder = newTapBinder(b.store, newLinkMonitor(o.log), b.enforcer.SetLocal)
+	o.announce, o.wake = func(fsm.Sighting) {}, make(chan struct{}, 1)
+	decided := func() (ids []string) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, op := range o.decide(b.store.View(), time.Now()) {
+			b.apply(op)
+			seen := op.(fsm.ObserveVM)
+			ids = append(ids, string(seen.Phase)+" "+seen.ID)
+		}
+		return ids
+	}
+	want := func(what string, ids ...string) {
+		t.Helper()
+		if got := decided(); !slices.Equal(got, ids) {
+			t.Errorf("%s: proposed %v, want %v", what, got, ids)
+		}
+	}
+	want("the first report", "running vm1", "running vm2", "running vm3")
+	changed := vm("vm2", fsm.PhaseRunning)
+	changed.NICs = []fsm.NIC{{MAC: fsm.MAC{2, 7}, Tap: "tap7"}}
+	o.onReport(inventory.Report{VMs: []inventory.VM{vm("vm1", fsm.PhaseRunning), changed, vm("vm3", fsm.PhaseRunning)}})
+	if len(o.dirty) != 1 {
+		t.Errorf("one VM changed, %v are compared", o.dirty)
+	}
+	want("one changed", "running vm2")
+	o.onReport(inventory.Report{VMs: []inventory.VM{vm("vm1", fsm.PhaseRunning), changed}})
+	want("one is gone", "gone vm3")
+
+	go o.followView(t.Context(), b.store.Watch(b.store.View().Index()))
+	synctest.Wait()                               // it has begun
+	observed(b, "n2", "vm9", fsm.PhaseRunning, 1) // no concern of ours
+	observed(b, "n1", "vm8", fsm.PhaseRunning, 1) // somebody says that it is here
+	b.eventually("the event of vm8 is seen", func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		_, other := o.dirty["vm9"]
+		_, ours := o.dirty["vm8"]
+		return ours && !other
+	})
+	want("what is said to be here and is not", "gone vm8")
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/palisade/palisade/backup"
 	"github.com/palisade/palisade/cluster"
 	"github.com/palisade/palisade/enforce"
+	"github.com/palisade/palisade/enforce/canary"
 	"github.com/palisade/palisade/enforce/nft"
 	"github.com/palisade/palisade/fsm"
 	"github.com/palisade/palisade/recovery"
@@ -118,6 +119,9 @@ func (p *RestorePlan) readKernel(ctx context.Context, from, to *fsm.View) ([]rec
 		held, err := kernel.Adopt(ctx)
 		if err != nil {
 			return nil, err
+		}
+		for _, el := range canary.Elements() {
+			delete(held.Elements, el) // of nobody's blocks
 		}
 		p.Kernel = len(held.Elements)
 		out = recovery.KernelLosses(maps.Keys(held.Elements), from, to, local)

@@ -81,10 +81,7 @@ func (s *scheduler) Run(ctx context.Context) error {
 			if _, _, err := w.Next(ctx); err != nil && !errors.Is(err, fsm.ErrCompacted) {
 				return
 			}
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
+			signal(changed)
 		}
 	}()
 	defer func() { <-done }()

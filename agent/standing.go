@@ -12,7 +12,7 @@ type standing struct {
 	mu       sync.Mutex
 	enforced uint64        // log index that is in the kernel, read back
 	problem  string        // why the kernel is behind, "" if it is not
-	advanced chan struct{} // closed and replaced when enforced grows
+	advanced chan struct{} // closed and replaced when there is more
 }
 
 func newStanding() standing { return standing{advanced: make(chan struct{})} }
@@ -24,6 +24,11 @@ func (s *standing) reach(index uint64, gauge prometheus.Gauge) {
 	}
 	s.enforced = index
 	gauge.Set(float64(index))
+	s.advance()
+}
+
+// advance wakes who waits. The caller holds mu.
+func (s *standing) advance() {
 	close(s.advanced)
 	s.advanced = make(chan struct{})
 }
@@ -43,9 +48,14 @@ func (s *standing) Standing() (enforced uint64, problem string) {
 
 // WaitEnforced blocks until the kernel has the log index, or returns the context's error.
 func (s *standing) WaitEnforced(ctx context.Context, index uint64) error {
+	return s.wait(ctx, func() bool { return s.enforced >= index })
+}
+
+// wait blocks until done, which is called with mu held, or returns the context's error.
+func (s *standing) wait(ctx context.Context, done func() bool) error {
 	for {
 		s.mu.Lock()
-		done, advanced := s.enforced >= index, s.advanced
+		done, advanced := done(), s.advanced
 		s.mu.Unlock()
 		if done {
 			return nil

@@ -16,7 +16,9 @@ func (r *rooms) newWatchdog(log *slog.Logger, reg prometheus.Registerer, version
 	v := vitals{
 		status: r.cluster.Status, members: r.cluster.Members, health: r.cluster.Health, halted: r.store.Halted, offset: r.clock.Offset,
 		applied: func() uint64 { return r.store.View().Index() },
-		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift},
+		blocks:  r.enforcer.Standing, lists: r.lists.Standing, drifts: []*drift{r.enforcer.drift, r.lists.drift, r.sources.drift},
+		passing: r.canary.Passing, blind: r.canary.Failing,
+		open:    r.openNetworks,
 		missing: func() []fsm.Kind { return r.enforcer.Local().Missing },
 		audit:   r.auditor.Warning, page: r.pager.Warning, sources: r.loader.Failing, life: r.certificateLife, boot: r.saver.Warning, differs: r.agreement.Warning,
 		aside: func() string { return asideWarning(r.cluster.Status().Aside) },

@@ -7,6 +7,8 @@
 //	probe tcpsink ADDR:PORT          accept one connection and count what it brings
 //	probe tcpsource FROM TO:PORT RATE  open one connection and write numbered records
 //	probe answer ADDR PORT           echo UDP and TCP until standard input ends
+//	probe station ADDR:PORT...       send and receive many flows, as the lines say (probe.StationOrder)
+//	probe wire node|outside MAC...   watch the frames of hardware addresses, and tell of them on every line
 //
 // The times are the kernel's receive stamps (CLOCK_REALTIME), taken when a packet enters the namespace,
 // however late the process runs.
@@ -39,6 +41,12 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) > 1 && args[0] == "station" {
+		return runStation(args[1:])
+	}
+	if len(args) > 2 && args[0] == "wire" {
+		return runWire(args[1], args[2:])
+	}
 	e, err := open(args)
 	if err != nil {
 		return err

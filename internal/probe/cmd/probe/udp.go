@@ -37,23 +37,9 @@ type udp struct {
 }
 
 func newUDP(at, to netip.AddrPort, rate int) (*udp, error) {
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	conn, err := listen(at)
 	if err != nil {
 		return nil, err
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var serr error
-	if err := raw.Control(func(fd uintptr) {
-		serr = errors.Join(
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer),
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, receiveBuffer),
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
-		)
-	}); err != nil || serr != nil {
-		return nil, errors.Join(err, serr)
 	}
 	u := &udp{conn: conn, stopped: make(chan struct{})}
 	go u.receive()
