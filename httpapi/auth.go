@@ -28,6 +28,7 @@ type caller struct {
 	actor string // "token:NAME", "unix:UID", "" if nobody was asked for
 	scope Scope
 	from  string // "local" on the Unix socket, else the address; for the audit
+	local bool   // root on the Unix socket
 	// What admitted the caller, if it is in the state.
 	token   *fsm.Token
 	session *fsm.Session
@@ -134,7 +135,7 @@ func identifyPeer(p peer) (caller, *wire.Problem) {
 	if p.uid != 0 && p.uid != uint32(os.Geteuid()) { // Linux uids fit
 		return caller{}, problem(wire.CodeForbidden, "uid %d may not call on the Unix socket; only root may", p.uid)
 	}
-	return caller{actor: "unix:" + strconv.FormatUint(uint64(p.uid), 10), scope: ScopeAdmin, from: "local"}, nil
+	return caller{actor: "unix:" + strconv.FormatUint(uint64(p.uid), 10), scope: ScopeAdmin, from: "local", local: true}, nil
 }
 
 // authorize admits a request to a route or says why not.
@@ -153,6 +154,9 @@ func (s *Server) authorize(r *http.Request, rt *route) (caller, *wire.Problem) {
 		if p := sameOrigin(r); p != nil {
 			return caller{}, p
 		}
+	}
+	if rt.scope == scopeLocal && c.local {
+		return c, nil
 	}
 	if !rt.admits(c.scope) {
 		return caller{}, problem(wire.CodeForbidden, "%s has scope %q; this needs %q", c.actor, c.scope, rt.scope)

@@ -61,17 +61,20 @@ func begun(b *fsm.Block) bool {
 func (s *Server) wireVM(v *fsm.View, vm *fsm.VM) wire.VM {
 	out := wire.VM{
 		ID: vm.ID, Name: vm.Name, Kind: vm.Kind, Node: vm.Node, Destination: vm.Destination,
-		Owner: vm.Owner, DoNotBlockUntil: vm.DoNotBlockUntil, State: string(vm.State), Epoch: vm.Epoch, Revision: vm.Revision,
+		Owner: vm.Owner, DoNotBlockUntil: vm.DoNotBlockUntil, SourceGuard: cmp.Or(string(vm.SourceGuard), string(fsm.SourceReset)), State: string(vm.State), Epoch: vm.Epoch, Revision: vm.Revision,
 		NICs:     make([]wire.NIC, 0, len(vm.NICs)),
 		Declared: make([]string, 0, len(vm.Declared)),
 		Blocks:   []string{},
+	}
+	if m := vm.Migration; m != nil {
+		out.Migration = &wire.Migration{Phase: string(m.Phase), From: m.From, To: m.To, Cold: m.Cold, StartedAt: m.StartedAt, ChangedAt: m.ChangedAt}
 	}
 	all := slices.Clone(vm.Declared)
 	for _, p := range vm.Declared {
 		out.Declared = append(out.Declared, prefixText(p))
 	}
 	for _, n := range vm.NICs {
-		nic := wire.NIC{MAC: n.MAC.String(), Tap: n.Tap, Addresses: make([]string, 0, len(n.Addresses))}
+		nic := wire.NIC{MAC: n.MAC.String(), Tap: n.Tap, Network: n.Network, Enforceable: n.Enforceable(), Addresses: make([]string, 0, len(n.Addresses))}
 		for _, a := range n.Addresses {
 			nic.Addresses = append(nic.Addresses, a.String())
 			all = append(all, netip.PrefixFrom(a, a.BitLen()))
@@ -115,12 +118,19 @@ func wireAccount(v *fsm.View, a *fsm.Account) wire.Account {
 	return out
 }
 
+func onOff(on bool) string {
+	if on {
+		return string(fsm.SourceOn)
+	}
+	return string(fsm.SourceOff)
+}
+
 func wireSettings(s *fsm.Settings) wire.Settings {
 	return wire.Settings{
 		SettingsRequest: wire.SettingsRequest{
 			MaxVMs: s.MaxVMs, MaxAddresses: s.MaxAddresses,
 			Redirect: wire.RedirectPage{Title: s.RedirectTitle, Text: s.RedirectText, Link: s.RedirectLink},
-			Voters:   s.WantedVoters(), ReplaceVoterAfter: s.VoterPatience().String(),
+			Voters:   s.WantedVoters(), ReplaceVoterAfter: s.VoterPatience().String(), SourceGuard: onOff(s.SourceGuard),
 		},
 		Revision: s.Revision,
 	}

@@ -57,6 +57,8 @@ func (rt route) scopeText() string {
 	switch {
 	case rt.scope == scopeAny:
 		return "any"
+	case rt.scope == scopeLocal:
+		return "none; only root on the node itself, by the agent's Unix socket"
 	case rt.billing:
 		return string(rt.scope) + "; billing for blocks of the reason unpaid on VMs and accounts"
 	}

@@ -206,6 +206,9 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 	case e.Guard != nil:
 		g := wireGuard(e.Guard)
 		out.Guard = &g
+	case e.Incident != nil:
+		i := wireIncident(e.Incident)
+		out.Incident = &i
 	case e.Account != nil:
 		a := wireAccount(v, e.Account)
 		out.Account = &a
@@ -232,6 +235,13 @@ func (s *Server) wireEvent(v *fsm.View, e *fsm.Event) wire.Event {
 		out.Session = &se
 	}
 	return out
+}
+
+func wireIncident(i *fsm.Incident) wire.Incident {
+	return wire.Incident{
+		Node: i.Node, Code: i.Code, Severity: string(i.Severity), Text: i.Text, At: i.At,
+		LastedMS: float64(i.Lasted) / float64(time.Millisecond), Times: i.Times,
+	}
 }
 
 // sseWriter writes server-sent events, each write with a deadline.

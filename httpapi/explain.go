@@ -133,7 +133,7 @@ func (s *Server) explainVM(ctx context.Context, v *fsm.View, ref string) (wire.E
 	if refused != nil {
 		return wire.Explanation{}, refusalProblem(refused, sent{"vm": at("query.vm", ref)})
 	}
-	out := wire.Explanation{VM: vm.ID}
+	out := wire.Explanation{VM: vm.ID, GuardedSource: s.guardedSource(ctx, v, vm)}
 	note, guarded := v.GuardedVMs()[vm.ID]
 	if guarded {
 		out.Guards = append(out.Guards, "VM "+vm.ID+": "+note)

@@ -33,6 +33,8 @@ type Options struct {
 	Backups Backups // none, if nil
 	// DebugBundle writes a debug bundle, a gzipped tar without secrets; nil if there is none.
 	DebugBundle func(ctx context.Context, w io.Writer) error
+	// LibvirtHook says whether a guest is to be let in, within the time that the node's configuration gives; nil lets in all.
+	LibvirtHook func(ctx context.Context, call LibvirtHook) LibvirtAnswer
 	// UI answers GET and HEAD of every path that is no route and not under /v1, without a caller; nil if there is none.
 	UI       http.Handler
 	OIDC     *login.OIDC          // logs users in by an identity provider, if not nil

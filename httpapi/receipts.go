@@ -217,7 +217,7 @@ func (s *Server) receipts(out *wire.Block, b *fsm.Block, replies []*reply) (all 
 			}
 		}
 		all = all && !r.live()
-		out.Unconfirmed = append(out.Unconfirmed, wire.Unconfirmed{Node: r.member.ID, Since: s.since(b, &r.member, r.live())})
+		out.Unconfirmed = append(out.Unconfirmed, wire.Unconfirmed{Node: r.member.ID, Since: s.since(b, &r.member, r.live()), Why: r.report.Blocks[b.ID].Open})
 	}
 	return all && len(out.Receipts) > 0
 }

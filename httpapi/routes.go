@@ -53,7 +53,7 @@ func routes() []route {
 	named := []wire.Code{wire.CodeNotFound, wire.CodeAmbiguous}
 	adding := []wire.Code{wire.CodeNotFound, wire.CodeVMNotFound, wire.CodeAmbiguous, wire.CodeGuardConflict, wire.CodeTooWide, wire.CodeTooMany, wire.CodeDoNotBlock}
 	changing := []wire.Code{wire.CodeNotFound, wire.CodeConflict, wire.CodeRevision}
-	return append(slices.Concat(listRoutes(), tokenRoutes(), loginRoutes(), oidcRoutes(), sessionRoutes(), userRoutes(), fleetRoutes(), backupRoutes(), leaveRoutes(), dropRoutes()), []route{
+	return append(slices.Concat(listRoutes(), tokenRoutes(), loginRoutes(), oidcRoutes(), sessionRoutes(), userRoutes(), fleetRoutes(), backupRoutes(), leaveRoutes(), dropRoutes(), localRoutes()), []route{
 		{op: get("/v1/blocks", "list-blocks", "List blocks"), scope: ScopeViewer, billing: true, codes: named, add: do((*Server).listBlocks)},
 		{op: op(http.MethodPost, "/v1/blocks", "add-block", "Block a VM, a prefix, an account or a list, now or later", http.StatusCreated), scope: ScopeOperator, billing: true,
 			codes: adding, add: do((*Server).addBlock)},

@@ -19,6 +19,8 @@ func sample(rt route) request {
 		"/v1/accounts/{id}", "/v1/accounts/alice", "{id}", "b1").Replace(rt.op.Path)
 	q := request{method: rt.op.Method, path: path}
 	switch rt.op.OperationID {
+	case "libvirt-hook":
+		q.body = `{"guest":"web","operation":"migrate","xml":"<domain/>"}`
 	case "retire-node":
 		q.body = `{"force":true}`
 	case "settle-epoch":

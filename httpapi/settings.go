@@ -48,10 +48,14 @@ func (s *Server) putSettings(ctx context.Context, in *putSettingsInput) (*putSet
 			return nil, fieldProblem("body.replace_voter_after", text, "%s", err)
 		}
 	}
+	guard := in.Body.SourceGuard == string(fsm.SourceOn)
+	if in.Body.SourceGuard == "" {
+		guard = s.opts.Backend.View().Settings().SourceGuard
+	}
 	op := fsm.PutSettings{IfRevision: rev, Settings: fsm.Settings{
 		MaxVMs: in.Body.MaxVMs, MaxAddresses: in.Body.MaxAddresses,
 		Voters: uint32(in.Body.Voters), ReplaceVoterAfter: after, //nolint:gosec // one of four numbers
-		RedirectTitle: page.Title, RedirectText: page.Text, RedirectLink: page.Link,
+		RedirectTitle: page.Title, RedirectText: page.Text, RedirectLink: page.Link, SourceGuard: guard,
 	}}
 	res, err := s.propose(ctx, in.WriteInput, op, sent{
 		"redirect_title":      at("body.redirect.title", page.Title),

@@ -138,6 +138,7 @@ func (s *Server) wireVMDetail(ctx context.Context, v *fsm.View, vm *fsm.VM) wire
 	}
 	moves, since := v.History(vm.ID, most+1)
 	out.HistorySince = since
+	out.GuardedSource = s.guardedSource(ctx, v, vm)
 	for i := range moves {
 		e := &moves[i]
 		m := wire.VMMove{At: e.Time, Index: e.Index, Type: string(e.Type), Node: e.VM.Node, Destination: e.VM.Destination, State: string(e.VM.State)}
@@ -174,13 +175,17 @@ func (s *Server) putVM(ctx context.Context, in *putVMInput) (*putVMOutput, error
 	v := s.opts.Backend.View()
 	var was time.Time
 	var declared []netip.Prefix
+	var guard fsm.SourceGuard
 	if vm, ok := v.VM(in.ID); ok {
-		was, declared = vm.DoNotBlockUntil, vm.Declared
+		was, declared, guard = vm.DoNotBlockUntil, vm.Declared, vm.SourceGuard
+	}
+	if p := mayBind(callerOf(ctx), guard, in.Body.SourceGuard); p != nil {
+		return nil, p
 	}
 	if p := mayProtect(callerOf(ctx), was, in.Body.DoNotBlockUntil); p != nil {
 		return nil, p
 	}
-	op := fsm.DeclareVM{ID: in.ID, DoNotBlockUntil: in.Body.DoNotBlockUntil, Name: in.Body.Name, Owner: in.Body.Owner, IfRevision: rev, Addresses: make([]netip.Prefix, 0, len(in.Body.Addresses))}
+	op := fsm.DeclareVM{ID: in.ID, DoNotBlockUntil: in.Body.DoNotBlockUntil, Name: in.Body.Name, Owner: in.Body.Owner, SourceGuard: fsm.SourceGuard(in.Body.SourceGuard), IfRevision: rev, Addresses: make([]netip.Prefix, 0, len(in.Body.Addresses))}
 	fields := sent{
 		"id":          at("path.id", in.ID),
 		"name":        at("body.name", in.Body.Name),

@@ -82,6 +82,9 @@ func (g *Globals) printHolds(e *client.Explanation) error {
 	for _, guard := range e.Guards {
 		g.printf("guarded: %s\n", cell(strings.TrimRight(guard, ": ")))
 	}
+	if e.GuardedSource != nil {
+		g.printf("source guard%s\n", boundTo(e.GuardedSource))
+	}
 	if len(e.Holds) == 0 {
 		g.printf("nothing holds VM %s\n", cell(e.VM))
 		return nil

@@ -69,6 +69,8 @@ type cli struct {
 	Recover RecoverCmd `cmd:"" help:"Go on from this node alone, after the quorum was lost for good."`
 	Settle  SettleCmd  `cmd:"" help:"After a recovery: let nodes let go of what only their kernels hold."`
 
+	Hook HookCmd `cmd:"" help:"What other programs of this node call."`
+
 	Demo DemoCmd `cmd:"" help:"A fleet on this one machine: nodes, agents and guests."`
 
 	Version    VersionCmd    `cmd:"" help:"Print the version."`
@@ -86,6 +88,9 @@ func mainCode() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if code, done := hookFirst(ctx, os.Args[1:], os.Stdin, os.Stderr); done {
+		return code
+	}
 	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }
 

@@ -213,9 +213,15 @@ func eventText(e *client.Event) string {
 	case e.Block != nil:
 		return fmt.Sprintf("%s %s %s reason %s%s", e.Block.ID, cell(targetText(e.Block)), cell(what(e.Block)), cell(e.Block.Reason), by)
 	case e.VM != nil:
-		return fmt.Sprintf("%s (%s) %s on %s%s", cell(e.VM.ID), cell(e.VM.Name), e.VM.State, cell(place(e.VM)), by)
+		migration := ""
+		if m := e.VM.Migration; m != nil && m.ChangedAt.Equal(e.At) {
+			migration = ", migration " + cell(migrationText(m))
+		}
+		return fmt.Sprintf("%s (%s) %s on %s%s%s", cell(e.VM.ID), cell(e.VM.Name), e.VM.State, cell(place(e.VM)), migration, by)
 	case e.Node != nil:
 		return fmt.Sprintf("%s %s", cell(e.Node.ID), cell(strings.Join(e.Node.Addresses, ", ")))
+	case e.Incident != nil:
+		return fmt.Sprintf("%s %s: %s", cell(e.Incident.Node), cell(e.Incident.Code), cell(e.Incident.Text))
 	case e.Guard != nil:
 		return cell(guardText(e.Guard)) + by
 	case e.Account != nil:

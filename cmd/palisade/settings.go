@@ -42,6 +42,8 @@ func (g *Globals) printSettings(s *client.Settings) error {
 	g.printf("the fleet agrees by:\n")
 	g.printf("  voters               %d nodes, if there are that many\n", s.Voters)
 	g.printf("  replace-voter-after  %s\n", s.ReplaceVoterAfter)
+	g.printf("VMs may use their registered addresses alone:\n")
+	g.printf("  source-guard         %s, unless a VM says otherwise\n", s.SourceGuard)
 	return nil
 }
 
@@ -54,6 +56,7 @@ type SettingsSetCmd struct {
 	RedirectLink      *string `placeholder:"URL" help:"Link on the page, for example to pay; empty for none."`
 	Voters            *int    `placeholder:"N" help:"How many nodes vote: 1, 3, 5 or 7."`
 	ReplaceVoterAfter *span   `placeholder:"TIME" help:"How long a voter is dead before another node takes its place, for example 5m."`
+	SourceGuard       *string `enum:"on,off" placeholder:"on|off" help:"Let VMs use their registered addresses alone, unless they say otherwise."`
 	Key               string  `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
 }
 
@@ -78,6 +81,7 @@ func (c *SettingsSetCmd) Run(ctx context.Context, g *Globals) error {
 	replace(&body.Redirect.Text, c.RedirectText)
 	replace(&body.Redirect.Link, c.RedirectLink)
 	replace(&body.Voters, c.Voters)
+	replace(&body.SourceGuard, c.SourceGuard)
 	if c.ReplaceVoterAfter != nil {
 		body.ReplaceVoterAfter = string(*c.ReplaceVoterAfter)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -47,6 +48,15 @@ func place(v *client.VM) string {
 	return v.Node
 }
 
+// migrationText is a migration in one line: how far it has come, from where to where.
+func migrationText(m *client.Migration) string {
+	text := m.Phase + ", " + m.From + " -> " + m.To
+	if m.Cold {
+		text += " (not running)"
+	}
+	return text
+}
+
 // VMShowCmd shows one VM.
 type VMShowCmd struct {
 	VM string `arg:"" name:"vm" help:"VM id, or a name that only one VM has."`
@@ -65,6 +75,14 @@ func (c *VMShowCmd) Run(ctx context.Context, g *Globals) error {
 	return g.printVM(&v)
 }
 
+// openText warns of an interface that blocks do not hold.
+func openText(enforceable bool) string {
+	if enforceable {
+		return ""
+	}
+	return "  NOT ENFORCEABLE: its packets do not pass the node's kernel"
+}
+
 func (g *Globals) printVM(v *client.VM) error {
 	if g.JSON() {
 		return g.PrintJSON(v)
@@ -80,7 +98,10 @@ func (g *Globals) printVM(v *client.VM) error {
 		g.printf("  declared   %s\n", cell(strings.Join(v.Declared, ", ")))
 	}
 	for _, n := range v.NICs {
-		g.printf("  nic        %s  %s  %s\n", n.MAC, cell(n.Tap), cell(strings.Join(n.Addresses, ", ")))
+		g.printf("  nic        %s  %s  %s  %s%s\n", n.MAC, cell(n.Tap), cell(n.Network), cell(strings.Join(n.Addresses, ", ")), openText(n.Enforceable))
+	}
+	if m := v.Migration; m != nil {
+		g.printf("  migration  %s since %s, begun %s\n", cell(migrationText(m)), local(m.ChangedAt), local(m.StartedAt))
 	}
 	if s := v.Sighting; s != nil {
 		g.printf("  seen       %s on %s, %s (not committed yet)\n", cell(s.Phase), cell(s.Node), local(s.At))
@@ -88,8 +109,32 @@ func (g *Globals) printVM(v *client.VM) error {
 	if !v.DoNotBlockUntil.IsZero() {
 		g.printf("  protect    not blocked for unpaid before %s\n", local(v.DoNotBlockUntil))
 	}
+	if v.SourceGuard != "inherit" || v.GuardedSource != nil {
+		g.printf("  source     guard %s%s\n", v.SourceGuard, boundTo(v.GuardedSource))
+	}
 	g.printf("  blocked    %s\n", blockedBy(v.Blocks))
 	return nil
+}
+
+// boundTo says what a VM is bound to.
+func boundTo(s *client.SourceGuard) string {
+	if s == nil {
+		return ""
+	}
+	what := "not bound"
+	switch {
+	case s.MACs && s.Addresses:
+		what = "bound to its hardware addresses and addresses"
+	case s.MACs:
+		what = "bound to its hardware addresses"
+	}
+	if s.Node != "" {
+		what += " on " + cell(s.Node)
+	}
+	if s.Why != "" {
+		what += ", since " + cell(s.Why)
+	}
+	return fmt.Sprintf("; %s; dropped %d packets", what, s.Dropped.Packets)
 }
 
 // VMSetCmd changes what is declared of a VM; what is not named stays.
@@ -100,6 +145,7 @@ type VMSetCmd struct {
 	Address     []string `sep:"none" help:"Address or prefix routed to the VM; can be repeated. Replaces those declared before."`
 	NoAddresses bool     `help:"Declare no addresses."`
 	Create      bool     `help:"Declare a VM that no node has seen yet."`
+	SourceGuard *string  `enum:"on,off,inherit" placeholder:"on|off|inherit" help:"Let it use its registered addresses alone, or any, or what the settings say."`
 	Protection
 	Key string `placeholder:"KEY" help:"Idempotency key: the same command with the same key has one effect."`
 }
@@ -110,7 +156,7 @@ func (c *VMSetCmd) Run(ctx context.Context, g *Globals) error {
 	if c.NoAddresses && len(c.Address) > 0 {
 		return usagef("--no-addresses and --address exclude each other")
 	}
-	if !c.Create && c.Name == nil && c.Owner == nil && len(c.Address) == 0 && !c.NoAddresses && c.Protection == (Protection{}) {
+	if !c.Create && c.Name == nil && c.Owner == nil && len(c.Address) == 0 && !c.NoAddresses && c.SourceGuard == nil && c.Protection == (Protection{}) {
 		return usagef("nothing to change: see palisade vm set --help")
 	}
 	api, err := g.Client()
@@ -127,6 +173,7 @@ func (c *VMSetCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	body := client.VMRequest{Name: v.Name, Owner: v.Owner, Addresses: v.Declared, DoNotBlockUntil: v.DoNotBlockUntil}
 	c.apply(&body.DoNotBlockUntil)
+	replace(&body.SourceGuard, c.SourceGuard)
 	if c.Name != nil {
 		body.Name = *c.Name
 	}

@@ -56,6 +56,7 @@ type Member struct {
 	Problems []fsm.Problem     // that it tells
 	Ahead    *time.Duration    // its clock, if that is known
 	Explains *fsm.Explanation  // of any packet
+	Binds    *fsm.SourceReport // of any VM: what it is bound to
 	Sources  map[string]fsm.SourceStatus
 	Dropped  *fsm.Drops // lately
 	FailOnce error      // of the next call
@@ -178,6 +179,9 @@ func (f *Fleet) answer(m *Member, q fsm.Query) (r fsm.Report, ready bool, err er
 	}
 	if q.Drops != nil {
 		r.Drops = m.Dropped
+	}
+	if q.SourceGuard != "" {
+		r.SourceGuard = m.Binds
 	}
 	if q.Explain != nil {
 		r.Explained = m.Explains

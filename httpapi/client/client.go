@@ -44,7 +44,9 @@ type (
 	Impact          = wire.Impact
 	BulkResult      = wire.BulkResult
 	VM              = wire.VM
+	Migration       = wire.Migration
 	VMRequest       = wire.VMRequest
+	SourceGuard     = wire.SourceGuard
 	Account         = wire.Account
 	AccountRequest  = wire.AccountRequest
 	Settings        = wire.Settings
@@ -55,6 +57,7 @@ type (
 	GuardRequest    = wire.GuardRequest
 	Status          = wire.Status
 	NodeProblem     = wire.NodeProblem
+	Incident        = wire.Incident
 	Event           = wire.Event
 	Token           = wire.Token
 	NewToken        = wire.NewToken

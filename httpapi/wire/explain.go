@@ -10,6 +10,8 @@ type Explanation struct {
 	VM     string          `json:"vm,omitempty" doc:"Of a VM: its id"`
 	Holds  []ExplainedHold `json:"holds,omitempty" nullable:"false" doc:"Of a VM: what holds it, with the counters of all nodes that answered"`
 	Guards []string        `json:"guards,omitempty" nullable:"false" doc:"Of a VM: why holds do not treat it, or some of its addresses"`
+	// GuardedSource is what else drops packets of a VM: those that it sends from addresses of others.
+	GuardedSource *SourceGuard `json:"guarded_source,omitempty" doc:"Of a VM: what it is bound to, if it is to be bound: what it sends from other addresses is dropped"`
 }
 
 // NodeExplanation is what one node does with a packet that comes by.

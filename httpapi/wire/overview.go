@@ -15,7 +15,7 @@ type VMDetail struct {
 type VMMove struct {
 	At          time.Time `json:"at"`
 	Index       uint64    `json:"index"`
-	Type        string    `json:"type" enum:"vm.declared,vm.observed,vm.migrating,vm.moved,vm.lost"`
+	Type        string    `json:"type" enum:"vm.declared,vm.observed,vm.migrating,vm.migration,vm.moved,vm.lost"`
 	From        string    `json:"from,omitempty" doc:"Node before it moved, if that is known"`
 	Node        string    `json:"node"`
 	Destination string    `json:"destination,omitempty"`

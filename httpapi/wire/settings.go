@@ -33,6 +33,7 @@ type SettingsRequest struct {
 	Redirect          RedirectPage `json:"redirect" doc:"What visitors of a redirected VM are shown"`
 	Voters            int          `json:"voters,omitempty" enum:"1,3,5,7" doc:"How many nodes vote, if there are that many; 3 if it is left out"`
 	ReplaceVoterAfter string       `json:"replace_voter_after,omitempty" maxLength:"32" doc:"How long a voter is dead before another node takes its place; 5m if it is left out" example:"5m"`
+	SourceGuard       string       `json:"source_guard,omitempty" enum:"on,off" doc:"Whether VMs may use their registered addresses alone, unless they say otherwise; left out, it stays as it is"`
 }
 
 // RedirectPage is what visitors of a redirected VM are shown.

@@ -37,6 +37,7 @@ type Receipt struct {
 type Unconfirmed struct {
 	Node  string    `json:"node"`
 	Since time.Time `json:"since" doc:"From when on there is no evidence: the block's last change, or the last confirmation or sign of life that came later"`
+	Why   string    `json:"why,omitempty" doc:"What the node said: a part of the target is on a network that can't be enforced there"`
 }
 
 // Block is one hold on one target. Counters, receipts and unconfirmed are absent in events.
@@ -70,9 +71,11 @@ type Block struct {
 
 // NIC is one network interface of a VM as its node reports it.
 type NIC struct {
-	MAC       string   `json:"mac" example:"52:54:00:12:34:56"`
-	Tap       string   `json:"tap" doc:"Host side interface on the VM's node, empty if unknown" example:"vnet3"`
-	Addresses []string `json:"addresses" nullable:"false"`
+	MAC         string   `json:"mac" example:"52:54:00:12:34:56"`
+	Tap         string   `json:"tap" doc:"Host side interface on the VM's node, empty if unknown" example:"vnet3"`
+	Network     string   `json:"network,omitempty" doc:"Kind of network: bridge, routed, macvtap, openvswitch, openvswitch-userspace, hostdev, vhostuser, vdpa, user or unknown; absent: its node did not say" example:"bridge"`
+	Enforceable bool     `json:"enforceable" doc:"Whether the VM's node can hold what this interface sends and gets; false where packets do not pass the node's kernel"`
+	Addresses   []string `json:"addresses" nullable:"false"`
 }
 
 // Sighting is a hint by gossip that a VM is elsewhere than the log says.
@@ -85,23 +88,46 @@ type Sighting struct {
 
 // VM is a virtual machine.
 type VM struct {
-	ID          string    `json:"id"`
-	Name        string    `json:"name"`
-	Kind        string    `json:"kind" doc:"kvm, openvz or netns; empty while only declared"`
-	Node        string    `json:"node" doc:"Node it runs or last ran on, empty if never seen"`
-	Destination string    `json:"destination,omitempty" doc:"Node it is in flight to"`
-	Owner       string    `json:"owner"`
-	State       string    `json:"state" enum:"declared,running,migrating,stopped,lost"`
-	Epoch       uint64    `json:"epoch"`
-	Revision    uint64    `json:"revision" doc:"Log index of the last change; the ETag"`
-	NICs        []NIC     `json:"nics" nullable:"false"`
-	Addresses   []string  `json:"addresses" nullable:"false" doc:"All addresses, declared and observed"`
-	Declared    []string  `json:"declared" nullable:"false" doc:"Addresses and prefixes declared through the API"`
-	Blocked     bool      `json:"blocked" doc:"At least one active block holds it, by VM, account or address"`
-	Blocks      []string  `json:"blocks" nullable:"false" doc:"Ids of the active blocks that hold it"`
-	Sighting    *Sighting `json:"sighting,omitempty" doc:"Present when gossip has newer word of it than the log"`
+	ID          string     `json:"id"`
+	Name        string     `json:"name"`
+	Kind        string     `json:"kind" doc:"kvm, openvz or netns; empty while only declared"`
+	Node        string     `json:"node" doc:"Node it runs or last ran on, empty if never seen"`
+	Destination string     `json:"destination,omitempty" doc:"Node it is in flight to"`
+	Migration   *Migration `json:"migration,omitempty" doc:"The last migration; absent if there was none"`
+	Owner       string     `json:"owner"`
+	State       string     `json:"state" enum:"declared,running,migrating,stopped,lost"`
+	Epoch       uint64     `json:"epoch"`
+	Revision    uint64     `json:"revision" doc:"Log index of the last change; the ETag"`
+	NICs        []NIC      `json:"nics" nullable:"false"`
+	Addresses   []string   `json:"addresses" nullable:"false" doc:"All addresses, declared and observed"`
+	Declared    []string   `json:"declared" nullable:"false" doc:"Addresses and prefixes declared through the API"`
+	Blocked     bool       `json:"blocked" doc:"At least one active block holds it, by VM, account or address"`
+	Blocks      []string   `json:"blocks" nullable:"false" doc:"Ids of the active blocks that hold it"`
+	Sighting    *Sighting  `json:"sighting,omitempty" doc:"Present when gossip has newer word of it than the log"`
 	// DoNotBlockUntil is zero if it was not set for the VM itself.
 	DoNotBlockUntil time.Time `json:"do_not_block_until,omitzero" doc:"Blocks of reason unpaid are refused before"`
+	SourceGuard     string    `json:"source_guard" enum:"on,off,inherit" doc:"Whether it may use its registered addresses alone: inherit is what the settings say"`
+	// GuardedSource is nil in lists and in answers to writes.
+	GuardedSource *SourceGuard `json:"guarded_source,omitempty" doc:"What it is bound to; only where one VM is asked for, and only if it is to be bound"`
+}
+
+// SourceGuard is what a VM is bound to on the node where it runs.
+type SourceGuard struct {
+	Node      string   `json:"node,omitempty" doc:"The node that was asked; absent if the VM runs on none"`
+	MACs      bool     `json:"macs" doc:"The node's kernel lets it use its own hardware addresses alone"`
+	Addresses bool     `json:"addresses" doc:"The node's kernel lets it use its own addresses alone"`
+	Why       string   `json:"why,omitempty" doc:"Why it is not bound to all of them"`
+	Dropped   Counters `json:"dropped" doc:"What the node dropped of it, since its agent started"`
+}
+
+// Migration is the last migration of a VM.
+type Migration struct {
+	Phase     string    `json:"phase" enum:"arming,armed,live,settled,aborted" doc:"arming: announced, the destination's kernel is not known to hold what applies. armed: it holds all that applies, read back. live: the guest runs at the destination. settled: it has gone from the source, too. aborted: it came to nothing, the guest is where it was"`
+	From      string    `json:"from" doc:"Node; empty for a VM that was seen nowhere before"`
+	To        string    `json:"to" doc:"Node"`
+	Cold      bool      `json:"cold,omitempty" doc:"The VM did not run when it began"`
+	StartedAt time.Time `json:"started_at"`
+	ChangedAt time.Time `json:"changed_at" doc:"Since when it is in this phase"`
 }
 
 // VMRequest is the body of PUT /v1/vms/{id}. It replaces what is declared of the VM.
@@ -111,6 +137,8 @@ type VMRequest struct {
 	Addresses []string `json:"addresses,omitempty" nullable:"false" doc:"Addresses and prefixes routed to the VM, at most 1024"`
 	// DoNotBlockUntil is as in VM; to change it takes the scope admin.
 	DoNotBlockUntil time.Time `json:"do_not_block_until,omitzero" doc:"Blocks of reason unpaid are refused before. To change it takes the scope admin"`
+	// SourceGuard is as in VM; to change it takes the scope admin.
+	SourceGuard string `json:"source_guard,omitempty" enum:"on,off,inherit" doc:"Whether it may use its registered addresses alone; left out, it stays as it is. To change it takes the scope admin"`
 }
 
 // Node is a peer of the fleet on a virtualization host.
@@ -182,6 +210,17 @@ type Status struct {
 	Problems []NodeProblem `json:"problems" nullable:"false" doc:"What the watchdogs of the nodes that answered have noticed, and the nodes that did not; the critical first"`
 }
 
+// Incident is something that befell a node, told by the node itself.
+type Incident struct {
+	Node     string    `json:"node"`
+	Code     string    `json:"code" doc:"That of the problem, as in docs/monitoring.md" example:"kernel_drift"`
+	Severity string    `json:"severity" enum:"critical,warning"`
+	Text     string    `json:"text" doc:"What happened"`
+	At       time.Time `json:"at" doc:"When, by the node's clock"`
+	LastedMS float64   `json:"lasted_ms" doc:"Milliseconds from finding it to its being undone; 0 if it is not undone"`
+	Times    uint64    `json:"times" doc:"How often it happened since the report before"`
+}
+
 // NodeProblem is something that is wrong with a node, and lasts.
 type NodeProblem struct {
 	Node     string    `json:"node"`
@@ -223,6 +262,7 @@ type Event struct {
 	Node  *Node     `json:"node,omitempty"`
 	Guard *Guard    `json:"guard,omitempty"`
 
+	Incident *Incident `json:"incident,omitempty"`
 	Account  *Account  `json:"account,omitempty"`
 	Settings *Settings `json:"settings,omitempty"`
 	List     *List     `json:"list,omitempty"`
