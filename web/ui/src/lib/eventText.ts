@@ -25,9 +25,15 @@ export function eventText(e: FleetEvent): EventLine {
   }
   if (e.vm) {
     const v = e.vm;
+    const m = v.migration;
+    if (e.type === 'vm.migration' && m) {
+      const what = line(m.phase === 'aborted' ? 'warn' : 'move', m.phase === 'aborted' ? 'warn' : 'move', v.name || v.id, `${visible(m.from, 30)} → ${visible(m.to, 30)}`, href('vms', v.id));
+      return { ...what, text: t().migration.events[m.phase] };
+    }
     const migrating = v.state === 'migrating';
     return line(migrating ? 'move' : 'vms', migrating ? 'move' : v.state === 'lost' ? 'warn' : 'muted', v.name || v.id, migrating && v.destination ? `${visible(v.node, 30)} → ${visible(v.destination, 30)}` : visible(v.node, 30), href('vms', v.id));
   }
+  if (e.incident) return line('warn', e.incident.severity === 'critical' ? 'bad' : 'warn', e.incident.node, visible(e.incident.text, 160), href('nodes', e.incident.node));
   if (e.node) return line('nodes', 'muted', e.node.name || e.node.id, '', href('nodes', e.node.id));
   if (e.list) return line('list', 'muted', e.list.name, '', href('lists', e.list.name));
   if (e.guard) return line('shield', 'muted', e.guard.vm || e.guard.prefix || '', '', '/settings');

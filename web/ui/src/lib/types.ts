@@ -100,6 +100,9 @@ export interface NIC {
   mac: string;
   tap: string;
   addresses: string[];
+  /** Absent: its node did not say. */
+  network?: string;
+  enforceable: boolean;
 }
 
 export interface Move {
@@ -128,11 +131,35 @@ export interface VM {
   blocked: boolean;
   blocks: string[];
   sighting?: { node: string; phase: string; epoch: number; at: string };
+  migration?: Migration;
+  source_guard: 'on' | 'off' | 'inherit';
+  guarded_source?: { node?: string; macs: boolean; addresses: boolean; why?: string; dropped: { packets: number; bytes: number } };
   do_not_block_until?: string;
   holds?: Block[];
   pending?: Block[];
   history?: Move[];
   history_since?: number;
+}
+
+export type MigrationPhase = 'arming' | 'armed' | 'live' | 'settled' | 'aborted';
+
+export interface Migration {
+  phase: MigrationPhase;
+  from: string;
+  to: string;
+  cold?: boolean;
+  started_at: string;
+  changed_at: string;
+}
+
+export interface Incident {
+  node: string;
+  code: string;
+  severity: 'critical' | 'warning';
+  text: string;
+  at: string;
+  lasted_ms: number;
+  times: number;
 }
 
 export interface Target {
@@ -171,6 +198,7 @@ export interface Receipt {
 export interface Unconfirmed {
   node: string;
   since: string;
+  why?: string;
 }
 
 export interface Block {
@@ -353,6 +381,7 @@ export interface Settings {
   redirect: { title: string; text: string; link: string };
   voters?: number;
   replace_voter_after?: string;
+  source_guard?: 'on' | 'off';
   revision: number;
 }
 
@@ -517,6 +546,7 @@ export interface FleetEvent {
   session?: Session;
   fleet?: Fleet;
   join_token?: JoinToken;
+  incident?: Incident;
 }
 
 /** What /v1/events?live=true says of the node and the members that changed. */
