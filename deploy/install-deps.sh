@@ -9,7 +9,7 @@ set -eu
 
 netns="iproute2 nftables iputils-ping util-linux mount hostname procps"
 qemu="$netns qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base busybox-static linux-image-cloud-amd64 cpio gzip"
-tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db prometheus chromium fonts-dejavu-core"
+tests="$qemu curl netcat-openbsd conntrack ca-certificates git protobuf-compiler gcc libc6-dev debootstrap systemd-container systemd man-db openvswitch-switch prometheus chromium fonts-dejavu-core iptables firewalld dbus"
 # Any node from 18 on builds the page; that of the machine is as good as Debian's.
 command -v npm > /dev/null || tests="$tests nodejs npm"
 bench="$netns etcd-server etcd-client chromium fonts-dejavu-core"
@@ -34,10 +34,21 @@ done
 
 echo "installing:$missing"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=
+trap 'rm -f "$log" ${policy:+"$policy"}' EXIT
+# Tests start a switch, a firewalld and a bus of their own: those of the packages need not run.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  policy=/usr/sbin/policy-rc.d
+  printf '#!/bin/sh\ncase $1 in openvswitch*|ovs*|firewalld|dbus) exit 101 ;; esac\nexit 0\n' > "$policy"
+  chmod 755 "$policy"
+fi
 export DEBIAN_FRONTEND=noninteractive
 # A lock that another apt holds is waited for.
 apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
+# A test runs firewalld in a node of its own: here it must run neither now nor after the next boot.
+case $missing in *firewalld*)
+  if [ -d /run/systemd/system ]; then systemctl -q mask firewalld.service; fi ;;
+esac
 # shellcheck disable=SC2086 # lists of words
 { $apt update && $apt install --no-install-recommends $missing; } > "$log" 2>&1 || {
   tail -n 20 "$log" >&2

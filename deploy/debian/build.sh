@@ -29,8 +29,8 @@ dist=$(realpath -m "${DIST:-dist}")
 mkdir -p "$dist"
 (cd "$here/tools" && go build -o "$work/nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm && go build -o "$work/sbom" ./sbom)
 
-build() { # ARCH FILE
-	GOOS=linux GOARCH=$1 go build -tags "$tags" -ldflags "-s -w -buildid= -X main.version=$version" -o "$2" ./cmd/palisade
+build() { # ARCH FILE [PROGRAM]
+	GOOS=linux GOARCH=$1 go build -tags "$tags" -ldflags "-s -w -buildid= -X main.version=$version" -o "$2" "./cmd/${3:-palisade}"
 }
 # What says how the program is used comes from the program itself, on the machine that builds.
 build "$(go env GOHOSTARCH)" "$work/host"
@@ -39,6 +39,7 @@ for ARCH in "${@:-amd64 arm64}"; do
 		ROOT=$work/$ARCH
 		mkdir "$ROOT"
 		if [ -n "${BINARY:-}" ]; then cp "$BINARY" "$ROOT/palisade"; else build "$ARCH" "$ROOT/palisade"; fi
+		build "$ARCH" "$ROOT/libvirt-hook" libvirt-hook
 		for shell in bash zsh fish; do "$work/host" completion "$shell" > "$ROOT/palisade.$shell"; done
 		"$work/host" man | gzip -9n > "$ROOT/palisade.1.gz"
 		"$work/sbom" "$ROOT/palisade" "$DEB_VERSION" > "$ROOT/sbom.cdx.json"

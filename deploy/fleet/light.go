@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -136,25 +134,6 @@ func (g Guest) addrs() []netip.Addr {
 	return out
 }
 
-// announce writes the inventory file of a light guest on a node.
-func announce(n Node, g Guest, phase string) error {
-	type nic struct {
-		MAC       string   `json:"mac"`
-		Tap       string   `json:"tap"`
-		Addresses []string `json:"addresses"`
-	}
-	b, err := json.Marshal(map[string]any{
-		"id": g.VM, "name": g.Name, "kind": "netns", "phase": phase,
-		"nics": []nic{{g.MAC, g.Tap, g.Addresses}},
-	})
-	if err != nil {
-		return err
-	}
-	return writeFile(inventoryFile(n, g), b)
-}
-
-func inventoryFile(n Node, g Guest) string { return filepath.Join(n.Dir, vmsName, g.VM+".json") }
-
 // Migration says when the steps of a migration happened.
 type Migration struct {
 	VM   string `json:"vm"`
@@ -205,36 +184,44 @@ func (f *Fleet) migrateLight(ctx context.Context, g Guest, from, to Node, m *Mig
 		return err
 	}
 	m.Incoming = time.Now()
-	m.Detached = m.Incoming
-	if err := ip(ctx, from.Netns, fmt.Sprintf("link set %s netns %s", g.Tap, to.Netns)); err != nil {
-		// It still runs at the source.
-		return errors.Join(err, os.Remove(inventoryFile(to, g)))
-	}
-	// From here on there is no way back, also if the caller has lost patience.
-	ctx = context.WithoutCancel(ctx)
-	if err := ip(ctx, to.Netns,
-		fmt.Sprintf("link set %s addrgenmode none", g.Tap),
-		fmt.Sprintf("link set %s master br0 up", g.Tap)); err != nil {
+	var err error
+	if m.Detached, m.Attached, err = f.moveWire(ctx, g, from, to); err != nil {
+		if m.Attached.IsZero() { // it still runs at the source
+			err = errors.Join(err, withdraw(to, g))
+		}
 		return err
 	}
-	if err := forwards(ctx, to.Netns, g.Tap); err != nil {
-		return err
-	}
-	if err := rarp(g); err != nil {
-		return err
-	}
-	m.Attached = time.Now()
 	if err := announce(to, g, "running"); err != nil {
 		return err
 	}
-	if err := f.update(func(s *state) { s.guest(g.VM).Node = to.Name }); err != nil {
-		return err
-	}
-	if err := os.Remove(inventoryFile(from, g)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := withdraw(from, g); err != nil {
 		return err
 	}
 	m.Gone = time.Now()
 	return nil
+}
+
+// moveWire moves the tap of a light guest to another node's bridge. Without the second time the guest is where it was;
+// with it, it has moved, also if there is an error.
+func (f *Fleet) moveWire(ctx context.Context, g Guest, from, to Node) (detached, attached time.Time, err error) {
+	detached = time.Now()
+	if err := ip(ctx, from.Netns, fmt.Sprintf("link set %s netns %s", g.Tap, to.Netns)); err != nil {
+		return detached, time.Time{}, err
+	}
+	// From here on there is no way back, also if the caller has lost patience.
+	ctx = context.WithoutCancel(ctx)
+	err = errors.Join(
+		f.update(func(s *state) { s.guest(g.VM).Node = to.Name }),
+		ip(ctx, to.Netns,
+			fmt.Sprintf("link set %s addrgenmode none", g.Tap),
+			fmt.Sprintf("link set %s master br0 up", g.Tap)))
+	if err == nil {
+		err = forwards(ctx, to.Netns, g.Tap)
+	}
+	if err == nil {
+		err = rarp(g)
+	}
+	return detached, time.Now(), err
 }
 
 // rarp sends, as the guest, the broadcast by which QEMU tells bridges where a migrated guest is now.

@@ -85,6 +85,15 @@ func libvirtFiles(n Node, o Options) ([]string, error) {
 			return nil, err
 		}
 	}
+	// As the package has it, for this node's agent.
+	hook := fmt.Sprintf("#!/bin/sh\nexec %s hook libvirt --config %s \"$@\"\n", o.Binary, n.configFile())
+	hooks := filepath.Join(etc, "hooks", "qemu.d")
+	if err := os.MkdirAll(hooks, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(hooks, "palisade"), []byte(hook), 0o755); err != nil {
+		return nil, err
+	}
 	lines := []string{"mkdir -p /run/libvirt", "mount --bind " + etc + " /etc/libvirt", "mount --bind " + filepath.Join(n.Dir, "hosts") + " /etc/hosts"}
 	for _, d := range []string{"lib", "log", "cache"} {
 		own := filepath.Join(n.Dir, d+"-libvirt")
