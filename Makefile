@@ -10,7 +10,7 @@ BIN      := bin
 GOLANGCI := v2.15.0
 DEMO_DIR ?= /var/tmp/palisade-demo
 
-.PHONY: help build package demo demo-down test test-unit test-race test-system bench lint web generate fuzz deps clean
+.PHONY: help build package demo demo-down test test-unit test-race test-system soak bench lint web generate fuzz deps clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ deps: ## install the Debian packages that the tests need
 
 test: deps build ## run the whole suite: unit, race, generated files, fleets in namespaces, real QEMU guests
 	@test/run.sh
+
+soak: deps build ## 1,000 migrations of light guests and 100 live ones of QEMU guests with faults (SOAK=--help lists the options)
+	PALISADE_BINARY=$(CURDIR)/$(BIN)/palisade $(GO) run -tags $(TAGS) ./test/soak/cmd/soak $(SOAK)
 
 bench: build ## measure latency, throughput and scale, as ratios to this disk and to etcd
 	@deploy/install-deps.sh bench

@@ -125,11 +125,7 @@ func (l *lab) refusedTokens(t *testing.T, api *client.Client, node, good string)
 		return f.Text()
 	}
 	short, other, zoned := token(client.JoinTokenRequest{TTL: "1ms"}), token(client.JoinTokenRequest{Node: "node-9"}), token(client.JoinTokenRequest{Zone: "z1"})
-	before, err := api.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
+	tries := []struct {
 		name, address, token string
 		code                 int
 		says                 string
@@ -144,7 +140,16 @@ func (l *lab) refusedTokens(t *testing.T, api *client.Client, node, good string)
 		{"of another zone", address, zoned, 3, `for zone "z1"`, []string{"--zone", "z2"}},
 		{"to nobody", "10.90.0.99:7420", good, 4, "reach the fleet", nil},
 		{"to no fleet", l.Nodes()[2].PeerAddress(), good, 4, "reach the fleet", nil},
-	} {
+	}
+	index := func() uint64 {
+		s, err := api.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Index // an idle leader commits entries too, that change no state
+	}
+	for _, c := range tries {
+		before := index()
 		args := append([]string{"join", c.address, "--config", l.config(node), "--token-file", "-"}, c.more...)
 		out := l.on(t, node, c.token, c.code, args...)
 		if !strings.Contains(out, c.says) {
@@ -153,13 +158,16 @@ func (l *lab) refusedTokens(t *testing.T, api *client.Client, node, good string)
 		if len(c.token) > 20 && strings.Contains(out, c.token[20:]) {
 			t.Errorf("%s: the answer shows the token", c.name)
 		}
+		// A fleet writes for itself too, now and then: not again for each of them.
+		if after := index(); after != before {
+			_ = l.on(t, node, c.token, c.code, args...)
+			if again := index(); again > after {
+				t.Errorf("%s: refused joins wrote %d and %d entries", c.name, after-before, again-after)
+			}
+		}
 	}
 	if _, err := os.Stat(filepath.Join(l.identity(node), "fleet.json")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a refused node has an identity: %v", err)
-	}
-	after, err := api.Status(t.Context())
-	if err != nil || after.CommitIndex != before.CommitIndex {
-		t.Errorf("refused joins wrote %d entries, %v", after.CommitIndex-before.CommitIndex, err)
 	}
 }
 

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 // newLab brings up a fleet of its own for one test.
 func newLab(t *testing.T, o fleet.Options) *lab {
 	t.Helper()
-	l, err := bringUp(o)
+	l, err := bringUp(t.Context(), o)
 	if l != nil {
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -57,7 +57,7 @@ func sharedLab(t *testing.T) *lab {
 	return &lab{shared.Get(t)}
 }
 
-func bringUp(o fleet.Options) (*lab, error) {
+func bringUp(ctx context.Context, o fleet.Options) (*lab, error) {
 	b, err := shared.Binaries()
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func bringUp(o fleet.Options) (*lab, error) {
 	if o.Prefix == "" {
 		o.Prefix = "palown"
 	}
-	r, err := rig.Up(b, o)
+	r, err := rig.Up(ctx, b, o)
 	if r == nil {
 		return nil, err
 	}

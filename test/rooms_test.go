@@ -17,8 +17,9 @@ const module = "github.com/palisade/palisade/"
 // may import. A room covers its subpackages unless they have a line of their own.
 func mayImport() map[string][]string {
 	return map[string][]string{
-		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/files", "internal/logs"},
-		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/nft", "enforce/page", "inventory", "inventory/libvirt", "inventory/static", "httpapi", "httpapi/login", "web", "internal/files", "internal/hclogslog", "internal/logs"},
+		"cmd/palisade":       {"agent", "audit", "backup", "httpapi/client", "httpapi/wire", "deploy/fleet", "internal/files", "internal/hook", "internal/logs"},
+		"cmd/libvirt-hook":   {"internal/hook"},
+		"agent":              {"fsm", "pki", "audit", "backup", "recovery", "cluster", "enforce", "enforce/boot", "enforce/canary", "enforce/nft", "enforce/page", "inventory", "inventory/exec", "inventory/libvirt", "inventory/openvz", "inventory/output", "inventory/proxmox", "inventory/static", "httpapi", "httpapi/login", "web", "internal/files", "internal/hclogslog", "internal/hook", "internal/logs"},
 		"web":                {},
 		"fsm":                {},
 		"pki":                {},
@@ -29,6 +30,7 @@ func mayImport() map[string][]string {
 		"enforce":            {"fsm"},
 		"enforce/nft":        {"enforce", "fsm"},
 		"enforce/boot":       {"enforce", "fsm", "internal/files"},
+		"enforce/canary":     {"enforce", "fsm"},
 		"enforce/page":       {},
 		"inventory":          {"fsm"},
 		"httpapi":            {"fsm", "pki", "httpapi/wire", "httpapi/login"},
@@ -40,6 +42,7 @@ func mayImport() map[string][]string {
 		"internal":           {},
 		"internal/hclogslog": {},
 		"internal/files":     {},
+		"internal/hook":      {"httpapi/wire"},
 		"internal/logs":      {},
 		"test":               {"*"},
 	}
@@ -59,7 +62,7 @@ func adapts() map[string][]string {
 		"golang.org/x/oauth2":                {"httpapi/login"},
 		"github.com/alecthomas/kong":         {"cmd/palisade"},
 		"github.com/coreos/go-systemd":       {"agent"},
-		"github.com/vishvananda/netlink":     {"agent", "deploy/fleet", "enforce/nft"},
+		"github.com/vishvananda/netlink":     {"agent", "deploy/fleet", "enforce/canary", "enforce/nft"},
 		"google.golang.org/protobuf":         {"fsm", "cluster"},
 		"filippo.io/age":                     {"backup"},
 	}

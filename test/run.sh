@@ -20,7 +20,7 @@ export PALISADE_BINARY=$PWD/bin/palisade
 gotestsum="go run gotest.tools/gotestsum@v1.13.0 --format pkgname --hide-summary=skipped --"
 # Packages that make namespaces and change kernels, one after the other; cluster and the whole systems are
 # apart, see below. What is in none of these needs no kernel: no package is left out because nobody named it.
-kernels="./enforce/nft/... ./enforce/page/... ./deploy/..."
+kernels="./enforce/nft/... ./enforce/page/... ./deploy/... ./test/matrix"
 apart="./cluster/... ./test/... $kernels"
 pure=$(go list -tags hashicorpmetrics ./... | grep -vxF "$(go list -tags hashicorpmetrics $apart)") || exit 1
 passed=() failed=() skipped=()
@@ -50,7 +50,7 @@ unit() {
 }
 race() { (export CGO_ENABLED=1; $gotestsum $flags -race -p 1 -timeout 15m ./fsm/... ./enforce ./enforce/page ./audit ./httpapi/... ./agent/... && $again $flags -race -parallel 2 -timeout 20m); }
 kernel() { $gotestsum -tags hashicorpmetrics -count=1 -p 1 -timeout 10m $kernels; }
-fleet() { previous && $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test; }
+fleet() { previous && $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test ./test/soak; }
 package() { $gotestsum -tags hashicorpmetrics -count=1 -timeout 30m -p 1 ./test/debian; }
 
 previous() { # builds the release before, whose commit test/previous names, for the test of upgrades

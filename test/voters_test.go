@@ -445,10 +445,13 @@ func (c *crew) leaderRetires(t *testing.T) {
 	if out := c.on(t, others[0], "", 0, "node", "retire", leader, "--force"); !strings.Contains(out, "lost") {
 		t.Errorf("retire does not say what is lost:\n%s", out)
 	}
-	vm, err := c.Clients[others[1]].VM(t.Context(), guest)
-	if err != nil || vm.State != "lost" || vm.Node != leader || !vm.Blocked {
-		t.Errorf("its VM: %+v, %v", vm, err)
-	}
+	c.Eventually(t, "its VM is lost", func() error {
+		vm, err := c.Clients[others[1]].VM(t.Context(), guest)
+		if err == nil && (vm.State != "lost" || vm.Node != leader || !vm.Blocked) {
+			err = fmt.Errorf("%+v", vm)
+		}
+		return err
+	})
 	c.Eventually(t, "the retired node knows it", func() error {
 		ask, err := c.Command(t.Context(), leader, c.Binary(leader), "--socket", c.socket(t, leader), "--retry-for", "0s", "status")
 		if err != nil {

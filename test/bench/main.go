@@ -28,7 +28,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the fleet and etcd keep their data (default: a new directory in /var/tmp)")
 	flag.IntVar(&o.blocks, "blocks", 100_000, "blocks in the scale part; 0 leaves it out")
 	flag.IntVar(&o.vms, "vms", 10_000, "VMs in the scale part")
-	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule, lists, browser or followers")
+	flag.StringVar(&o.only, "only", "", "one part: idle, latency, throughput, scale, bulk, schedule, lists, browser, followers or node")
 	flag.DurationVar(&o.browserFor, "browser-for", 10*time.Minute, "how long the browser part watches the page, half a minute or more; 0 leaves the part out")
 	flag.IntVar(&o.browserVMs, "browser-vms", 100_000, "VMs in the browser part")
 	flag.IntVar(&o.browserRate, "browser-rate", 200, "events a second in the browser part")
@@ -116,7 +116,12 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	if o.only == "followers" {
+	if o.only == "" || o.only == "node" {
+		if err := b.node(ctx); err != nil {
+			return err
+		}
+	}
+	if o.only == "followers" || o.only == "node" {
 		return b.end()
 	}
 	if err := b.up(ctx); err != nil {

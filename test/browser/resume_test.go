@@ -150,7 +150,7 @@ func own(t *testing.T, prefix string) *rig.Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := rig.Up(bin, fleet.Options{Prefix: prefix})
+	l, err := rig.Up(t.Context(), bin, fleet.Options{Prefix: prefix})
 	if l != nil {
 		t.Cleanup(func() {
 			if t.Failed() {

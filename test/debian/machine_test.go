@@ -165,7 +165,7 @@ func (m *machine) start() {
 if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; fi
 mkdir -p /sys/fs/cgroup/paldeb
 echo $$ > /sys/fs/cgroup/paldeb/cgroup.procs
-exec systemd-nspawn -q -D %s --register=no --keep-unit -M paldeb --network-namespace-path=/run/netns/%s --capability=CAP_NET_ADMIN,CAP_NET_RAW --console=pipe --boot systemd.log_target=console`, m.root, machineNS)
+exec systemd-nspawn -q -D %s --register=no --keep-unit -M paldeb --network-namespace-path=/run/netns/%s --capability=CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF --system-call-filter=bpf --console=pipe --boot systemd.log_target=console`, m.root, machineNS)
 	m.run = exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
 	m.run.Stdout, m.run.Stderr = console, console
 	if err := m.run.Start(); err != nil {
@@ -246,7 +246,8 @@ func (m *machine) rules() string {
 	in := false
 	for line := range strings.Lines(out) {
 		in = in || strings.Contains(line, "set enforced")
-		if !in {
+		// No tap is loaded at boot, and of the machine's the agent has only the canary's.
+		if !in && !strings.Contains(line, `elements = { "palcan`) {
 			kept = append(kept, line)
 		}
 		in = in && strings.TrimSpace(line) != "}"

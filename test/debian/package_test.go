@@ -140,7 +140,7 @@ func (m *machine) form() {
 
 // TestPackage is the life of an installation.
 func TestPackage(t *testing.T) {
-	built, err := rig.Build()
+	built, err := rig.Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +162,8 @@ func TestPackage(t *testing.T) {
 	m.form()
 	m.must("systemctl", "start", "palisade.service")
 	m.sandbox()
+	m.openvz()
+	m.userspace()
 
 	f := &flows{t: t, probe: &probe.Probe{Binary: built.Probe, Stderr: os.Stderr}, port: 21000}
 	victims := f.start("10.99.1.2", "10.99.2.2")
@@ -242,17 +244,22 @@ func (m *machine) files() {
 	m.t.Helper()
 	for path, want := range map[string]string{
 		"/usr/bin/palisade":                                  "755 root:root",
+		"/usr/lib/palisade/libvirt-hook":                     "755 root:root",
 		"/lib/systemd/system/palisade.service":               "644 root:root",
 		"/lib/systemd/system/palisade-boot.service":          "644 root:root",
+		"/lib/systemd/system/palisade-openvz.socket":         "644 root:root",
+		"/lib/systemd/system/palisade-openvz@.service":       "644 root:root",
 		"/usr/lib/sysusers.d/palisade.conf":                  "644 root:root",
 		"/etc/palisade":                                      "750 root:palisade",
 		"/etc/palisade/palisade.toml":                        "640 root:palisade",
+		"/etc/libvirt/hooks/qemu.d/palisade":                 "755 root:root",
 		"/var/lib/palisade":                                  "700 palisade:palisade",
 		"/usr/share/bash-completion/completions/palisade":    "644 root:root",
 		"/usr/share/zsh/vendor-completions/_palisade":        "644 root:root",
 		"/usr/share/fish/vendor_completions.d/palisade.fish": "644 root:root",
 		"/usr/share/doc/palisade/copyright":                  "644 root:root",
 		"/usr/share/doc/palisade/sbom.cdx.json":              "644 root:root",
+		userspaceDropIn:                                      "644 root:root",
 	} {
 		if got := strings.TrimSpace(m.must("stat", "-c", "%a %U:%G", path)); got != want {
 			m.t.Errorf("%s has %s, want %s", path, got, want)
@@ -263,7 +270,7 @@ func (m *machine) files() {
 			m.t.Errorf("%s is %s", unit, got)
 		}
 	}
-	if out := m.must("dpkg-query", "-W", "-f", "${Conffiles}", "palisade"); strings.Count(out, "/") != 3 || !strings.Contains(out, "/etc/palisade/palisade.toml") {
+	if out := m.must("dpkg-query", "-W", "-f", "${Conffiles}", "palisade"); strings.Count(out, "/") != 8 || !strings.Contains(out, " /etc/palisade/palisade.toml ") || !strings.Contains(out, " /etc/libvirt/hooks/qemu.d/palisade ") {
 		m.t.Errorf("the config files are %q", out)
 	}
 	if out := m.must("getent", "passwd", "palisade"); !strings.Contains(out, "nologin") {
@@ -278,7 +285,7 @@ func (m *machine) files() {
 // units has systemd read the units, and rate how much they let a program do: 0 is best, 10 is a plain service.
 func (m *machine) units() {
 	m.t.Helper()
-	if out, err := m.try("systemd-analyze", "verify", "--man=no", "palisade.service", "palisade-boot.service"); err != nil || strings.Contains(out, "palisade") {
+	if out, err := m.try("systemd-analyze", "verify", "--man=no", "palisade.service", "palisade-boot.service", "palisade-openvz.socket"); err != nil || strings.Contains(out, "palisade") {
 		m.t.Errorf("systemd-analyze verify: %s %v", out, err)
 	}
 	for unit, most := range map[string]float64{"palisade.service": 2.0, "palisade-boot.service": 1.6} {
@@ -298,8 +305,7 @@ func (m *machine) units() {
 // sandbox looks at the agent that systemd started.
 func (m *machine) sandbox() {
 	m.t.Helper()
-	pid := m.property("palisade.service", "MainPID")
-	status := m.must("cat", "/proc/"+pid+"/status")
+	status := m.agentStatus()
 	const netAdminAndRaw = "0000000000003000"
 	uid := strings.TrimSpace(m.must("id", "-u", "palisade"))
 	for key, want := range map[string]string{"CapEff": netAdminAndRaw, "CapPrm": netAdminAndRaw, "CapBnd": netAdminAndRaw, "CapAmb": netAdminAndRaw,
@@ -321,6 +327,7 @@ func (m *machine) sandbox() {
 	if out := m.must("sh", "-c", "find /var/lib/palisade ! -user palisade"); out != "" {
 		m.t.Errorf("the agent can't write these files:\n%s", out)
 	}
+	m.eventually("the canary proves that blocked packets are dropped", m.proven)
 	m.eventually("the status line", func() error { return wants(m.property("palisade.service", "StatusText"), "log index") })
 	if out := m.must("journalctl", "-b", "--no-pager", "-u", "palisade"); strings.Contains(out, "operation not permitted") {
 		m.t.Errorf("something was not permitted:\n%s", out)
@@ -334,6 +341,25 @@ func (m *machine) sandbox() {
 	if err := errors.Join(wants(line, `"PRIORITY":"6"`), wants(line, `"MESSAGE":"level=INFO msg=`)); err != nil {
 		m.t.Error(err)
 	}
+}
+
+// openvz has the agent, which may do nothing, learn what a tool lists that only root may run.
+func (m *machine) openvz() {
+	m.t.Helper()
+	m.write("/usr/sbin/vzlist", "#!/bin/sh\n[ \"$(id -u) $*\" = '0 -a -j -o ctid,name,ip,status' ] || exit 1\necho '[{\"ctid\":101,\"name\":\"web\",\"ip\":[\"192.0.2.101\"],\"status\":\"running\"}]'\n")
+	m.must("chmod", "755", "/usr/sbin/vzlist")
+	m.must("systemctl", "enable", "-q", "--now", "palisade-openvz.socket")
+	if got := strings.TrimSpace(m.must("stat", "-c", "%a %U:%G", "/run/palisade-inventory/openvz.sock")); got != "660 root:palisade" {
+		m.t.Errorf("the socket of the list has %s", got)
+	}
+	restore := m.inventory("openvz")
+	m.eventually("the container is known", func() error {
+		out, err := m.try("palisade", "vm", "show", "ct-101")
+		return errors.Join(err, wants(out, "192.0.2.101"), wants(out, "running"))
+	})
+	restore()
+	m.must("systemctl", "disable", "-q", "--now", "palisade-openvz.socket")
+	m.must("rm", "/usr/sbin/vzlist")
 }
 
 // watchdog stops the agent in its tracks: systemd ends and starts it again.

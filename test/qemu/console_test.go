@@ -3,9 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -49,33 +47,9 @@ func (l *lab) flood(t *testing.T, guest string, w *wires) (end func()) {
 // console types a line at a guest's serial console, where a shell runs, and waits until it has been run.
 func (l *lab) console(t *testing.T, guest, line string) {
 	t.Helper()
-	g, err := l.Guest(guest)
-	if err != nil {
+	if err := l.Type(context.WithoutCancel(t.Context()), guest, line); err != nil {
 		t.Fatal(err)
 	}
-	path := l.virsh(t, g.Node, "ttyconsole", g.VM)
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
-	tty := os.NewFile(uintptr(fd), path)
-	defer func() { _ = tty.Close() }()
-	if _, err := tty.WriteString(line + "; echo it is do''ne\n"); err != nil { // the echo of the line itself is not "done"
-		t.Fatal(err)
-	}
-	var said []byte
-	l.Eventually(t, fmt.Sprintf("%s does %q", guest, line), func() error {
-		b := make([]byte, 4096)
-		if n, err := unix.Read(fd, b); err == nil {
-			said = append(said, b[:n]...)
-		} else if !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
-		if !bytes.Contains(said, []byte("it is done")) {
-			return fmt.Errorf("its console said %q", said)
-		}
-		return nil
-	})
 }
 
 // forget makes the bridge outside forget where everyone is: what is for a guest that is not heard goes

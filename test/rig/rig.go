@@ -31,11 +31,11 @@ type Binaries struct {
 }
 
 // Build builds both binaries, or only the probe if PALISADE_BINARY names a palisade.
-func Build() (b Binaries, err error) {
+func Build(ctx context.Context) (b Binaries, err error) {
 	if b.Dir, err = os.MkdirTemp("/var/tmp", "palisade-test-"); err != nil {
 		return b, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	build := func(out, pkg string) {
 		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "hashicorpmetrics", "-o", out, pkg)
@@ -62,27 +62,35 @@ type Rig struct {
 
 // Up brings up a fleet; Dir of the options is set here, and Binary unless it is given. If it fails half way, the rig is
 // given as well, to look at and to take down.
-func Up(b Binaries, o fleet.Options) (*Rig, error) {
+func Up(ctx context.Context, b Binaries, o fleet.Options) (*Rig, error) {
 	o.Dir, o.Binary = filepath.Join(b.Dir, o.Prefix), cmp.Or(o.Binary, b.Palisade)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	f, err := fleet.Up(ctx, o)
 	if f == nil {
 		return nil, err
 	}
 	r := &Rig{Fleet: f, Probe: &probe.Probe{Binary: b.Probe, Stderr: os.Stderr}, Clients: map[string]*client.Client{}}
-	roots, rerr := f.Roots()
-	if err = errors.Join(err, rerr); rerr != nil {
+	if o.NoAgents {
 		return r, err
 	}
-	for _, n := range f.Nodes() {
-		c, cerr := client.New(client.Options{URL: n.API, Token: n.Token, RootCAs: roots, RetryFor: 20 * time.Second})
-		if cerr != nil {
-			return r, errors.Join(err, cerr)
+	return r, errors.Join(err, r.Connect())
+}
+
+// Connect makes the clients. Up does it; after an Up without agents the caller does, once they run.
+func (r *Rig) Connect() error {
+	roots, err := r.Roots()
+	if err != nil {
+		return err
+	}
+	for _, n := range r.Nodes() {
+		c, err := client.New(client.Options{URL: n.API, Token: n.Token, RootCAs: roots, RetryFor: 20 * time.Second})
+		if err != nil {
+			return err
 		}
 		r.Clients[n.Name] = c
 	}
-	return r, err
+	return nil
 }
 
 // ShowLogs adds the end of every agent's log to the test's.

@@ -23,7 +23,7 @@ type Shared struct {
 
 // NewShared returns a fleet that is not up.
 func NewShared(options func() fleet.Options) *Shared {
-	return &Shared{options: options, build: sync.OnceValues(Build)}
+	return &Shared{options: options, build: sync.OnceValues(func() (Binaries, error) { return Build(context.Background()) })}
 }
 
 // Binaries returns what the package's fleets run.
@@ -39,7 +39,7 @@ func (s *Shared) Get(t *testing.T) *Rig {
 			s.err = err
 			return
 		}
-		s.rig, s.err = Up(b, s.options())
+		s.rig, s.err = Up(context.Background(), b, s.options())
 	})
 	if s.err != nil {
 		t.Fatal(s.err)
